@@ -1,0 +1,1 @@
+"""Wardian: a home for AI agents."""

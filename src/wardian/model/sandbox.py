@@ -1,0 +1,209 @@
+"""The sandbox: its states, the only legal transitions between them, and the values that describe one.
+
+Rules of this file: everything that decides what may happen to a sandbox next is the table ``TRANSITIONS``;
+no I/O, no clock, no asyncio. The picture in ``docs/lifecycle.svg`` is generated from the table.
+
+    creating ──► running ◄──► frozen        frozen: idle, memory kept, no CPU, not billed as compute
+                  │   ▲
+        snapshotting  │                     snapshotting: captured for a fork or a snapshot, then goes on
+                  │   │
+               pausing ──► paused           paused: only a snapshot on disk; costs storage
+                  ▲           │
+                  └─ resuming ◄
+    every state but ended ──► killing ──► ended
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from wardian.model.errors import Conflict
+from wardian.model.resources import Resources
+
+
+class State(StrEnum):
+    """What exists, per state, is said beside each member."""
+
+    CREATING = "creating"  # a row and an intent; perhaps a machine, not yet the tenant's
+    RUNNING = "running"  # a machine, attached, its guest answering
+    FROZEN = "frozen"  # the same, stopped; thawed by the first request
+    SNAPSHOTTING = "snapshotting"  # a machine, quiesced while it is captured; goes on afterwards
+    PAUSING = "pausing"  # a machine, quiesced, and a half-written snapshot
+    PAUSED = "paused"  # a complete snapshot, no machine
+    RESUMING = "resuming"  # a complete snapshot and perhaps a machine
+    KILLING = "killing"  # whatever existed before, on its way out
+    ENDED = "ended"  # a row and the event log
+
+
+class Event(StrEnum):
+    """What can happen to a sandbox."""
+
+    CREATED = "created"
+    FREEZE = "freeze"
+    THAW = "thaw"
+    SNAPSHOT = "snapshot"
+    SNAPSHOT_DONE = "snapshot_done"
+    PAUSE = "pause"
+    PAUSED = "paused"
+    PAUSE_FAILED = "pause_failed"
+    RESUME = "resume"
+    RESUMED = "resumed"
+    RESUME_FAILED = "resume_failed"
+    KILL = "kill"
+    GONE = "gone"
+    MACHINE_LOST = "machine_lost"
+
+
+TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
+    State.CREATING: {
+        Event.CREATED: State.RUNNING,
+        Event.KILL: State.KILLING,
+        Event.MACHINE_LOST: State.KILLING,
+    },
+    State.RUNNING: {
+        Event.FREEZE: State.FROZEN,
+        Event.SNAPSHOT: State.SNAPSHOTTING,
+        Event.PAUSE: State.PAUSING,
+        Event.KILL: State.KILLING,
+        Event.MACHINE_LOST: State.KILLING,
+    },
+    State.FROZEN: {
+        Event.THAW: State.RUNNING,
+        Event.SNAPSHOT: State.SNAPSHOTTING,
+        Event.PAUSE: State.PAUSING,
+        Event.KILL: State.KILLING,
+        Event.MACHINE_LOST: State.KILLING,
+    },
+    State.SNAPSHOTTING: {
+        Event.SNAPSHOT_DONE: State.RUNNING,  # also after a failed capture: the machine never stopped being there
+        Event.KILL: State.KILLING,
+        Event.MACHINE_LOST: State.KILLING,
+    },
+    State.PAUSING: {
+        Event.PAUSED: State.PAUSED,
+        Event.PAUSE_FAILED: State.RUNNING,
+        Event.KILL: State.KILLING,
+        Event.MACHINE_LOST: State.KILLING,
+    },
+    State.PAUSED: {
+        Event.RESUME: State.RESUMING,
+        Event.KILL: State.KILLING,
+    },
+    State.RESUMING: {
+        Event.RESUMED: State.RUNNING,
+        Event.RESUME_FAILED: State.PAUSED,  # the snapshot is untouched: nothing is lost
+        Event.MACHINE_LOST: State.PAUSED,
+        Event.KILL: State.KILLING,
+    },
+    State.KILLING: {
+        Event.KILL: State.KILLING,
+        Event.MACHINE_LOST: State.KILLING,
+        Event.GONE: State.ENDED,
+    },
+    State.ENDED: {},
+}
+
+LIVE = frozenset({State.RUNNING, State.FROZEN, State.SNAPSHOTTING})
+"""States in which requests to the guest are served (after a thaw where needed)."""
+
+
+def next_state(state: State, event: Event) -> State:
+    """The state after ``event``; an event the table does not name is a :class:`Conflict`."""
+    try:
+        return TRANSITIONS[state][event]
+    except KeyError:
+        raise Conflict(
+            f"a sandbox that is {state} cannot {event}", code="illegal_transition", hint=_hint(state)
+        ) from None
+
+
+def _hint(state: State) -> str:
+    if state is State.PAUSED:
+        return "resume it first"
+    if state is State.ENDED:
+        return "it is gone; create a new one"
+    return "wait for the transition under way, then try again"
+
+
+class OnTimeout(StrEnum):
+    """What happens when a sandbox's time is up."""
+
+    KILL = "kill"
+    PAUSE = "pause"
+
+
+class EndReason(StrEnum):
+    """Why a sandbox ended."""
+
+    KILLED = "killed"  # asked for
+    EXPIRED = "expired"  # its time was up
+    MACHINE_LOST = "machine_lost"  # the machine died under it
+    OUT_OF_MEMORY = "out_of_memory"
+    CREATE_FAILED = "create_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """What a caller asks for."""
+
+    template: str = "base"  # template id, alias, or snapshot id
+    timeout_s: int = 300
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    on_timeout: OnTimeout = OnTimeout.KILL
+    auto_resume: bool = False
+    allow_internet: bool = True
+    secure: bool = True  # hand out an access token for the data plane
+    allow_public_traffic: bool = True  # false: the sandbox's ports want a traffic token
+    mask_request_host: str | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """A sandbox as recorded. Times are microseconds since the epoch, UTC."""
+
+    id: str
+    tenant: str
+    template_id: str
+    template_alias: str | None
+    template_digest: str  # the root image: the same bytes forever
+    state: State
+    epoch: int  # raised by every restore, fork and rollback
+    isolation: str
+    resources: Resources
+    spec: SandboxSpec
+    access_token: str | None
+    traffic_token: str | None
+    created_at: int
+    started_at: int
+    end_at: int
+    ended_at: int | None = None
+    end_reason: EndReason | None = None
+    snapshot_id: str | None = None  # what it was resumed or will be resumed from
+    parent_id: str | None = None  # the sandbox it was forked from
+    machine: Mapping[str, Any] | None = None  # the driver's record, for re-attachment
+
+    @property
+    def public_state(self) -> str:
+        """``running`` or ``paused``, as the E2B protocol says it; transitions count as what they come from."""
+        return "paused" if self.state in (State.PAUSED, State.RESUMING) else "running"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot kept on purpose (a template of its own) or the memory of a paused sandbox."""
+
+    id: str
+    tenant: str
+    sandbox_id: str
+    template_id: str
+    kind: str  # "pause", "fork" or "named"
+    names: tuple[str, ...]
+    parent_id: str | None
+    digest: str  # of the manifest
+    size_bytes: int
+    created_at: int
