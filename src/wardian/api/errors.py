@@ -1,0 +1,59 @@
+"""The one place where the kind of an error becomes a status, for each protocol spoken.
+
+Control plane and files answer with an HTTP status; Connect RPCs with one of Connect's codes, which in turn has
+an HTTP status of its own for unary calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from wardian.model.errors import Kind
+
+HTTP_STATUS: Mapping[Kind, int] = {
+    Kind.INVALID: 400,
+    Kind.UNAUTHENTICATED: 401,
+    Kind.FORBIDDEN: 403,
+    Kind.NOT_FOUND: 404,
+    Kind.CONFLICT: 409,
+    Kind.LIMIT: 429,
+    Kind.UNSUPPORTED: 501,
+    Kind.UNAVAILABLE: 503,
+    Kind.TIMEOUT: 504,
+    Kind.GUEST: 502,
+    Kind.INTERNAL: 500,
+}
+
+CONNECT_CODE: Mapping[Kind, str] = {
+    Kind.INVALID: "invalid_argument",
+    Kind.UNAUTHENTICATED: "unauthenticated",
+    Kind.FORBIDDEN: "permission_denied",
+    Kind.NOT_FOUND: "not_found",
+    Kind.CONFLICT: "failed_precondition",
+    Kind.LIMIT: "resource_exhausted",
+    Kind.UNSUPPORTED: "unimplemented",
+    Kind.UNAVAILABLE: "unavailable",
+    Kind.TIMEOUT: "deadline_exceeded",
+    Kind.GUEST: "unavailable",
+    Kind.INTERNAL: "internal",
+}
+
+CONNECT_STATUS: Mapping[str, int] = {
+    "canceled": 499,
+    "unknown": 500,
+    "invalid_argument": 400,
+    "deadline_exceeded": 504,
+    "not_found": 404,
+    "already_exists": 409,
+    "permission_denied": 403,
+    "resource_exhausted": 429,
+    "failed_precondition": 400,
+    "aborted": 409,
+    "out_of_range": 400,
+    "unimplemented": 501,
+    "internal": 500,
+    "unavailable": 503,
+    "data_loss": 500,
+    "unauthenticated": 401,
+}
+"""HTTP status of each Connect code in a unary answer."""
