@@ -1,14 +1,15 @@
 """The one place where the kind of an error becomes a status, for each protocol spoken.
 
-Control plane and files answer with an HTTP status; Connect RPCs with one of Connect's codes, which in turn has
-an HTTP status of its own for unary calls.
+Control plane and files answer with an HTTP status; Connect RPCs with one of Connect's codes, which in turn
+has an HTTP status of its own for unary calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from wardian.model.errors import Kind
+from wardian.model.errors import Kind, WardianError
 
 HTTP_STATUS: Mapping[Kind, int] = {
     Kind.INVALID: 400,
@@ -57,3 +58,18 @@ CONNECT_STATUS: Mapping[str, int] = {
     "unauthenticated": 401,
 }
 """HTTP status of each Connect code in a unary answer."""
+
+FINAL = frozenset({Kind.UNSUPPORTED, Kind.TIMEOUT, Kind.GUEST, Kind.INTERNAL})
+"""Kinds whose status a client would try again by itself, although it is no use, or might do the thing twice."""
+
+
+def rest_headers(kind: Kind) -> dict[str, str]:
+    """What tells the SDKs whether to send a refused request of the control plane again."""
+    if kind in FINAL:
+        return {"Should-Retry": "false"}
+    return {"Retry-After": "1"} if kind is Kind.UNAVAILABLE else {}
+
+
+def rest_body(error: WardianError) -> dict[str, Any]:
+    """An error as the control plane words it; JavaScript clients read the status from here."""
+    return {"code": HTTP_STATUS[error.kind], "message": str(error), "error_code": error.code}

@@ -63,6 +63,7 @@ class FormReader:
         self._events: deque[Part | bytes | object] = deque()
         self._headers = _Headers()
         self._parts = 0
+        self._complete = False
         self._parser = MultipartParser(
             boundary,
             {
@@ -73,6 +74,7 @@ class FormReader:
                 "on_headers_finished": self._headers_finished,
                 "on_part_data": self._data,
                 "on_part_end": self._end,
+                "on_end": self._end_of_form,
             },
         )
 
@@ -94,19 +96,14 @@ class FormReader:
         while not self._events:
             chunk = await anext(self._body, None)
             if chunk is None:
-                self._finish()
+                if not self._complete:
+                    raise BadForm("the form ends too early")
                 return None
             try:
                 self._parser.write(chunk)
             except MultipartParseError as error:
                 raise BadForm(f"malformed form: {error}") from None
         return self._events.popleft()
-
-    def _finish(self) -> None:
-        try:
-            self._parser.finalize()
-        except MultipartParseError as error:
-            raise BadForm(f"malformed form: {error}") from None
 
     # -- the parser's callbacks
 
@@ -141,6 +138,9 @@ class FormReader:
 
     def _end(self) -> None:
         self._events.append(_END)
+
+    def _end_of_form(self) -> None:
+        self._complete = True
 
 
 def _decoded(value: bytes) -> str:

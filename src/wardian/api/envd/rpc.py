@@ -193,7 +193,7 @@ async def _streamed(
     exchange: Exchange,
     work: Callable[[Stream, float | None], Awaitable[None]],
 ) -> None:
-    """Run ``work`` and end its stream. A guest lost on the way cuts the connection; the client then asks why."""
+    """Run ``work`` and end its stream. A guest lost on the way cuts the connection."""
     if not await _accepts(exchange, STREAM_TYPE, b"connect-content-encoding"):
         return
     stream = Stream(exchange)

@@ -22,7 +22,7 @@ _KEEPALIVE = b'{"keepalive":{}}'
 
 @dataclass(frozen=True, slots=True)
 class WatchRequest:
-    """What to watch, and how. ``base``: the directory's absolute path, where entries are wanted, else None."""
+    """What to watch, and how. ``base``: the directory's absolute path, if entries are wanted."""
 
     path: str
     recursive: bool
