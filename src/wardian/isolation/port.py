@@ -1,9 +1,10 @@
 """The isolation port: what can run a machine.
 
 A *driver* (``gvisor/``, later ``qemu/`` and ``firecracker/``) makes *machines*. A machine has a kernel of its
-own, no network card, and one *link*: a ``SOCK_SEQPACKET`` unix socket on which the guest agent speaks the guest
-protocol (``guest/PROTOCOL.md``; one packet is one frame). Phases are types: a :class:`Prepared` machine is booted
-but empty and holds nothing of any tenant; ``start`` or ``restore`` consumes it and yields a :class:`Machine`.
+own, no network card, and one *link*: a ``SOCK_SEQPACKET`` unix socket on which the guest agent speaks the
+guest protocol (``guest/PROTOCOL.md``; one packet is one frame). Phases are types: a :class:`Prepared` machine
+is booted but empty and holds nothing of any tenant; ``start`` or ``restore`` consumes it and yields a
+:class:`Machine`.
 
 Every method may be cancelled; a cancelled or failed ``start``/``restore`` leaves nothing behind once
 ``discard`` returns. A machine outlives the process that made it: ``Machine.record`` is JSON-able and is
@@ -131,7 +132,8 @@ class Prepared(ABC):
 
     @abstractmethod
     async def start(self) -> Machine:
-        """Boot the guest agent in a fresh machine. The agent has sent nothing yet: attach it over the link."""
+        """Boot the guest agent in a fresh machine. The agent has sent nothing yet: attach it over the
+        link."""
 
     @abstractmethod
     async def restore(self, image: MachineImage) -> Machine:
@@ -154,7 +156,8 @@ class Machine(ABC):
     @property
     @abstractmethod
     def record(self) -> dict[str, Any]:
-        """JSON-able facts, enough for ``Driver.attach`` in another process (host pids with start times, paths)."""
+        """JSON-able facts, enough for ``Driver.attach`` in another process (host pids with start times,
+        paths)."""
 
     @abstractmethod
     async def freeze(self) -> None:
@@ -183,7 +186,8 @@ class Machine(ABC):
 
     @abstractmethod
     def on_memory_pressure(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` (in the event loop) when memory use crosses the guard's threshold (about 92 %)."""
+        """Call ``callback`` (in the event loop) when memory use crosses the guard's threshold (about 92
+        %)."""
 
     @abstractmethod
     async def kill(self) -> None:
@@ -202,7 +206,8 @@ class Driver(ABC):
 
     @abstractmethod
     async def probe(self) -> Capabilities:
-        """Boot a real machine, exchange a byte with it, and say what works. Never raises; slow (up to seconds)."""
+        """Boot a real machine, exchange a byte with it, and say what works. Never raises; slow (up to
+        seconds)."""
 
     @abstractmethod
     async def prepare(self, spec: MachineSpec) -> Prepared:
@@ -214,7 +219,8 @@ class Driver(ABC):
 
     @abstractmethod
     async def sweep(self, known: Set[str]) -> list[str]:
-        """Destroy every machine of this driver's state directory whose id is not in ``known``; return their ids.
+        """Destroy every machine of this driver's state directory whose id is not in ``known``; return their
+        ids.
 
         This is the reconciler's broom: it also finds half-made machines (a crash inside ``prepare``).
         """

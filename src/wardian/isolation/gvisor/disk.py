@@ -1,0 +1,102 @@
+"""The bounded disk of a machine: a sparse ext4 image without a journal, one per machine.
+
+What the guest writes goes to one file on that image. Only the machine's launcher mounts it, in a mount
+namespace of its own, on a loop device that clears itself: when the sentry dies, so do file system and device,
+whatever happened to us. The image file is in the machine's directory and goes with it. Making a file system
+takes a process and ~15 ms, so it is done once per size; a machine gets a sparse copy of a few hundred
+kilobytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from wardian.model.errors import Kind, WardianError
+
+_MKFS = (
+    "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-N", "16", "-I", "256",
+    "-O", "^has_journal,^resize_inode,^dir_index,^metadata_csum", "-E", "lazy_itable_init=1,nodiscard",
+)  # fmt: skip
+_OVERHEAD_MIB = 4  # group descriptors, bitmaps and inodes
+
+
+class DiskError(WardianError):
+    """No disk of bounded size can be made here."""
+
+    kind, code = Kind.UNAVAILABLE, "disk_unavailable"
+
+
+class DiskTemplates:
+    """Empty file systems by size, kept in ``directory``."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._turn = asyncio.Lock()
+
+    async def make(self, size_mib: int, to: Path) -> None:
+        """Write a new image of a disk of ``size_mib`` to the path ``to``."""
+        template = self._directory / f"ext4-{size_mib}.img"
+        async with self._turn:
+            if not template.exists():
+                await self._format(size_mib, template)
+        copy_sparse(template, to)
+
+    async def _format(self, size_mib: int, template: Path) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        draft = template.with_name(f"{template.name}.{os.getpid()}.draft")
+        try:
+            with draft.open("wb") as file:
+                file.truncate((size_mib + _OVERHEAD_MIB) << 20)
+            process = await asyncio.create_subprocess_exec(
+                *_MKFS, str(draft),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            _, said = await process.communicate()
+            if process.returncode:
+                raise DiskError(f"mke2fs failed: {said.decode(errors='replace').strip()}")
+            draft.rename(template)
+        except FileNotFoundError as error:
+            raise DiskError("mke2fs is missing", hint="apt-get install e2fsprogs") from error
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """Copy the data of ``source``, leaving its holes out."""
+    source_fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    target_fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        size = os.fstat(source_fd).st_size
+        os.ftruncate(target_fd, size)
+        at = 0
+        with suppress(_NoMoreData):
+            while at < size:
+                at = _seek_data(source_fd, at)
+                end = os.lseek(source_fd, at, os.SEEK_HOLE)
+                while at < end:
+                    at += os.copy_file_range(source_fd, target_fd, end - at, at, at)
+    finally:
+        os.close(source_fd)
+        os.close(target_fd)
+
+
+class _NoMoreData(Exception):
+    pass
+
+
+def _seek_data(fd: int, at: int) -> int:
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise _NoMoreData from None
+        raise
+
+
+__all__ = ["DiskError", "DiskTemplates", "copy_sparse"]

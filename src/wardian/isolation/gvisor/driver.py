@@ -1,0 +1,204 @@
+"""The gVisor driver: runsc's sentry, booted and steered directly."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping, Set
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from wardian.isolation.gvisor import cgroup as cgroups
+from wardian.isolation.gvisor.directory import DISK, PAUSED, MachineDirectory
+from wardian.isolation.gvisor.disk import DiskTemplates
+from wardian.isolation.gvisor.image import DRIVER_NAME
+from wardian.isolation.gvisor.launch import Boot, Tools, boot
+from wardian.isolation.gvisor.machine import GvisorMachine, machine_spec
+from wardian.isolation.gvisor.prepared import GvisorPrepared, add_links
+from wardian.isolation.gvisor.probe import probe
+from wardian.isolation.gvisor.process import run_state, start_time
+from wardian.isolation.gvisor.profile import Profile
+from wardian.isolation.gvisor.sentry import Sentry, ask_keeper, destroy_remains
+from wardian.isolation.gvisor.substrate import Substrate, SubstrateReader
+from wardian.isolation.port import (
+    Capabilities,
+    Driver,
+    IsolationLevel,
+    Machine,
+    MachineGone,
+    MachineSpec,
+    Prepared,
+)
+
+
+class GvisorDriver(Driver):
+    """Machines in ``state_dir/machines``, control groups in ``<cgroup_parent>-<state_dir's mark>``.
+
+    ``tmpfs_disks`` puts the guests' disks in memory, for hosts without loop devices. ``profile`` forces how
+    runsc is driven; by default its version decides.
+    """
+
+    name = DRIVER_NAME
+    level = IsolationLevel.GVISOR
+
+    def __init__(
+        self,
+        state_dir: Path,
+        tools: Tools,
+        *,
+        cgroup_parent: str = "wardian",
+        tmpfs_disks: bool = False,
+        profile: Profile | None = None,
+    ) -> None:
+        self._state_dir = state_dir.resolve()
+        self._machines_dir = self._state_dir / "machines"
+        self._tools = tools
+        mark = hashlib.sha256(os.fsencode(self._state_dir)).hexdigest()[:12]
+        self._cgroup_name = cgroup_parent
+        self._cgroup_parent = f"{cgroup_parent}-{mark}"
+        self._tmpfs_disks = tmpfs_disks
+        self._profile = profile
+        self._substrate = SubstrateReader(tools.runsc, profile)
+        self._disks = DiskTemplates(self._state_dir / "disks")
+        self._hierarchies: cgroups.Hierarchies | None = None
+        self._held: dict[str, Sentry] = {}
+
+    async def probe(self) -> Capabilities:
+        scratch = self._state_dir / "probe"
+        echoing = GvisorDriver(
+            scratch,
+            replace(self._tools, agent=self._tools.echo),
+            cgroup_parent=self._cgroup_name,
+            tmpfs_disks=self._tmpfs_disks,
+            profile=self._profile,
+        )
+        try:
+            return await probe(echoing, self._substrate, self._tools, scratch)
+        finally:
+            await echoing.close()
+
+    async def prepare(self, spec: MachineSpec) -> Prepared:
+        substrate = await self._substrate.read()
+        machine_id = f"m{secrets.token_hex(8)}"
+        directory = self._directory(machine_id)
+        cgroup = self._cgroup(machine_id)
+        try:
+            directory.create()
+            if not self._tmpfs_disks:
+                await self._disks.make(spec.resources.disk_mib, directory / DISK)
+            cgroup.create(cgroups.Limits.of(spec.resources))
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(destroy_remains(directory, cgroup)))
+            raise
+        plan = Boot(
+            machine_id=machine_id,
+            spec=spec,
+            profile=substrate.profile,
+            tools=self._tools,
+            directory=directory,
+            cgroup=cgroup,
+            tmpfs_disk=self._tmpfs_disks,
+        )
+        sentry = await boot(plan)
+        self._hold(sentry)
+        prepared = GvisorPrepared(sentry, spec, substrate)
+        try:
+            await add_links(sentry)
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(prepared.discard()))
+            raise
+        return prepared
+
+    async def attach(self, record: Mapping[str, Any]) -> Machine:
+        sentry = await self._reach(record["id"])
+        same = all(
+            (held.pid, start_time(held.pid)) == (record[role]["pid"], record[role]["start"])
+            for role, held in (("keeper", sentry.keeper), ("sentry", sentry.process))
+        )
+        if not same:
+            await sentry.let_go()
+            sentry.link.close()
+            raise MachineGone(f"machine {record['id']} is not the one that was recorded")
+        spec = machine_spec(record)
+        substrate = Substrate(
+            version=record["version"],
+            build=record["build"],
+            profile=(await self._substrate.read()).profile,
+            cpu_features=frozenset(record["cpu_features"]),
+        )
+        frozen = await settle_pause(sentry)
+        self._hold(sentry)
+        limits = cgroups.Limits.of(spec.resources)
+        return GvisorMachine(sentry, spec, substrate, limits, frozen=frozen)
+
+    async def sweep(self, known: Set[str]) -> list[str]:
+        found = {path.name for path in self._machines_dir.glob("*")}
+        for parent in self._groups().parents(self._cgroup_parent):
+            found |= {path.name for path in parent.glob("*") if path.is_dir()}
+        doomed = sorted(found - known)
+        for machine_id in doomed:
+            try:
+                sentry = self._held.get(machine_id) or await self._reach(machine_id)
+            except MachineGone:
+                continue  # and what it had left is removed
+            await sentry.kill()
+            sentry.link.close()
+        return doomed
+
+    async def close(self) -> None:
+        for sentry in list(self._held.values()):
+            await sentry.let_go()
+        if self._hierarchies is not None:
+            self._hierarchies.tidy(self._cgroup_parent)
+            self._hierarchies = None
+
+    async def _reach(self, machine_id: str) -> Sentry:
+        """A machine made by an earlier process. If it is dead, clean up after it and raise
+        :class:`MachineGone`."""
+        directory, cgroup = self._directory(machine_id), self._cgroup(machine_id)
+        try:
+            greeting = await ask_keeper(directory)
+        except OSError as error:
+            await destroy_remains(directory, cgroup)
+            raise MachineGone(f"machine {machine_id} is gone") from error
+        return Sentry(machine_id, directory, cgroup, greeting)
+
+    def _hold(self, sentry: Sentry) -> None:
+        self._held[sentry.id] = sentry
+        sentry.on_end(lambda: self._held.pop(sentry.id, None))
+
+    def _directory(self, machine_id: str) -> MachineDirectory:
+        return MachineDirectory(self._machines_dir / machine_id)
+
+    def _cgroup(self, machine_id: str) -> cgroups.Cgroup:
+        return self._groups().group(self._cgroup_parent, machine_id)
+
+    def _groups(self) -> cgroups.Hierarchies:
+        if self._hierarchies is None:
+            hierarchies = cgroups.discover(Path("/proc/self/mountinfo").read_text().splitlines())
+            hierarchies.prepare(self._cgroup_parent)
+            self._hierarchies = hierarchies
+        return self._hierarchies
+
+
+async def settle_pause(sentry: Sentry) -> bool:
+    """Bring a machine found in whatever state into one of two: frozen (true) or running (false)."""
+    mark = sentry.directory / PAUSED
+    if not mark.exists():
+        return False
+    if run_state(sentry.process.pid) == "T":
+        return True
+    # The process before us died between two steps of a freeze or a thaw. Ask the sentry how far it came.
+    stacks = await sentry.call("debug.Stacks")
+    if PAUSED_STACK_MARK in str(stacks):
+        await sentry.call("containerManager.Resume")
+    mark.unlink()
+    return False
+
+
+PAUSED_STACK_MARK = "kernel.(*Task).doStop"
+
+__all__ = ["GvisorDriver", "Tools"]

@@ -1,0 +1,82 @@
+"""A booted, empty gVisor machine: a sentry with its devices and its limits, and no guest."""
+
+from __future__ import annotations
+
+import os
+
+from wardian.isolation.gvisor import image as images
+from wardian.isolation.gvisor.cgroup import Limits
+from wardian.isolation.gvisor.links import link_arguments, nat_table
+from wardian.isolation.gvisor.machine import GvisorMachine
+from wardian.isolation.gvisor.sentry import Sentry
+from wardian.isolation.gvisor.substrate import Substrate
+from wardian.isolation.gvisor.urpc import UrpcBroken, UrpcRefused
+from wardian.isolation.port import ImageRefused, Machine, MachineGone, MachineImage, MachineSpec, Prepared
+from wardian.model.errors import Conflict
+
+RESTORE_TIMEOUT_S = 300.0
+
+
+async def add_links(sentry: Sentry) -> None:
+    """Give the machine its devices. Only before it starts: a late one kills the sentry."""
+    blob = os.memfd_create("nat")
+    try:
+        os.write(blob, nat_table())
+        os.lseek(blob, 0, os.SEEK_SET)
+        await sentry.call("Network.CreateLinksAndRoutes", link_arguments(), fds=[blob])
+    finally:
+        os.close(blob)
+
+
+class GvisorPrepared(Prepared):
+    """See :class:`Prepared`."""
+
+    def __init__(self, sentry: Sentry, spec: MachineSpec, substrate: Substrate) -> None:
+        self.id = sentry.id
+        self.spec = spec
+        self._sentry = sentry
+        self._substrate = substrate
+        self._consumed = False
+
+    async def park(self) -> None:
+        if not self._consumed:
+            self._sentry.check_alive()
+            self._sentry.stop()  # harmless: there are no stubs yet
+
+    async def start(self) -> Machine:
+        self._consume()
+        try:
+            await self._sentry.call("containerManager.StartRoot", self.id)
+        except (UrpcRefused, UrpcBroken) as error:
+            raise MachineGone(f"machine {self.id} did not start: {error.message}") from error
+        return self._machine()
+
+    async def restore(self, image: MachineImage) -> Machine:
+        images.check_image(image, self.spec, self._substrate)
+        self._consume()
+        with images.opened(image.directory, write=False) as fds:
+            try:
+                await self._sentry.call(
+                    "containerManager.Restore", images.RESTORE, fds=fds, timeout_s=RESTORE_TIMEOUT_S
+                )
+            except (UrpcRefused, UrpcBroken, MachineGone) as error:
+                raise ImageRefused(f"the image cannot be restored, it is damaged: {error.message}") from error
+        self._sentry.reset_calls()
+        return self._machine()
+
+    async def discard(self) -> None:
+        await self._sentry.kill()
+        self._sentry.link.close()
+
+    def _consume(self) -> None:
+        if self._consumed:
+            raise Conflict(f"machine {self.id} was already started", code="already_started")
+        self._consumed = True
+        self._sentry.proceed()
+
+    def _machine(self) -> GvisorMachine:
+        limits = Limits.of(self.spec.resources)
+        return GvisorMachine(self._sentry, self.spec, self._substrate, limits, frozen=False)
+
+
+__all__ = ["GvisorPrepared", "add_links"]

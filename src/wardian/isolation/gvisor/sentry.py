@@ -1,0 +1,211 @@
+"""The processes and holdings of one machine, from the host's side: signals, calls, its end, and what it
+leaves."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from wardian.isolation.gvisor.cgroup import Cgroup
+from wardian.isolation.gvisor.directory import CONTROL, KEEPER, STATUS, MachineDirectory
+from wardian.isolation.gvisor.process import HeldProcess
+from wardian.isolation.gvisor.urpc import CALL_TIMEOUT_S, Urpc, UrpcBroken
+from wardian.isolation.port import MachineExit, MachineGone
+
+GREETING_TIMEOUT_S = 5.0
+DYING_S = 1.0
+STATUS_MAX = 1 << 17
+_PANIC_MARKS = ("panic:", "fatal error:", "SIGSYS", "goroutine ")
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """What a keeper hands to the machine's owner."""
+
+    link: socket.socket
+    keeper: HeldProcess
+    sentry: HeldProcess
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.link.close()
+        self.keeper.close()
+        self.sentry.close()
+
+
+async def ask_keeper(directory: MachineDirectory) -> Greeting:
+    """Take the link and the process handles from the machine's keeper. Raises ``OSError`` if there is
+    none."""
+    loop = asyncio.get_running_loop()
+    sock = directory.connect(KEEPER, socket.SOCK_SEQPACKET)
+    try:
+        async with asyncio.timeout(GREETING_TIMEOUT_S):
+            await _readable(loop, sock)
+        text, ancillary, _, _ = sock.recvmsg(64, socket.CMSG_SPACE(3 * 4))
+    finally:
+        sock.close()
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    words = text.split()
+    if len(fds) != 3 or len(words) != 3 or words[0] != b"1":
+        for fd in fds:
+            os.close(fd)
+        raise ConnectionError("the keeper refused us or ended")
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    link = socket.socket(fileno=fds[0])
+    link.setblocking(False)
+    return Greeting(
+        link=link,
+        keeper=HeldProcess(int(words[1]), fds[1]),
+        sentry=HeldProcess(int(words[2]), fds[2]),
+    )
+
+
+async def _readable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+    ready = asyncio.Event()
+    loop.add_reader(sock, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(sock)
+
+
+class Sentry:
+    """Owns everything a machine holds on the host; when the machine ends, all of it is released exactly
+    once."""
+
+    def __init__(
+        self, machine_id: str, directory: MachineDirectory, cgroup: Cgroup, greeting: Greeting
+    ) -> None:
+        self.id = machine_id
+        self.directory = directory
+        self.cgroup = cgroup
+        self.link = greeting.link
+        self.keeper = greeting.keeper
+        self.process = greeting.sentry
+        self._urpc = Urpc(lambda: directory.connect(CONTROL, socket.SOCK_STREAM))
+        self._asked_to_die = False
+        self._end = asyncio.create_task(self._await_end(), name=f"end of machine {machine_id}")
+
+    async def call(
+        self, method: str, arg: object = None, *, fds: Sequence[int] = (), timeout_s: float = CALL_TIMEOUT_S
+    ) -> Any:
+        """A urpc call. Raises :class:`MachineGone` if the machine died over it."""
+        try:
+            return await self._urpc.call(method, arg, fds=fds, timeout_s=timeout_s)
+        except UrpcBroken as error:
+            # A dying process closes its sockets a little before it is dead.
+            if (await asyncio.wait([self._end], timeout=DYING_S))[0]:
+                end = self._end.result()
+                raise MachineGone(f"machine {self.id} is gone: {end.reason}") from error
+            raise
+
+    def reset_calls(self) -> None:
+        """Forget the control connection: the sentry closed its end."""
+        self._urpc.reset()
+
+    def stop(self) -> None:
+        """SIGSTOP. Only for a sentry that is paused or has not started: stubs caught mid-hand-off would
+        spin."""
+        self.process.send(signal.SIGSTOP)
+
+    def proceed(self) -> None:
+        """SIGCONT."""
+        self.process.send(signal.SIGCONT)
+
+    def check_alive(self) -> None:
+        """Raise :class:`MachineGone` if it has ended."""
+        if self._end.done() or not self.process.alive:
+            raise MachineGone(f"machine {self.id} is gone")
+
+    async def kill(self) -> MachineExit:
+        """End it and release everything. Idempotent."""
+        if not self._end.done():
+            self._asked_to_die = True
+            self.process.send(signal.SIGKILL)
+        return await self.wait()
+
+    async def wait(self) -> MachineExit:
+        """Return when it has ended and everything is released."""
+        return await asyncio.shield(self._end)
+
+    def on_end(self, callback: Callable[[], object]) -> None:
+        """Call back when the machine has ended or was let go."""
+        self._end.add_done_callback(lambda _: callback())
+
+    async def let_go(self) -> None:
+        """Close our handles and leave the machine running."""
+        if not self._end.done():
+            self._end.cancel()
+            await asyncio.wait([self._end])
+        self._close()
+
+    async def _await_end(self) -> MachineExit:
+        # The keeper writes the status after it has reaped the sentry; if it was killed instead, the sentry
+        # follows.
+        await self.keeper.ended()
+        await self.process.ended()
+        self.keeper.reap()
+        end = self._read_end()
+        self._close()
+        await destroy_remains(self.directory, self.cgroup)
+        return end
+
+    def _read_end(self) -> MachineExit:
+        words = ""
+        with suppress(OSError), (self.directory / STATUS).open("rb") as file:
+            words = file.read(STATUS_MAX).decode(errors="replace")
+        verdict, _, last_words = words.partition("\n")
+        kind, _, number = verdict.partition(" ")
+        last_words = last_words.strip()
+        if self._asked_to_die:
+            return MachineExit("killed")
+        with suppress(OSError):
+            if self.cgroup.oom_kills():
+                return MachineExit("out_of_memory", "the machine hit its hard memory bound")
+        if kind == "exit" and not any(mark in last_words for mark in _PANIC_MARKS):
+            return MachineExit("exited", f"the guest's first process exited with status {number}")
+        if kind == "signal" and number == str(int(signal.SIGKILL)):
+            return MachineExit("killed", "killed from outside")
+        if kind in ("exit", "signal", "error"):
+            return MachineExit("crashed", f"{verdict}: {last_words[:4000]}")
+        return MachineExit("lost", "its keeper was killed")
+
+    def _close(self) -> None:
+        self._urpc.reset()
+        self.keeper.close()
+        self.process.close()
+
+
+async def destroy_remains(directory: MachineDirectory, cgroup: Cgroup) -> None:
+    """Kill whatever is left in the machine's control group and remove group and directory. Idempotent."""
+    held = []
+    for pid in cgroup.pids():
+        with suppress(OSError):
+            held.append(HeldProcess(pid, os.pidfd_open(pid)))
+    # A pid read above may have been reused before it was opened; one still listed after that is the same
+    # process.
+    members = set(cgroup.pids())
+    for process in held:
+        if process.pid in members:
+            process.send(signal.SIGKILL)
+    for process in held:
+        if process.pid in members:
+            await process.ended()
+            process.reap()
+        process.close()
+    await cgroup.remove()
+    directory.remove()
+
+
+__all__ = ["Greeting", "Sentry", "ask_keeper", "destroy_remains"]

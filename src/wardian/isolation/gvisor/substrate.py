@@ -1,0 +1,95 @@
+"""What machines stand on here: which runsc, driven how, on what CPU."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from wardian.isolation.gvisor.profile import OLDEST, Profile, choose_profile, release_date
+from wardian.model.errors import Kind, WardianError
+
+
+class SubstrateUnusable(WardianError):
+    """There is no runsc we can use."""
+
+    kind, code = Kind.UNAVAILABLE, "runsc_unusable"
+
+
+@dataclass(frozen=True, slots=True)
+class Substrate:
+    """One runsc build on one CPU. ``build`` is what a snapshot and the machine restoring it must share."""
+
+    version: str
+    build: str
+    profile: Profile
+    cpu_features: frozenset[str]
+
+
+class SubstrateReader:
+    """Reads the substrate, again only when the binary has changed."""
+
+    def __init__(self, runsc: Path, forced: Profile | None) -> None:
+        self._runsc = runsc
+        self._forced = forced
+        self._known: tuple[tuple[int, ...], Substrate] | None = None
+
+    async def read(self) -> Substrate:
+        """What we would boot now. Raises :class:`SubstrateUnusable`."""
+        try:
+            stat = self._runsc.stat()
+        except OSError as error:
+            raise SubstrateUnusable(f"no runsc at {self._runsc}", hint=INSTALL_HINT) from error
+        identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if self._known is None or self._known[0] != identity:
+            self._known = identity, await self._read()
+        return self._known[1]
+
+    async def _read(self) -> Substrate:
+        process = await asyncio.create_subprocess_exec(
+            str(self._runsc),
+            "--version",
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        said, _ = await process.communicate()
+        text = said.decode(errors="replace")
+        version = text.splitlines()[0].strip() if text else ""
+        if process.returncode or not version:
+            raise SubstrateUnusable(f"{self._runsc} --version failed", hint=INSTALL_HINT)
+        date = release_date(version)
+        if date is not None and date < OLDEST:
+            raise SubstrateUnusable(f"{version} is too old", hint=INSTALL_HINT)
+        profile = self._forced or choose_profile(date)
+        digest = await asyncio.to_thread(_digest, self._runsc)
+        return Substrate(
+            version=version,
+            build=f"sha256:{digest}+{profile.layout}",
+            profile=profile,
+            cpu_features=_this_cpu(),
+        )
+
+
+INSTALL_HINT = "apt-get install -t bookworm-backports runsc"
+
+
+def cpu_features(cpuinfo: str) -> frozenset[str]:
+    """The feature flags that every CPU of ``/proc/cpuinfo`` has."""
+    flags = [
+        frozenset(line.partition(":")[2].split()) for line in cpuinfo.splitlines() if line.startswith("flags")
+    ]
+    return frozenset.intersection(*flags) if flags else frozenset()
+
+
+def _this_cpu() -> frozenset[str]:
+    return cpu_features(Path("/proc/cpuinfo").read_text())
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+__all__ = ["INSTALL_HINT", "Substrate", "SubstrateReader", "SubstrateUnusable", "cpu_features"]
