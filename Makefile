@@ -1,0 +1,52 @@
+# The commands of this repository. `make demo` and `make test` want a Debian 12 machine, root, and nothing else.
+
+BIN := .venv/bin
+export PATH := $(CURDIR)/build/uv/bin:$(PATH)
+
+.PHONY: help setup demo test bench lint format native style types contracts clean
+
+help:
+	@echo 'make demo     set everything up, then show it: create, run, pause, kill the server, resume, fork'
+	@echo 'make test     set everything up, then prove it: lint, types, import contracts, native checks, tests'
+	@echo 'make bench    set everything up, then measure it, side by side with the raw substrates'
+	@echo 'make setup    only set everything up (packages, Python, guest agent, launcher, base image)'
+	@echo 'make lint     style, types and import contracts only'
+	@echo 'make format   put the Python sources into their one format'
+	@echo 'make clean    remove what was built here; packages and cached images stay'
+
+setup:
+	@scripts/setup.sh
+
+demo: setup
+	@$(BIN)/python examples/demo.py
+
+test: setup lint native
+	@$(BIN)/python -m pytest
+
+bench: setup
+	@$(BIN)/python -m bench
+
+lint: style types contracts
+
+style:
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+types:
+	@$(BIN)/mypy
+
+contracts:
+	@$(BIN)/lint-imports
+
+native:
+	@$(MAKE) --no-print-directory -C guest check
+	@$(MAKE) --no-print-directory -C launcher
+
+format:
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+clean:
+	@$(MAKE) --no-print-directory -C guest clean
+	@$(MAKE) --no-print-directory -C launcher clean
+	rm -rf build .venv .wardian .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
