@@ -3,12 +3,15 @@
 // carries the very agent it was taken with. No libc: gVisor starts it from a descriptor, where static glibc cannot
 // start (its start-up code wants /proc/self/exe to be a path).
 //
+// Where gVisor was started by `runsc create`, which can only pass stdio, the link is stdin, the agent stdout, and we
+// come from a mount that must go.
+//
 // gVisor covers an empty /tmp with a memory file system. We take it away, so that /tmp is on the disk like the rest.
 #include <linux/fcntl.h>
 #include <linux/memfd.h>
 #include <sys/syscall.h>
 
-enum { AGENT_FD = 6, COPY = 65536 };
+enum { AGENT_FD = 6, LINK_FD = 7, COPY = 65536 };
 
 static long sys(long number, long a, long b, long c, long d, long e)
 {
@@ -29,7 +32,15 @@ __attribute__((used, noreturn)) static void enter(long *stack)
 {
     static char buffer[COPY];
     char **argv = (char **)(stack + 1), **environment = argv + stack[0] + 1;
-    long memory = sys(SYS_memfd_create, (long)"wardian-guest", MFD_CLOEXEC | MFD_ALLOW_SEALING, 0, 0, 0), n;
+    if (sys(SYS_fcntl, LINK_FD, F_GETFD, 0, 0, 0) < 0) {
+        need(sys(SYS_dup2, 0, LINK_FD, 0, 0, 0) >= 0 && sys(SYS_dup2, 1, AGENT_FD, 0, 0, 0) >= 0, 100);
+        long null = sys(SYS_open, (long)"/dev/null", O_RDWR, 0, 0, 0);
+        need(sys(SYS_dup2, null, 0, 0, 0, 0) == 0 && sys(SYS_dup2, null, 1, 0, 0, 0) == 1, 100);
+        sys(SYS_close, null, 0, 0, 0, 0);
+        sys(SYS_umount2, (long)"/.wardian", 2 /* MNT_DETACH */, 0, 0, 0);
+    }
+    long memory = sys(SYS_memfd_create, (long)"wardian-guest", MFD_CLOEXEC | MFD_ALLOW_SEALING, 0, 0, 0);
+    long n;
     need(memory >= 0, 101);
     while ((n = sys(SYS_read, AGENT_FD, (long)buffer, COPY, 0, 0)) > 0)
         need(sys(SYS_write, memory, (long)buffer, n, 0, 0) == n, 102);

@@ -19,7 +19,8 @@
 //   fd=SRC:DST      descriptor of the sentry; numbers are part of a snapshot (sockets are restored by number)
 //   cgroup=DIR      join it (repeat)
 //   env=K=V         environment of the sentry (repeat)
-//   create=1        ARGV is `runsc create`, which does its own dropping; we stay root and be init of its pid namespace
+//   create=1        ARGV is `runsc create`, which drops privileges itself: we stay root, are init of its pid namespace,
+//                   and leave the disk mounted on root=DIR
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -227,19 +228,20 @@ static void die_with(int keeper_pidfd)
 static void create_and_wait(char **argv)
 {
     int status = 0, last = 0;
+    need(!mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL), "proc");
     pid_t create = fork();
     need(create >= 0, "fork create");
     if (!create) {
         close(SYNC_FD);
         syscall(SYS_execveat, exec_fd, "", argv, environment, AT_EMPTY_PATH);
-        die("exec runsc create");
+        _exit(118);
     }
     while (waitpid(create, &status, 0) < 0 && errno == EINTR) {}
     if (!WIFEXITED(status) || WEXITSTATUS(status)) _exit(119);
     need(write(SYNC_FD, "c", 1) == 1, "sync");
-    close(SYNC_FD);
-    close_range(3, ~0U, 0);
-    while (wait(&status) > 0 || errno == EINTR) last = status;
+    need(!close_range(0, ~0U, 0), "close_range");
+    while (wait(&status) > 0 || errno == EINTR)
+        if (!WIFSIGNALED(last)) last = status; // the gofer ends after the sentry, and peacefully
     _exit(WIFSIGNALED(last) ? 128 + WTERMSIG(last) : WEXITSTATUS(last)); // an init cannot die of another's signal
 }
 

@@ -23,9 +23,18 @@ CAPABILITIES = tuple(f"CAP_{name}" for name in _CAPABILITY_NAMES.split())
 
 
 def machine_config(
-    resources: Resources, *, root_image: Path, overlay: str, mounts: tuple[dict[str, Any], ...] = ()
+    resources: Resources,
+    *,
+    root_image: Path,
+    overlay: str,
+    root_path: Path = Path("/"),
+    command: str = AGENT_COMMAND,
+    mounts: tuple[dict[str, Any], ...] = (),
 ) -> bytes:
-    """``config.json`` of a machine on the EROFS image ``root_image``; ``overlay`` is where its writes go."""
+    """``config.json`` of a machine on the EROFS image ``root_image``; ``overlay`` is where its writes go.
+
+    ``root_path`` must exist and means nothing; ``command`` is the path of the first program.
+    """
     capabilities = list(CAPABILITIES)
     configuration = {
         "ociVersion": "1.0.2",
@@ -34,12 +43,12 @@ def machine_config(
             "dev.gvisor.spec.rootfs.type": "erofs",
             "dev.gvisor.spec.rootfs.overlay": overlay,
         },
-        "root": {"path": "/", "readonly": False},
+        "root": {"path": str(root_path), "readonly": False},
         "hostname": HOSTNAME,
         "process": {
             "terminal": False,
             "user": {"uid": 0, "gid": 0},
-            "args": [AGENT_COMMAND, "--processes-max", str(resources.processes_max)],
+            "args": [command, "--processes-max", str(resources.processes_max)],
             "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"],
             "cwd": "/",
             "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wardian.isolation.gvisor import create
 from wardian.isolation.gvisor import profile as numbers
 from wardian.isolation.gvisor.cgroup import Cgroup
 from wardian.isolation.gvisor.config import machine_config
@@ -90,6 +91,8 @@ async def boot(plan: Boot) -> Sentry:
         async with asyncio.timeout(BOOT_TIMEOUT_S):
             if not await _read_byte(booted):
                 raise BootFailed(f"machine {plan.machine_id} did not boot: {_status(plan)}")
+            if not plan.profile.direct:
+                create.adopt_control_socket(plan.directory)
             greeting = await ask_keeper(plan.directory)
     except BaseException as error:
         await asyncio.shield(asyncio.ensure_future(_undo(plan, launcher)))
@@ -103,8 +106,9 @@ async def boot(plan: Boot) -> Sentry:
             os.close(booted)
     launcher.close()  # the greeting has brought another handle on it
     # When memory runs out the sentry goes first: killing one of its stubs would only wedge a guest process.
-    prefer_for_oom(greeting.sentry.pid)
-    return Sentry(plan.machine_id, plan.directory, plan.cgroup, greeting)
+    sentry = Sentry(plan.machine_id, plan.directory, plan.cgroup, greeting)
+    prefer_for_oom(sentry.process.pid)
+    return sentry
 
 
 def _spawn(plan: Boot) -> tuple[HeldProcess, int]:
@@ -115,7 +119,7 @@ def _spawn(plan: Boot) -> tuple[HeldProcess, int]:
         parcel.give(booting)
         options = _options(plan, parcel, booting)
         command = plan.profile.command(
-            plan.machine_id, plan.spec.resources, state_dir=str(plan.directory.path)
+            plan.machine_id, plan.spec.resources, bundle=plan.directory / create.BUNDLE
         )
         argv = [str(plan.tools.launcher), *options, "--", *command]
         actions: list[tuple[Any, ...]] = [
@@ -141,13 +145,9 @@ def _options(plan: Boot, parcel: _Parcel, booting: int) -> list[str]:
     for end in (host_end, guest_end):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LINK_BUFFER)
     log, logging = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    config = parcel.give(os.memfd_create("config"))
-    os.write(config, machine_config(resources, root_image=plan.spec.root.path, overlay="dir=/disk"))
-    os.lseek(config, 0, os.SEEK_SET)
-    null = parcel.open(os.devnull, os.O_RDWR)
+    direct = plan.profile.direct
     options = [
         f"status={parcel.open(directory / STATUS, os.O_WRONLY | os.O_CREAT | os.O_APPEND)}",
-        f"root={directory.path}",
         f"uid-base={UID_BASE}",
         f"owner={os.geteuid()}",
         f"listen={parcel.socket(keeper)}",
@@ -161,18 +161,31 @@ def _options(plan: Boot, parcel: _Parcel, booting: int) -> list[str]:
         options.append(f"tmpdisk={resources.disk_mib}:{numbers.FD_DISK}")
     else:
         options.append(f"disk={parcel.open(directory / DISK, os.O_RDWR)}:{numbers.FD_DISK}")
-    table = {
-        2: parcel.give(logging),
+    link, agent = parcel.socket(guest_end), parcel.open(plan.tools.agent)
+    table = {2: parcel.give(logging), numbers.FD_SYNC: booting}
+    if direct:
+        options.append(f"root={directory.path}")
+        table |= _direct_fds(plan, parcel) | {numbers.FD_LINK: link, numbers.FD_AGENT: agent}
+    else:
+        create.write_bundle(directory, plan.spec, plan.tools.enter)
+        options += ["create=1", f"root={create.disk_mount_point(directory)}"]
+        table |= {0: link, 1: agent}
+    return options + [f"fd={source}:{number}" for number, source in table.items()]
+
+
+def _direct_fds(plan: Boot, parcel: _Parcel) -> dict[int, int]:
+    """Descriptors of ``runsc boot``, by number."""
+    config = parcel.give(os.memfd_create("config"))
+    os.write(config, machine_config(plan.spec.resources, root_image=plan.spec.root.path, overlay="dir=/disk"))
+    os.lseek(config, 0, os.SEEK_SET)
+    null = parcel.open(os.devnull, os.O_RDWR)
+    return {
         numbers.FD_IMAGE: parcel.open(plan.spec.root.path),
-        numbers.FD_SYNC: booting,
-        numbers.FD_CONTROL: parcel.socket(directory.bind(CONTROL, socket.SOCK_STREAM)),
+        numbers.FD_CONTROL: parcel.socket(plan.directory.bind(CONTROL, socket.SOCK_STREAM)),
         numbers.FD_CONFIG: config,
         **{numbers.FD_STDIO + i: null for i in range(3)},
-        numbers.FD_LINK: parcel.socket(guest_end),
-        numbers.FD_AGENT: parcel.open(plan.tools.agent),
         numbers.FD_ENTER: parcel.open(plan.tools.enter),
     }
-    return options + [f"fd={source}:{number}" for number, source in table.items()]
 
 
 async def _read_byte(fd: int) -> bool:

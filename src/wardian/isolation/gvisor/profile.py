@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from wardian.model.resources import Resources
 
@@ -46,9 +47,8 @@ class Profile:
         """What a snapshot must share with the machine that restores it, beside the runsc binary."""
         return f"{self.name}.{BOOT_LAYOUT}"
 
-    def command(self, machine_id: str, resources: Resources, *, state_dir: str) -> list[str]:
-        """The sentry's argv. ``state_dir`` is where ``runsc create`` keeps its files; direct boots need
-        none."""
+    def command(self, machine_id: str, resources: Resources, *, bundle: Path) -> list[str]:
+        """The sentry's argv. ``bundle`` is where ``runsc create`` has its files; direct boots need none."""
         common = [
             "--network=sandbox" if self.direct else "--network=none",
             "--ignore-cgroups=true",
@@ -56,7 +56,7 @@ class Profile:
             "--directfs=false",
         ]
         if not self.direct:
-            return ["runsc", f"--root={state_dir}", *common, "create", f"--bundle={state_dir}", machine_id]
+            return ["runsc", f"--root={bundle}", *common, "create", f"--bundle={bundle}", machine_id]
         memory = resources.memory_mib << 20
         stdio = ",".join(str(FD_STDIO + i) for i in range(3))
         return [

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from wardian.isolation.gvisor import create
 from wardian.isolation.gvisor.cgroup import Cgroup
 from wardian.isolation.gvisor.directory import CONTROL, KEEPER, STATUS, MachineDirectory
 from wardian.isolation.gvisor.process import HeldProcess
@@ -92,7 +93,9 @@ class Sentry:
         self.cgroup = cgroup
         self.link = greeting.link
         self.keeper = greeting.keeper
-        self.process = greeting.sentry
+        # Init of the machine's pid namespace: when it ends, everything has. Usually it is the sentry itself.
+        self._init = greeting.sentry
+        self.process = create.sentry_below(greeting.sentry, directory)
         self._urpc = Urpc(lambda: directory.connect(CONTROL, socket.SOCK_STREAM))
         self._asked_to_die = False
         self._end = asyncio.create_task(self._await_end(), name=f"end of machine {machine_id}")
@@ -125,14 +128,14 @@ class Sentry:
 
     def check_alive(self) -> None:
         """Raise :class:`MachineGone` if it has ended."""
-        if self._end.done() or not self.process.alive:
+        if self._end.done() or not self._init.alive:
             raise MachineGone(f"machine {self.id} is gone")
 
     async def kill(self) -> MachineExit:
         """End it and release everything. Idempotent."""
         if not self._end.done():
             self._asked_to_die = True
-            self.process.send(signal.SIGKILL)
+            self._init.send(signal.SIGKILL)
         return await self.wait()
 
     async def wait(self) -> MachineExit:
@@ -154,7 +157,7 @@ class Sentry:
         # The keeper writes the status after it has reaped the sentry; if it was killed instead, the sentry
         # follows.
         await self.keeper.ended()
-        await self.process.ended()
+        await self._init.ended()
         self.keeper.reap()
         end = self._read_end()
         self._close()
@@ -184,6 +187,7 @@ class Sentry:
     def _close(self) -> None:
         self._urpc.reset()
         self.keeper.close()
+        self._init.close()
         self.process.close()
 
 
