@@ -1,0 +1,116 @@
+"""What scenarios work with, made when first asked for and cleared away at the end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bench.clients import Endpoint
+from bench.island import Islands
+from bench.peers import Peers, Root, without_hybrid_cgroups
+from bench.server import Pools, Server
+from wardian.images.base import base_recipe
+from wardian.images.catalog import BuiltImage, Catalog
+from wardian.isolation.gvisor import Tools
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class Lab:
+    """One run's servers, peers and scratch directory."""
+
+    def __init__(self, scratch: Path, console: Console, *, quick: bool) -> None:
+        self.scratch = scratch
+        self.quick = quick
+        self._console = console
+        self._stack = ExitStack()
+        self._servers: dict[Pools, Server] = {}
+        self._plain: Endpoint | None = None
+        self._peers: Peers | None = None
+        self._islands: Islands | None = None
+        self._image: BuiltImage | None = None
+
+    def close(self) -> None:
+        """Stop everything."""
+        self._stack.close()
+
+    def rounds(self, *, quick: int, full: int) -> int:
+        """How many rounds a scenario shall take."""
+        return quick if self.quick else full
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Callable[[], None]]:
+        """A progress bar; call what is yielded once per step."""
+        columns = (
+            TextColumn("{task.description:<26}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self._console, transient=not self._console.is_terminal) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda: bar.advance(task)
+
+    def server(self, pools: Pools) -> Server:
+        """A Wardian server with these pools."""
+        if pools not in self._servers:
+            server = Server(self.scratch / f"server-{pools.hot}-{pools.created}", pools)
+            self._stack.callback(server.close)
+            self._servers[pools] = server
+        return self._servers[pools]
+
+    def plain(self) -> Endpoint:
+        """The server that does nothing."""
+        if self._plain is None:
+            directory = Path("/dev/shm") / f"bench-{os.getpid()}"
+            directory.mkdir()
+            process = subprocess.Popen(
+                (sys.executable, "-m", "bench.plain", str(directory)), stdout=subprocess.PIPE, cwd=REPOSITORY
+            )
+            assert process.stdout is not None
+            self._stack.callback(directory.rmdir)
+            self._stack.callback(lambda: (directory / "file").unlink(missing_ok=True))
+            self._stack.callback(process.stdout.close)
+            self._stack.callback(process.wait)
+            self._stack.callback(process.kill)
+            port = int(process.stdout.readline())
+            self._plain = Endpoint(f"http://127.0.0.1:{port}", "none")
+        return self._plain
+
+    def peers(self) -> Peers:
+        """The other runtimes, on the same base image."""
+        if self._peers is None:
+            shield = self._stack.enter_context(without_hybrid_cgroups())
+            root = Root.unpack(self._built().root.path, self.scratch)
+            self._peers = Peers.on(root, self.scratch, shield)
+        return self._peers
+
+    def islands(self) -> Islands:
+        """Machines in this process."""
+        if self._islands is None:
+            built = REPOSITORY / "launcher" / "build"
+            tools = Tools(
+                runsc=Path("/usr/bin/runsc"),
+                launcher=built / "wardian-launch",
+                enter=built / "wardian-enter",
+                echo=built / "wardian-echo",
+                agent=REPOSITORY / "guest" / "build" / "wardian-guest",
+            )
+            self._islands = Islands(self.scratch, self._built().root, tools)
+            self._stack.callback(self._islands.close)
+        return self._islands
+
+    def _built(self) -> BuiltImage:
+        if self._image is None:
+            self._image = Catalog().build(base_recipe())
+        return self._image
+
+
+__all__ = ["Lab", "Pools"]

@@ -1,0 +1,18 @@
+"""One scenario per file; each is a function from the lab to its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from bench.lab import Lab
+from bench.measure import Section
+from bench.scenarios import burst, create, execute, idle, lifecycle, transfer
+
+SCENARIOS: Mapping[str, Callable[[Lab], Sequence[Section]]] = {
+    "create": create.run,
+    "exec": execute.run,
+    "lifecycle": lifecycle.run,
+    "burst": burst.run,
+    "transfer": transfer.run,
+    "idle": idle.run,
+}

@@ -1,0 +1,111 @@
+"""A Wardian server of our own, started as a user would, with the pools a scenario wants."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.clients import Endpoint
+
+STARTING_S = 180.0
+SETTLING_S = 20.0
+QUIET_S = 0.08
+IDLE_S = 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """How many machines wait: hot ones (a template inside, frozen) and created ones (empty)."""
+
+    hot: int = 0
+    created: int = 0
+
+
+class Server:
+    """One ``wardian serve`` with its data in a directory of its own."""
+
+    def __init__(self, data: Path, pools: Pools) -> None:
+        data.mkdir(parents=True)
+        self._data = data
+        self._log = (data / "serve.log").open("wb")
+        environment = {
+            **os.environ,
+            "WARDIAN_POOL_HOT": str(pools.hot),
+            "WARDIAN_POOL_CREATED": str(pools.created),
+        }
+        self._process = subprocess.Popen(
+            (sys.executable, "-m", "wardian", "serve", "--port", "0", "--data", str(data), "--json"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=environment,
+        )
+        self.endpoint = self._greeting()
+        self.settle()
+
+    def _greeting(self) -> Endpoint:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            raise RuntimeError(f"wardian serve did not start; see {self._data}/serve.log")
+        facts = json.loads(line)
+        return Endpoint(url=facts["url"], key=facts["key"])
+
+    def settle(self, *, idle: bool = False) -> None:
+        """Return when the server has nothing left to do in the background (its pool is full again).
+
+        With ``idle``, also wait until its machines use no more processor time than the clock shows.
+        """
+        deadline = time.monotonic() + (IDLE_S if idle else SETTLING_S)
+        seen, since = self._doing(idle), time.monotonic()
+        quiet_s = 25 * QUIET_S if idle else QUIET_S
+        while time.monotonic() < deadline and time.monotonic() - since < quiet_s:
+            time.sleep(QUIET_S / 4)
+            if (doing := self._doing(idle)) != seen:
+                seen, since = doing, time.monotonic()
+
+    def machines(self) -> Mapping[str, list[int]]:
+        """The host processes of every machine there is, by machine."""
+        names = {path.name for path in self._data.rglob("machines/*")}
+        found: dict[str, list[int]] = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with suppress(OSError):
+                    groups = (entry / "cgroup").read_text().split("/")
+                    for name in names.intersection(word.split("\n")[0] for word in groups):
+                        found.setdefault(name, []).append(int(entry.name))
+        return found
+
+    def close(self) -> None:
+        """Stop it. What it leaves behind is swept with the scratch directory."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+
+    def _doing(self, idle: bool) -> object:
+        """Changes as long as something happens."""
+        machines = sorted(path.name for path in self._data.rglob("machines/*"))
+        pids = [self._process.pid]
+        if idle:
+            pids += [pid for machine in self.machines().values() for pid in machine]
+        return machines, [_ticks(pid) for pid in pids]
+
+
+def _ticks(pid: int) -> int:
+    with suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+    return 0
