@@ -59,17 +59,28 @@ CONNECT_STATUS: Mapping[str, int] = {
 }
 """HTTP status of each Connect code in a unary answer."""
 
+HTTP_STATUS_OF_CODE: Mapping[str, int] = {
+    "request_too_large": 413,
+    "headers_too_large": 431,
+    "method_not_allowed": 405,
+}
+"""The few errors for which HTTP has a word of its own, narrower than that of their kind."""
+
 FINAL = frozenset({Kind.UNSUPPORTED, Kind.TIMEOUT, Kind.GUEST, Kind.INTERNAL})
-"""Kinds whose status a client would try again by itself, although it is no use, or might do the thing twice."""
+"""Kinds whose status a client would try again by itself, to no use, or doing the thing twice."""
 
 
-def rest_headers(kind: Kind) -> dict[str, str]:
+def http_status(error: WardianError) -> int:
+    return HTTP_STATUS_OF_CODE.get(error.code, HTTP_STATUS[error.kind])
+
+
+def rest_headers(error: WardianError) -> dict[str, str]:
     """What tells the SDKs whether to send a refused request of the control plane again."""
-    if kind in FINAL:
-        return {"Should-Retry": "false"}
-    return {"Retry-After": "1"} if kind is Kind.UNAVAILABLE else {}
+    if error.kind in FINAL:
+        return {"should-retry": "false"}
+    return {"retry-after": "1"} if error.kind is Kind.UNAVAILABLE else {}
 
 
 def rest_body(error: WardianError) -> dict[str, Any]:
     """An error as the control plane words it; JavaScript clients read the status from here."""
-    return {"code": HTTP_STATUS[error.kind], "message": str(error), "error_code": error.code}
+    return {"code": http_status(error), "message": str(error), "error_code": error.code}

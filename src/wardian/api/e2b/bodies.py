@@ -1,0 +1,202 @@
+"""What clients send, checked: the request bodies of the protocol.
+
+What is not supported is refused, never ignored. That includes keys that this version has never heard of: new
+SDKs send what their users asked for, and who asks for something must get it or be told. An unknown key is let
+pass only when its value says nothing (null, false, or empty).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from wardian.model.errors import Invalid, Unsupported
+from wardian.model.sandbox import OnTimeout, SandboxSpec
+
+ALL_TRAFFIC = "0.0.0.0/0"
+PAIRS_MAX = 512
+PAIRS_BYTES_MAX = 256 * 1024
+FORKS_MAX = 100
+REFRESH_S_MAX = 3600
+
+V1_TIMEOUT_S = 15
+"""The first version's default, as its clients (which always say what they want) were promised."""
+TIMEOUT_S = 300
+
+_HOST_MASK = re.compile(r"[A-Za-z0-9.\-]{1,253}(:(\d{1,5}|\$\{PORT\}))?")
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._/-]{0,126}[a-z0-9])?(?::[a-z0-9][a-z0-9._-]{0,62})?")
+_NO_REBOOT = "a sandbox is always resumed with its memory: booting from its disk alone is not supported"
+_NO_DISK_ONLY = "a sandbox is always captured with its memory: keeping its files alone is not supported"
+
+
+class Body(BaseModel):
+    """A request body. Types are strict: a number is not a string, 1 is not true."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    @model_validator(mode="after")
+    def _refuse_unknown(self) -> Self:
+        for key, value in (self.model_extra or {}).items():
+            if value not in (None, False, "", [], {}):
+                raise Unsupported(f"option '{key[:64]}' is not known to this server", code="unknown_option")
+        return self
+
+
+class AutoResume(Body):
+    enabled: bool = False
+
+
+class Network(Body):
+    allowPublicTraffic: bool | None = None
+    allowOut: list[str] | None = None
+    denyOut: list[str] | None = None
+    maskRequestHost: str | None = None
+    rules: dict[str, Any] | None = None
+    egressProxy: dict[str, Any] | None = None
+    httpsPorts: list[int] | None = None
+    dnsServers: list[str] | None = None
+
+
+class NewSandbox(Body):
+    """A request for a sandbox, of either version; only the first has ``secure``."""
+
+    templateID: Annotated[str, Field(min_length=1, max_length=256)]
+    timeout: int | None = None
+    autoPause: bool | None = None
+    autoPauseMemory: bool | None = None
+    autoResume: AutoResume | None = None
+    secure: bool | None = None
+    allow_internet_access: bool | None = None
+    network: Network | None = None
+    metadata: dict[str, str] | None = None
+    envVars: dict[str, str] | None = None
+    mcp: dict[str, Any] | None = None
+    iam: dict[str, Any] | None = None
+    volumeMounts: list[Any] | None = None
+
+    def spec(self, *, timeout_s: int, idempotency_key: str | None) -> SandboxSpec:
+        """What is asked for, in our words. Raises :class:`Invalid` or :class:`Unsupported`."""
+        self._refuse_unsupported()
+        network = self.network or Network()
+        metadata, env = self.metadata or {}, self.envVars or {}
+        _check_pairs("metadata", metadata)
+        _check_pairs("envVars", env)
+        if any(not name or "=" in name or "\0" in name + value for name, value in env.items()):
+            raise Invalid(
+                "envVars: a name is not empty and has no '=', and nothing has a NUL", code="bad_env"
+            )
+        if network.maskRequestHost is not None and not _HOST_MASK.fullmatch(network.maskRequestHost):
+            raise Invalid(f"invalid maskRequestHost {network.maskRequestHost[:64]!r}", code="bad_host_mask")
+        return SandboxSpec(
+            template=template_reference(self.templateID),
+            timeout_s=timeout_s,
+            metadata=metadata,
+            env=env,
+            on_timeout=OnTimeout.PAUSE if self.autoPause else OnTimeout.KILL,
+            auto_resume=self.autoResume is not None and self.autoResume.enabled,
+            allow_internet=self._allows_internet(network),
+            secure=self.secure is not False,
+            allow_public_traffic=network.allowPublicTraffic is not False,
+            mask_request_host=network.maskRequestHost,
+            idempotency_key=idempotency_key,
+        )
+
+    def _refuse_unsupported(self) -> None:
+        if self.autoPauseMemory is False:
+            if not self.autoPause:
+                raise Invalid("autoPauseMemory: false needs autoPause", code="bad_lifecycle")
+            raise Unsupported(_NO_DISK_ONLY, code="filesystem_pause_unsupported")
+        if self.volumeMounts:
+            raise Unsupported("volumes are not supported", code="volumes_unsupported")
+        if self.mcp:
+            raise Unsupported("there is no MCP gateway here", code="mcp_unsupported")
+        if self.iam and self.iam.get("tokens"):
+            raise Unsupported("workload identity tokens (iam) are not supported", code="iam_unsupported")
+
+    def _allows_internet(self, network: Network) -> bool:
+        for name in ("rules", "egressProxy", "httpsPorts", "dnsServers"):
+            if getattr(network, name):
+                raise Unsupported(f"network.{name} is not supported", code="network_option_unsupported")
+        if network.allowOut:
+            raise Unsupported(
+                "network.allowOut is not supported",
+                code="network_option_unsupported",
+                hint="internet access is on or off as a whole: allow_internet_access",
+            )
+        denied = network.denyOut or []
+        if any(entry != ALL_TRAFFIC for entry in denied):
+            raise Unsupported(
+                f"network.denyOut takes nothing but {ALL_TRAFFIC}",
+                code="network_option_unsupported",
+                hint="internet access is on or off as a whole: allow_internet_access",
+            )
+        return self.allow_internet_access is not False and not denied
+
+
+class ConnectSandbox(Body):
+    timeout: int | None = None
+    memory: bool | None = None
+
+    def refuse_unsupported(self) -> None:
+        if self.memory is False:
+            raise Unsupported(_NO_REBOOT, code="reboot_unsupported")
+
+
+class ResumedSandbox(ConnectSandbox):
+    autoPause: bool | None = None
+
+
+class PauseSandbox(Body):
+    memory: bool | None = None
+    requireHealthyGuest: bool | None = None
+
+    def refuse_unsupported(self) -> None:
+        if self.memory is False:
+            raise Unsupported(_NO_DISK_ONLY, code="filesystem_pause_unsupported")
+
+
+class NewTimeout(Body):
+    timeout: int
+
+
+class Refresh(Body):
+    duration: Annotated[int, Field(ge=0, le=REFRESH_S_MAX)] | None = None
+
+
+class Fork(Body):
+    timeout: int | None = None
+    count: Annotated[int, Field(ge=1, le=FORKS_MAX)] = 1
+
+
+class NewSnapshot(Body):
+    name: str | None = None
+    memory: bool | None = None
+
+    def checked_name(self) -> str | None:
+        """The snapshot's name, or None. Raises :class:`Invalid` or :class:`Unsupported`."""
+        if self.memory is False:
+            raise Unsupported(_NO_DISK_ONLY, code="filesystem_pause_unsupported")
+        if not self.name:
+            return None
+        name = self.name.lower()
+        if not _NAME.fullmatch(name):
+            raise Invalid(
+                f"invalid snapshot name {self.name[:64]!r}",
+                code="bad_name",
+                hint="lower-case letters, digits, '.', '_', '-' and '/', and perhaps a ':tag'",
+            )
+        return name
+
+
+def template_reference(reference: str) -> str:
+    """A template or snapshot as a client names it; the tag that everything has may be left out."""
+    return reference.strip().lower().removesuffix(":default")
+
+
+def _check_pairs(what: str, pairs: dict[str, str]) -> None:
+    if len(pairs) > PAIRS_MAX:
+        raise Invalid(f"{what}: more than {PAIRS_MAX} entries", code="too_many_entries")
+    if sum(len(key) + len(value) for key, value in pairs.items()) > PAIRS_BYTES_MAX:
+        raise Invalid(f"{what}: more than {PAIRS_BYTES_MAX} characters", code="too_large")

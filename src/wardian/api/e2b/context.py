@@ -1,0 +1,78 @@
+"""What the routes of the control plane are given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Protocol, cast
+
+from fastapi import Depends, Request
+
+from wardian.model.errors import Invalid, NotFound
+from wardian.model.template import Template
+from wardian.sandboxes.service import Sandboxes
+
+_SANDBOX_ID = re.compile(r"([a-z0-9]{1,64})(?:-[a-z0-9-]*)?")
+
+
+class Templates(Protocol):
+    """What the routes need to know about templates."""
+
+    async def visible(self, tenant: str) -> Sequence[Template]:
+        """The tenant's own templates and the public ones."""
+
+    async def find(self, tenant: str, reference: str) -> Template | None:
+        """One of those, by id or alias."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPlane:
+    """The control plane's connections to the rest of the house.
+
+    ``domain`` is what the names of sandbox ports end in (``{port}-{id}.{domain}``); ``timeout_max_s`` is the
+    longest time a sandbox may ask for at once.
+    """
+
+    sandboxes: Sandboxes
+    templates: Templates
+    domain: str | None
+    timeout_max_s: int
+
+    def timeout(self, seconds: int, *, smallest: int = 1) -> int:
+        """``seconds`` if a sandbox may ask for it. Raises :class:`Invalid` in the protocol's words."""
+        if seconds < smallest:
+            least = "greater than 0" if smallest == 1 else f"at least {smallest}"
+            raise Invalid(f"Timeout must be {least}", code="bad_timeout")
+        if seconds > self.timeout_max_s:
+            hours = self.timeout_max_s / 3600
+            raise Invalid(f"Timeout cannot be greater than {hours:g} hours", code="bad_timeout")
+        return seconds
+
+
+def sandbox_unknown(sandbox_id: str) -> NotFound:
+    """The answer to an id that is absent, or another tenant's."""
+    return NotFound(
+        f"Sandbox \"{sandbox_id}\" doesn't exist or you don't have access to it", code="sandbox_not_found"
+    )
+
+
+async def _sandbox_id(sandbox_id: str) -> str:
+    match = _SANDBOX_ID.fullmatch(sandbox_id)
+    if match is None:
+        raise sandbox_unknown(sandbox_id[:64])
+    return match[1]
+
+
+async def _plane(request: Request) -> ControlPlane:
+    return cast(ControlPlane, request.app.state.plane)
+
+
+async def _tenant(request: Request) -> str:
+    return cast(str, request.state.tenant)  # put there by the front, which checked the key
+
+
+Plane = Annotated[ControlPlane, Depends(_plane)]
+Tenant = Annotated[str, Depends(_tenant)]
+SandboxId = Annotated[str, Depends(_sandbox_id)]
+"""The id in the path; ``{id}-{client id}``, as old clients have it, counts as ``{id}``."""

@@ -1,0 +1,107 @@
+"""What happens to every request of the control plane before a route sees it: key, bounds, body.
+
+The key is checked first, so a stranger costs a hash and a lookup, never a parse.
+"""
+
+from __future__ import annotations
+
+import json
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from wardian.api.auth import Keyring
+from wardian.api.errors import http_status, rest_body, rest_headers
+from wardian.model.errors import Invalid, WardianError
+
+BODY_BYTES_MAX = 1024 * 1024
+"""Far above any request of the protocol: metadata and environment are its only open-ended parts."""
+
+HEADERS_MAX, HEADER_BYTES_MAX = 100, 32 * 1024
+PATH_BYTES_MAX = 8 * 1024
+
+OPEN_PATHS = frozenset({"/health"})
+BEARER_PATHS = frozenset({"/teams"})
+
+
+class BodyTooLarge(Invalid):
+    code = "request_too_large"
+
+
+class HeadersTooLarge(Invalid):
+    code = "headers_too_large"
+
+
+class Front:
+    """ASGI middleware. The tenant is left in ``scope["state"]["tenant"]``."""
+
+    def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
+        self._app, self._keyring = app, keyring
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        try:
+            _check_head(scope)
+            if path not in OPEN_PATHS:
+                headers = dict(scope["headers"])
+                scope.setdefault("state", {})["tenant"] = await self._keyring.tenant_of(
+                    headers, bearer=path in BEARER_PATHS
+                )
+            body = await _whole_body(scope, receive)
+        except WardianError as error:
+            await refuse(send, error)
+            return
+        if body is not None:
+            await self._app(scope, _replay(body, receive), send)
+
+
+def _check_head(scope: Scope) -> None:
+    headers = scope["headers"]
+    if (
+        len(headers) > HEADERS_MAX
+        or sum(len(name) + len(value) for name, value in headers) > HEADER_BYTES_MAX
+    ):
+        raise HeadersTooLarge("the request's headers are too large")
+    if len(scope["path"]) + len(scope["query_string"]) > PATH_BYTES_MAX:
+        raise HeadersTooLarge("the request's address is too long")
+
+
+async def _whole_body(scope: Scope, receive: Receive) -> bytes | None:
+    """The body, or None when the client hung up. What is beyond the bound is never kept."""
+    for name, value in scope["headers"]:
+        if name == b"content-length" and (not value.isdigit() or int(value) > BODY_BYTES_MAX):
+            raise BodyTooLarge(f"the request's body is larger than {BODY_BYTES_MAX} bytes")
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        if len(body) > BODY_BYTES_MAX:
+            raise BodyTooLarge(f"the request's body is larger than {BODY_BYTES_MAX} bytes")
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+async def refuse(send: Send, error: WardianError) -> None:
+    """Answer with ``error``."""
+    body = json.dumps(rest_body(error)).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *((name.encode(), value.encode()) for name, value in rest_headers(error).items()),
+    ]
+    await send({"type": "http.response.start", "status": http_status(error), "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,65 @@
+"""Snapshots that are kept on purpose. To a client they are templates: created from, and deleted, as one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import unquote
+
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import JSONResponse
+
+from wardian.api.e2b import answers
+from wardian.api.e2b.bodies import NewSnapshot, template_reference
+from wardian.api.e2b.context import Plane, SandboxId, Tenant
+from wardian.api.e2b.listing import checked_cursor, page_size
+from wardian.model.errors import Forbidden, NotFound, Unsupported
+
+router = APIRouter()
+
+
+@router.post("/sandboxes/{sandbox_id}/snapshots", status_code=201)
+async def create(
+    plane: Plane, tenant: Tenant, sandbox_id: SandboxId, body: NewSnapshot | None = None
+) -> Response:
+    """Capture a running sandbox; it goes on."""
+    name = (body or NewSnapshot()).checked_name()
+    kept = await plane.sandboxes.snapshot(tenant, sandbox_id, name=name)
+    return JSONResponse(answers.snapshot(kept), 201)
+
+
+@router.get("/snapshots")
+async def list_snapshots(
+    plane: Plane,
+    tenant: Tenant,
+    *,
+    sandbox_id: Annotated[str | None, Query(alias="sandboxID")] = None,
+    name: str | None = None,
+    limit: int | None = None,
+    next_token: Annotated[str | None, Query(alias="nextToken")] = None,
+) -> Response:
+    kept, cursor = await plane.sandboxes.list_snapshots(
+        tenant,
+        sandbox_id=sandbox_id.partition("-")[0] if sandbox_id else None,
+        name=name.lower() if name else None,
+        limit=page_size(limit),
+        cursor=checked_cursor(next_token),
+    )
+    headers = {"X-Next-Token": cursor} if cursor else {}
+    return JSONResponse([answers.snapshot(one) for one in kept], headers=headers)
+
+
+@router.delete("/templates/{reference:path}", status_code=204)
+async def delete(plane: Plane, tenant: Tenant, reference: str) -> None:
+    """Delete a snapshot. Ids may hold ``:`` and ``/``, encoded once or twice."""
+    wanted = template_reference(unquote(reference))
+    try:
+        await plane.sandboxes.delete_snapshot(tenant, wanted)
+    except NotFound:
+        template = await plane.templates.find(tenant, wanted)
+        if template is None:
+            raise
+        if template.tenant is None:
+            raise Forbidden(
+                f"template '{wanted}' is everybody's and cannot be deleted", code="template_is_public"
+            ) from None
+        raise Unsupported("deleting a template is not supported", code="templates_unsupported") from None
