@@ -23,6 +23,9 @@ class Tunnel:
     def __init__(self, stream: _Dialled | _Accepted) -> None:
         self._stream = stream
 
+    def accept(self) -> None:
+        """Tell the other side that it is connected; only an :class:`Incoming` one does not know it yet."""
+
     async def read(self, limit: int = PAYLOAD_MAX) -> bytes:
         return await self._stream.inflow.read(limit)
 
