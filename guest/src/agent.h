@@ -39,15 +39,19 @@ struct settings {
 extern struct settings settings;
 extern int epoll_fd;
 
-/* Something in the epoll set, edge-triggered: `wake` only notes readiness, work is done from the run queue. */
+/* Something in the epoll set, edge-triggered: `wake` only notes readiness, work is done from the run queue.
+   Being writable is only waited for after a write would have blocked: else every read at the other end wakes us. */
 struct source {
     int fd; /* -1 when closed */
     bool readable, writable, hangup;
+    bool empty; /* hung up, and nothing left to read */
+    uint32_t events; /* what is waited for, always */
     bool flows; /* a pipe or a socket: a short read says that it is empty */
     void (*wake)(struct source *source);
     struct stream *owner;
 };
 int source_add(struct source *source, uint32_t events); /* errno; closes the fd when it cannot */
+void source_await_writable(struct source *source);
 void source_close(struct source *source);
 void quiesce_begin(void);
 void quiesce_end(void);
@@ -93,6 +97,7 @@ struct stream {
 
 void stream_frame(uint8_t type, uint8_t flags, uint32_t id, uint8_t *payload, size_t size);
 void *stream_new(size_t size, const struct kind *kind, uint32_t id); /* NULL: no memory or too many */
+bool stream_adopt(struct stream *stream, const struct kind *kind, uint32_t id); /* zeroed memory; false: too many */
 uint32_t stream_own_id(void);
 struct stream *stream_find(uint32_t id);
 void stream_each(void (*visit)(struct stream *));
@@ -166,6 +171,7 @@ void exec_list(void (*each)(const struct out *process)); /* every exec, as HELLO
 void exec_attached(void);             /* after HELLO: windows afresh, ends told again */
 bool exec_forget(uint32_t id);        /* the host has noted this end */
 bool processes_exist(void);
+void exec_get_ready(void);            /* prepare what the next exec will need, when there is time */
 
 /* tunnel.c: what the guest opens outwards */
 void tunnel_listen(void);

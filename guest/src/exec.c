@@ -43,6 +43,9 @@ struct ended {
 };
 
 static struct exec *execs;
+static struct exec *spare; /* with its output pipes made and watched, so that starting is quick */
+static int spare_out, spare_err; /* the ends for its process */
+static bool spare_wanted;        /* not while a process is just starting: it needs the processor more */
 static struct ended ended[ENDED_MAX];
 static size_t ended_next;
 static bool children;
@@ -57,7 +60,7 @@ struct launch {
     const char *cwd, *path;
     const struct user *user;
     int in, out, err;
-    bool pty, become; /* become: the user is another than ours */
+    bool pty, become, anywhere; /* become: another user than we are; anywhere: nobody asked for that cwd */
     enum { STAGE_SETUP, STAGE_CWD, STAGE_PROGRAM } stage;
     int error;
 };
@@ -100,7 +103,7 @@ static int child(void *context) {
         _exit(127);
     }
     launch->stage = STAGE_CWD;
-    if (chdir(launch->cwd)) {
+    if (chdir(launch->cwd) && (!launch->anywhere || chdir("/"))) {
         launch->error = errno;
         _exit(127);
     }
@@ -159,33 +162,75 @@ static int null_device(void) {
     return fd;
 }
 
-/* Fill in the sources of `exec` and the child's three descriptors; errno. */
+/* An exec with its output pipes; NULL with errno. */
+static struct exec *make_exec(int *child_out, int *child_err) {
+    int out[2] = {-1, -1}, err[2] = {-1, -1};
+    struct exec *exec = calloc(1, sizeof *exec);
+    if (!exec) return NULL;
+    exec->out = exec->err = exec->in = (struct source){.fd = -1, .wake = stream_wake, .owner = &exec->stream, .writable = true, .flows = true};
+    if (open_pipe(out, 0) && open_pipe(err, 0)) {
+        exec->out.fd = out[0];
+        exec->err.fd = err[0];
+        if (source_add(&exec->out, EPOLLIN) == 0 && source_add(&exec->err, EPOLLIN) == 0) {
+            *child_out = out[1];
+            *child_err = err[1];
+            return exec;
+        }
+    } else {
+        close_if(out[0]);
+    }
+    int error = errno;
+    source_close(&exec->out);
+    source_close(&exec->err);
+    close_if(out[1]);
+    close_if(err[1]);
+    free(exec);
+    errno = error;
+    return NULL;
+}
+
+void exec_get_ready(void) {
+    if (spare || !spare_wanted) return;
+    spare = make_exec(&spare_out, &spare_err);
+    spare_wanted = false;
+}
+
+static struct exec *take_spare(int *child_out, int *child_err) {
+    spare_wanted = true;
+    exec_get_ready();
+    spare_wanted = false;
+    struct exec *exec = spare;
+    *child_out = spare_out;
+    *child_err = spare_err;
+    spare = NULL;
+    return exec;
+}
+
+/* Turn the pipes into a pty, or add one for input; errno. */
 static int open_stdio(struct exec *exec, struct launch *launch, struct request *request, bool input) {
-    int in[2], out[2], err[2];
+    int in[2];
+    launch->in = null_device();
+    if (launch->in < 0) return errno;
     if (exec->pty) {
+        source_close(&exec->out);
+        source_close(&exec->err);
+        close(launch->out);
+        close(launch->err);
+        launch->in = launch->out = launch->err = -1;
+        exec->out.flows = false;
         exec->out.fd = open_pty(request, launch->user, &launch->in);
         launch->out = launch->err = launch->in;
-        return exec->out.fd < 0 ? errno : 0;
+        return exec->out.fd < 0 ? errno : source_add(&exec->out, EPOLLIN);
     }
-    if (input && !open_pipe(in, 1)) return errno;
-    if (input) {
-        launch->in = in[0];
-        exec->in.fd = in[1];
-    } else {
-        launch->in = null_device();
-        if (launch->in < 0) return errno;
-    }
-    if (!open_pipe(out, 0)) return errno;
-    exec->out.fd = out[0];
-    launch->out = out[1];
-    if (!open_pipe(err, 0)) return errno;
-    exec->err.fd = err[0];
-    launch->err = err[1];
-    return 0;
+    if (!input) return 0;
+    if (!open_pipe(in, 1)) return errno;
+    launch->in = in[0];
+    exec->in.fd = in[1];
+    return source_add(&exec->in, 0);
 }
 
 static void close_child_stdio(const struct launch *launch) {
-    if (launch->in != null_device()) close_if(launch->in);
+    if (launch->in != null_device()) close_if(launch->in); /* made once, kept */
     if (launch->out != launch->in) close_if(launch->out);
     if (launch->err != launch->in) close_if(launch->err);
 }
@@ -245,39 +290,34 @@ static const struct kind executing;
 
 /* Everything about the process is known: make its stream and start it. */
 static void launch_exec(uint32_t id, struct request *request, struct launch *launch, bool input) {
-    struct exec *exec = stream_new(sizeof *exec, &executing, id);
-    if (!exec) {
-        reply_error(id, ENOMEM, "too many streams");
+    struct exec *exec = take_spare(&launch->out, &launch->err);
+    if (!exec || !stream_adopt(&exec->stream, &executing, id)) {
+        reply_error(id, ENOMEM, "too many streams or files");
+        spare = exec;
         return;
     }
-    exec->pty = request->count[6] || request->count[7];
-    exec->out = exec->err = exec->in = (struct source){.fd = -1, .wake = stream_wake, .owner = &exec->stream, .writable = true, .flows = !exec->pty};
+    exec->pty = launch->pty = request->count[6] || request->count[7];
     exec->label_size = request->last[10].size;
     exec->label = exec->label_size ? malloc(exec->label_size) : NULL;
-    launch->in = launch->out = launch->err = -1;
-    launch->pty = exec->pty;
-    launch->become = launch->user->uid != geteuid();
     launch->stage = STAGE_SETUP;
     launch->error = exec->label_size && !exec->label ? ENOMEM : open_stdio(exec, launch, request, input);
     if (exec->label) memcpy(exec->label, request->last[10].value, exec->label_size);
     if (!launch->error) exec->pid = start(launch);
-    close_child_stdio(launch);
-    if (!launch->error) {
+    if (launch->error) {
+        reply_failure(id, launch);
+        stream_drop(&exec->stream);
+    } else {
         struct out out = link_fields(REPLY, 0, id);
         put_raw(&out, 4, 0);
         put_uint(&out, 20, 4, (uint32_t)exec->pid);
         link_send(&out);
+        link_flush();
         exec->next = execs;
         execs = exec;
+        if (!children) guard_start();
         children = true;
-        guard_start();
-        source_add(&exec->out, EPOLLIN | (exec->pty ? EPOLLOUT : 0));
-        if (!exec->pty) source_add(&exec->err, EPOLLIN);
-        if (exec->in.fd >= 0) source_add(&exec->in, EPOLLOUT);
-        return;
     }
-    reply_failure(id, launch);
-    stream_drop(&exec->stream);
+    close_child_stdio(launch);
 }
 
 void op_exec(uint32_t id, struct request *request) {
@@ -310,8 +350,11 @@ void op_exec(uint32_t id, struct request *request) {
     else if (!launch.user) reply_error(id, EINVAL, "invalid username: '%.64s'", name);
     else if (path_resolve(cwd, launch.user, wanted ? wanted : "~")) reply_error(id, ENAMETOOLONG, "cwd too long");
     else {
-        if (!wanted && access(cwd, F_OK)) strcpy(cwd, "/"); /* a user without a home */
         launch.cwd = cwd;
+        launch.anywhere = !wanted;
+        static uid_t own = UINT32_MAX;
+        if (own == UINT32_MAX) own = geteuid();
+        launch.become = launch.user->uid != own;
         build_environment(&launch, given, envc);
         launch_exec(id, request, &launch, input);
     }
@@ -339,7 +382,7 @@ static void feed(struct exec *exec) {
             backlog_take(&exec->input, (size_t)put);
             consumed(exec, (size_t)put);
         } else if (errno == EAGAIN) {
-            to->writable = false;
+            source_await_writable(to);
         } else if (errno != EINTR) {
             if (!exec->pty) source_close(to);
             break;
@@ -391,6 +434,7 @@ static void exec_run(struct stream *stream) {
     send_end(stream->id, exec->status);
     remember(exec);
     exec->label = NULL; /* `ended` has it now */
+    spare_wanted = true;
     stream_drop(stream);
 }
 
@@ -470,6 +514,7 @@ void exec_attached(void) {
         exec->out.readable = exec->err.readable = true; /* look, whatever was noticed before */
         stream_enqueue(&exec->stream);
     }
+    spare_wanted = true;
     for (size_t i = 0; i < ENDED_MAX; i++)
         if (ended[i].id) send_end(ended[i].id, ended[i].status);
 }

@@ -30,7 +30,7 @@ void link_start(void) {
     int size = 1 << 20; /* best effort: fewer wake-ups per megabyte */
     setsockopt(settings.link, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
     link_source = (struct source){.fd = settings.link, .wake = link_wake};
-    int error = source_add(&link_source, EPOLLIN | EPOLLOUT | EPOLLRDHUP);
+    int error = source_add(&link_source, EPOLLIN | EPOLLRDHUP);
     if (error) {
         say("cannot watch the link: %s", strerror(error));
         exit(1);
@@ -108,7 +108,7 @@ bool link_flush(void) {
         for (int i = 0; i < sent; i++) out_start += 4 + parts[i].iov_len;
         if (sent < 0) {
             if (errno == EPIPE || errno == ECONNRESET || errno == ENOTCONN) lost();
-            if (errno != EINTR) link_source.writable = false;
+            if (errno != EINTR) source_await_writable(&link_source);
         }
     }
     if (out_start < out_end) return false;

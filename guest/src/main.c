@@ -39,10 +39,21 @@ uint64_t now_ms(void) {
 int source_add(struct source *source, uint32_t events) {
     struct epoll_event event = {.events = events | EPOLLET, .data = {.ptr = source}};
     if (source->fd < 0) return EBADF;
+    source->events = events;
     if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, source->fd, &event) == 0) return 0;
     int error = errno;
     source_close(source);
     return error;
+}
+
+static void modify(struct source *source, uint32_t more) {
+    struct epoll_event event = {.events = source->events | more | EPOLLET, .data = {.ptr = source}};
+    epoll_ctl(epoll_fd, EPOLL_CTL_MOD, source->fd, &event);
+}
+
+void source_await_writable(struct source *source) {
+    source->writable = false;
+    modify(source, EPOLLOUT);
 }
 
 void source_close(struct source *source) {
@@ -93,9 +104,12 @@ static void wait_for_events(void) {
     for (int i = 0; i < count; i++) {
         struct source *source = events[i].data.ptr;
         uint32_t seen = events[i].events;
+        if (source->fd < 0) continue;
+        if (seen & EPOLLOUT && !source->writable) modify(source, 0);
         if (seen & (EPOLLIN | EPOLLHUP | EPOLLERR | EPOLLRDHUP)) source->readable = true;
         if (seen & (EPOLLOUT | EPOLLHUP | EPOLLERR)) source->writable = true;
         if (seen & (EPOLLHUP | EPOLLERR | EPOLLRDHUP)) source->hangup = true;
+        if (seen == EPOLLHUP) source->empty = true;
         source->wake(source);
     }
 }
@@ -112,6 +126,7 @@ static void loop(void) {
         }
         bool sent = link_flush();
         if (state == DRAINING && sent) stay_quiet();
+        if (state == RUNNING) exec_get_ready();
         stream_bury();
     }
 }

@@ -167,9 +167,7 @@ int guard_timeout(void) {
     return passed >= interval ? 0 : (int)(interval - passed);
 }
 
-void guard_start(void) {
-    if (!guard_last) guard_last = now_ms();
-}
+void guard_start(void) { guard_last = now_ms(); }
 
 void guard_check(void) {
     if (guard_timeout() != 0) return;

@@ -30,16 +30,22 @@ struct stream *stream_find(uint32_t id) {
     return stream;
 }
 
-void *stream_new(size_t size, const struct kind *kind, uint32_t id) {
-    struct stream *stream = stream_count < STREAMS_MAX ? calloc(1, size) : NULL;
-    if (!stream) return NULL;
+bool stream_adopt(struct stream *stream, const struct kind *kind, uint32_t id) {
+    if (stream_count >= STREAMS_MAX) return false;
     stream->kind = kind;
     stream->id = id;
     stream->send_window = stream->receive_window = WINDOW;
     stream->next = table[id % BUCKETS];
     table[id % BUCKETS] = stream;
     stream_count++;
-    return stream;
+    return true;
+}
+
+void *stream_new(size_t size, const struct kind *kind, uint32_t id) {
+    struct stream *stream = calloc(1, size);
+    if (stream && stream_adopt(stream, kind, id)) return stream;
+    free(stream);
+    return NULL;
 }
 
 uint32_t stream_own_id(void) {
@@ -111,6 +117,7 @@ void stream_run_queue(void) {
 }
 
 int stream_pump(struct stream *stream, struct source *source, uint8_t channel) {
+    if (source->empty) return -1;
     if (!source->readable || !stream->send_window) return 0;
     if (link_full()) return 1;
     size_t room = stream->send_window < PAYLOAD_MAX ? stream->send_window : PAYLOAD_MAX;

@@ -52,7 +52,9 @@ static int try_connect(struct tunnel *tunnel) {
     tunnel->socket.readable = tunnel->socket.writable = tunnel->socket.hangup = false;
     if (connect(tunnel->socket.fd, six ? (void *)&v6 : (void *)&v4, six ? sizeof v6 : sizeof v4) && errno != EINPROGRESS) return errno;
     tunnel->connecting = true;
-    return source_add(&tunnel->socket, EPOLLIN | EPOLLOUT | EPOLLRDHUP);
+    int error = source_add(&tunnel->socket, EPOLLIN | EPOLLRDHUP);
+    if (!error) source_await_writable(&tunnel->socket);
+    return error;
 }
 
 /* True when a DIAL has come to an end, well or not. */
@@ -82,7 +84,7 @@ static bool feed(struct tunnel *tunnel) {
             backlog_take(&tunnel->input, (size_t)put);
             if (!tunnel->host_over) stream_grant(&tunnel->stream, (size_t)put);
         } else if (errno == EAGAIN) {
-            tunnel->socket.writable = false;
+            source_await_writable(&tunnel->socket);
         } else if (errno != EINTR) {
             fail(tunnel, errno);
             return false;
@@ -164,7 +166,7 @@ static void outward_reply(struct stream *stream, uint32_t error, struct request 
     struct tunnel *tunnel = (struct tunnel *)stream;
     (void)request;
     if (tunnel->established) return;
-    if (error || source_add(&tunnel->socket, EPOLLIN | EPOLLOUT | EPOLLRDHUP)) {
+    if (error || source_add(&tunnel->socket, EPOLLIN | EPOLLRDHUP)) {
         reset(tunnel);
         stream_drop(stream);
         return;

@@ -186,11 +186,11 @@ class Wire:
 
     def output(self, stream: int) -> tuple[dict[int, bytes], Frame]:
         """Everything by channel, and the END."""
-        channels: dict[int, bytes] = {}
+        channels: dict[int, bytearray] = {}
         for frame in self.data(stream):
             if frame.type == DATA:
-                channels[frame.flags] = channels.get(frame.flags, b"") + frame.payload
-        return channels, frame
+                channels.setdefault(frame.flags, bytearray()).extend(frame.payload)
+        return {channel: bytes(data) for channel, data in channels.items()}, frame
 
     def run(self, *argv: str, user: str = "root", more: bytes = b"") -> tuple[dict[int, bytes], int]:
         """Run to its end: output by channel and the wait status."""
@@ -212,12 +212,13 @@ class Wire:
         reply = self.on(stream, REPLY)
         if reply.errno:
             return reply
-        window = FULL_WINDOW
-        while content:
-            piece, content = content[: min(65536, window)], content[min(65536, window) :]
+        window, at = FULL_WINDOW, 0
+        while at < len(content):
+            piece = content[at : at + min(65536, window)]
             if piece:
                 self.send(DATA, stream, piece)
                 window -= len(piece)
+                at += len(piece)
             while window == 0 or not self.quiet(0):
                 frame = self.on(stream, WINDOW, END)
                 if frame.type == END:
