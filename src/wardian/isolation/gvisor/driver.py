@@ -192,13 +192,16 @@ async def settle_pause(sentry: Sentry) -> bool:
     if run_state(sentry.process.pid) == "T":
         return True
     # The process before us died between two steps of a freeze or a thaw. Ask the sentry how far it came.
-    stacks = await sentry.call("debug.Stacks")
-    if PAUSED_STACK_MARK in str(stacks):
+    if is_paused(str(await sentry.call("debug.Stacks"))):
         await sentry.call("containerManager.Resume")
     mark.unlink()
     return False
 
 
-PAUSED_STACK_MARK = "kernel.(*Task).doStop"
+def is_paused(stacks: str) -> bool:
+    """Whether the sentry of these goroutine stacks is paused: every guest thread is held, not just some."""
+    threads = [stack for stack in stacks.split("\n\n") if "kernel.(*Task).Start" in stack]
+    return bool(threads) and all("kernel.(*Task).doStop(" in stack for stack in threads)
+
 
 __all__ = ["GvisorDriver", "Tools"]

@@ -183,6 +183,11 @@ class GvisorMachine(Machine):
 
         async def in_turn() -> _T:
             async with self._turn:
+                try:
+                    self._sentry.check_alive()
+                except MachineGone:
+                    work.close()
+                    raise
                 return await work
 
         task = asyncio.ensure_future(in_turn())

@@ -139,8 +139,14 @@ class Sentry:
         return await self.wait()
 
     async def wait(self) -> MachineExit:
-        """Return when it has ended and everything is released."""
-        return await asyncio.shield(self._end)
+        """Return when it has ended and everything is released. MachineGone if it was let go: it is not
+        ours."""
+        try:
+            return await asyncio.shield(self._end)
+        except asyncio.CancelledError:
+            if self._end.cancelled():
+                raise MachineGone(f"machine {self.id} was let go by this process") from None
+            raise
 
     def on_end(self, callback: Callable[[], object]) -> None:
         """Call back when the machine has ended or was let go."""

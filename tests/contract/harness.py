@@ -1,0 +1,239 @@
+"""Machines for tests: a small root image with a shell, and members that talk to the real agent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from wardian.guest.guest import Guest, Identity, Output, Process, ProcessConfig
+from wardian.isolation.gvisor import GvisorDriver, Tools
+from wardian.isolation.gvisor.profile import Profile
+from wardian.isolation.port import Driver, Machine, MachineImage, MachineSpec, Prepared, RootImage
+from wardian.model.resources import Resources
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SMALL = Resources(cpu_count=1, memory_mib=128, disk_mib=64, processes_max=64)
+PROGRAMS = [
+    "dash",
+    "cat",
+    "chmod",
+    "chown",
+    "cp",
+    "dd",
+    "head",
+    "id",
+    "kill",
+    "ls",
+    "mkdir",
+    "mount",
+    "rm",
+    "sleep",
+    "touch",
+    "true",
+    "uname",
+    "wc",
+]
+
+
+def gvisor_tools() -> Tools:
+    """The programs as the build leaves them."""
+    build = REPOSITORY / "launcher/build"
+    return Tools(
+        runsc=Path("/usr/bin/runsc"),
+        launcher=build / "wardian-launch",
+        enter=build / "wardian-enter",
+        echo=build / "wardian-echo",
+        agent=REPOSITORY / "guest/build/wardian-guest",
+    )
+
+
+def make_programs() -> None:
+    """Build launcher and agent if their sources changed."""
+    for directory in ("launcher", "guest"):
+        subprocess.run(["make", "-s", "-C", str(REPOSITORY / directory)], check=True)
+
+
+def make_root(directory: Path) -> RootImage:
+    """A root image with a shell, a few programs and ``/bin/inside``."""
+    tree = directory / "tree"
+    for name in ("bin", "etc", "home/user", "root", "tmp", "proc", "sys", "dev"):
+        (tree / name).mkdir(parents=True)
+    os.chown(tree / "home/user", 1000, 1000)
+    (tree / "tmp").chmod(0o1777)
+    inside = tree / "bin/inside"
+    source = Path(__file__).with_name("inside.c")
+    subprocess.run(["gcc", "-std=gnu11", "-O1", "-static", "-o", str(inside), str(source)], check=True)
+    needed = set()
+    for program in PROGRAMS:
+        path = shutil.which(program)
+        assert path is not None, program
+        shutil.copy(path, tree / "bin" / program)
+        listed = subprocess.run(["ldd", path], capture_output=True, text=True, check=True).stdout
+        needed |= {word for word in listed.split() if word.startswith("/")}
+    for library in needed:
+        (tree / library[1:]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(library, tree / library[1:])
+    (tree / "bin/sh").symlink_to("dash")
+    (tree / "etc/motd").write_text("welcome\n")
+    (tree / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n")
+    (tree / "etc/group").write_text("root:x:0:\nuser:x:1000:\n")
+    image = directory / "root.erofs"
+    subprocess.run(["mkfs.erofs", "-Enoinline_data", "--quiet", str(image), str(tree)], check=True)
+    return RootImage(path=image, digest="sha256:" + "ab" * 32)
+
+
+@dataclass
+class Member:
+    """A machine and the guest inside."""
+
+    machine: Machine
+    guest: Guest
+
+    async def sh(self, script: str, *, user: str = "root") -> str:
+        """What a shell script prints; it must succeed."""
+        process = await self.start("/bin/sh", "-c", script, user=user)
+        text, code = "", None
+        async for item in process.subscribe():
+            if isinstance(item, Output):
+                text += item.data.decode(errors="replace")
+            else:
+                code = item.exit_code
+        assert code == 0, f"{script!r} ended with {code}: {text}"
+        return text
+
+    async def start(self, *argv: str, user: str = "root") -> Process:
+        """Run a program with an open stdin."""
+        config = ProcessConfig(cmd=argv[0], args=argv[1:], envs={}, cwd="/")
+        return await self.guest.exec(config, user=user, stdin=True)
+
+    async def capture(self, directory: Path, *, keep_running: bool) -> MachineImage:
+        """Quiesce and capture; a machine that goes on is unquiesced."""
+        os.mkdir(directory)
+        await self.guest.quiesce()
+        image = await self.machine.capture(directory, keep_running=keep_running)
+        if keep_running and not self.machine.frozen:
+            await self.guest.unquiesce()
+        return image
+
+
+async def lines_of(process: Process) -> AsyncIterator[str]:
+    """The lines a process prints, as they come."""
+    rest = ""
+    async for item in process.subscribe():
+        if not isinstance(item, Output):
+            return
+        rest += item.data.decode()
+        while "\n" in rest:
+            line, rest = rest.split("\n", 1)
+            yield line
+
+
+class House:
+    """Makes machines with one driver, and removes what a test leaves."""
+
+    def __init__(self, make_driver: Callable[[], Driver], root: RootImage) -> None:
+        self._make_driver = make_driver
+        self.root = root
+        self.driver = make_driver()
+        self.members: list[Member] = []
+        self._prepared: list[Prepared] = []
+        self._epoch = 0
+
+    async def prepare(self, resources: Resources = SMALL) -> Prepared:
+        prepared = await self.driver.prepare(MachineSpec(root=self.root, resources=resources))
+        self._prepared.append(prepared)
+        return prepared
+
+    async def start(self, resources: Resources = SMALL) -> Member:
+        return await self.move_in(await (await self.prepare(resources)).start())
+
+    async def restore(self, image: MachineImage, resources: Resources = SMALL) -> Member:
+        return await self.move_in(await (await self.prepare(resources)).restore(image), clone=True)
+
+    async def move_in(self, machine: Machine, *, clone: bool = False) -> Member:
+        """Attach the guest of a machine."""
+        self._epoch += 1
+        member = Member(machine, Guest(machine.link))
+        self.members.append(member)
+        identity = Identity(hostname=f"clone-{self._epoch}", machine_id=f"{self._epoch:032x}")
+        await member.guest.attach(self._epoch, identity if clone else None)
+        return member
+
+    async def let_go(self, member: Member) -> None:
+        """Forget a member whose machine is somebody else's now."""
+        await member.guest.close()
+        self.members.remove(member)
+        self._prepared = [prepared for prepared in self._prepared if prepared.id != member.machine.id]
+
+    def second_driver(self) -> Driver:
+        """Another driver on the same state, as a restarted server has it."""
+        return self._make_driver()
+
+    async def close(self) -> None:
+        for member in self.members:
+            await member.guest.close()
+            await member.machine.kill()
+        for prepared in self._prepared:
+            await prepared.discard()
+        await self.driver.sweep(set())
+        await self.driver.close()
+
+
+DriverMaker = Callable[[Path], Driver]
+
+
+def gvisor(state_dir: Path, profile: Profile | None = None) -> Driver:
+    """The gVisor driver as the server makes it."""
+    return GvisorDriver(state_dir, gvisor_tools(), cgroup_parent="wardian-test", profile=profile)
+
+
+DRIVERS: dict[str, DriverMaker] = {"gvisor": gvisor}
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What this process and the host hold that a machine could leak."""
+
+    fds: frozenset[str]
+    children: frozenset[str]
+    loops: frozenset[str]
+    mounts: int
+    groups: frozenset[Path]
+    machines: frozenset[Path]
+
+    @classmethod
+    def now(cls, state_dir: Path) -> Holdings:
+        fds, loops = set(), set()
+        for fd in os.listdir("/proc/self/fd"):
+            with suppress(OSError):
+                fds.add(f"{fd}:{os.readlink(f'/proc/self/fd/{fd}')}")
+        for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+            with suppress(OSError):
+                if str(state_dir) in backing.read_text():
+                    loops.add(backing.parts[3])
+        task = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
+        return cls(
+            fds=frozenset(fd for fd in fds if "/proc/" not in fd),
+            children=frozenset(Path(task).read_text().split()),
+            loops=frozenset(loops),
+            mounts=len(Path("/proc/self/mountinfo").read_text().splitlines()),
+            groups=frozenset(Path("/sys/fs/cgroup").glob("**/wardian-test-*/*/")),
+            machines=frozenset(state_dir.glob("machines/*")),
+        )
+
+
+async def assert_nothing_leaked(before: Holdings, state_dir: Path) -> None:
+    """Compare with ``before``; the kernel takes loop devices down on its own, a moment after their last
+    user."""
+    for _ in range(200):
+        after = Holdings.now(state_dir)
+        if not after.loops:
+            break
+        await asyncio.sleep(0.01)
+    assert after == before
