@@ -78,7 +78,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
         Event.MACHINE_LOST: State.KILLING,
     },
     State.SNAPSHOTTING: {
-        Event.SNAPSHOT_DONE: State.RUNNING,  # also after a failed capture: the machine never stopped being there
+        Event.SNAPSHOT_DONE: State.RUNNING,  # also after a failed capture: the machine is still there
         Event.KILL: State.KILLING,
         Event.MACHINE_LOST: State.KILLING,
     },
@@ -185,11 +185,12 @@ class Sandbox:
     end_reason: EndReason | None = None
     snapshot_id: str | None = None  # what it was resumed or will be resumed from
     parent_id: str | None = None  # the sandbox it was forked from
-    machine: Mapping[str, Any] | None = None  # the driver's record, for re-attachment
+    machine_id: str | None = None  # the driver's name for the machine that runs it
+    machine: Mapping[str, Any] | None = None  # the driver's record of that machine, for re-attachment
 
     @property
     def public_state(self) -> str:
-        """``running`` or ``paused``, as the E2B protocol says it; transitions count as what they come from."""
+        """``running`` or ``paused``, as the E2B protocol says it; a transition counts as where it began."""
         return "paused" if self.state in (State.PAUSED, State.RESUMING) else "running"
 
 
@@ -207,3 +208,5 @@ class Snapshot:
     digest: str  # of the manifest
     size_bytes: int
     created_at: int
+    root_digest: str  # of the root image a restore needs
+    resources: Resources

@@ -5,14 +5,51 @@ Each verb takes the tenant first: an id of another tenant is answered exactly li
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sqlalchemy import Connection
+
 from wardian.guest.guest import Guest
-from wardian.model.errors import WardianError
-from wardian.model.sandbox import Sandbox, SandboxSpec, Snapshot
+from wardian.isolation.port import MachineImage, MachineSpec
+from wardian.meter import intervals as meter
+from wardian.model.errors import Invalid, LimitExceeded, NotFound, WardianError
+from wardian.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxSpec, Snapshot, State
+from wardian.model.template import Template
+from wardian.model.usage import Usage
+from wardian.sandboxes import cursors
+from wardian.sandboxes.acts import capture, create, pause, resume
+from wardian.sandboxes.acts import end as ending
+from wardian.sandboxes.alarms import Alarms
+from wardian.sandboxes.identity import new_id, new_token
+from wardian.sandboxes.machines import source_of
+from wardian.sandboxes.owner import Hooks, Owner, not_found
+from wardian.sandboxes.pool import Source
+from wardian.sandboxes.reconciler import Outcome, reconcile
+from wardian.sandboxes.sampler import Metric, Sampler
+from wardian.sandboxes.templates import Templates
+from wardian.sandboxes.workshop import Workshop
+from wardian.store import intents, sandboxes, snapshots
+from wardian.store.intents import Intent
+
+__all__ = ["ListQuery", "Metric", "Page", "Sandboxes"]
+
+RESUME_TIMEOUT_S = 300  # where traffic or a caller resumes without saying for how long
+CLOSE_PATIENCE_S = 10.0
+
+_PUBLIC_STATES: Mapping[str, frozenset[State]] = {
+    "running": frozenset({State.RUNNING, State.FROZEN, State.SNAPSHOTTING, State.PAUSING}),
+    "paused": frozenset({State.PAUSED, State.RESUMING}),
+}
+_HIDDEN = frozenset({State.CREATING, State.KILLING, State.ENDED})
+
+_EXPIRING = frozenset({State.RUNNING, State.FROZEN})
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,57 +73,461 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class Metric:
-    """One host-side sample of a sandbox. Bytes; ``at`` in microseconds since the epoch."""
+class _Origin:
+    """What a create starts from: a template, or a kept snapshot used as one."""
 
-    at: int
-    cpu_count: int
-    cpu_used_pct: float
-    memory_used: int
-    memory_total: int
-    memory_cache: int
-    disk_used: int
-    disk_total: int
+    id: str
+    alias: str | None
+    spec: MachineSpec
+    source: Source
+    env: Mapping[str, str]
+    snapshot: Snapshot | None = None
 
 
 class Sandboxes:
-    """To be filled in by the lifecycle; the signatures are the agreement."""
+    """The sandboxes of one node. :meth:`start` before use, :meth:`close` after; machines outlive both."""
 
-    async def create(self, tenant: str, spec: SandboxSpec) -> Sandbox: ...
-    async def get(self, tenant: str, sandbox_id: str) -> Sandbox: ...
-    async def list(self, tenant: str, query: ListQuery) -> Page: ...
-    async def kill(self, tenant: str, sandbox_id: str) -> None: ...
-    async def set_timeout(self, tenant: str, sandbox_id: str, timeout_s: int) -> Sandbox: ...
-    async def refresh(self, tenant: str, sandbox_id: str, duration_s: int) -> Sandbox: ...
+    def __init__(self, works: Workshop, templates: Templates) -> None:
+        self._works = works
+        self._templates = templates
+        self._owners: dict[str, Owner] = {}
+        self._hooks = Hooks(changed=self._changed, resume=self._resume_on_traffic, lost=ending.end)
+        self._alarms = Alarms(self._ring, now_us=works.now_us)
+        self._sampler = Sampler(
+            self._owners.values, every_s=works.options.sample_every_s, now_us=works.now_us
+        )
+
+    async def start(self) -> Outcome:
+        """Reconcile what an earlier server left, then begin to fill the pools."""
+        works = self._works
+        left = await works.database.read(lambda conn: sandboxes.not_ended(conn, works.lease.node_id))
+        for sandbox in left:
+            self._owners[sandbox.id] = Owner(works, sandbox, self._hooks)
+        outcome = await reconcile(works, dict(self._owners))
+        for owner in list(self._owners.values()):
+            self._changed(owner)
+        for template in await self._templates.public():
+            works.pool.keep_warm((await self._origin_of(template)).source)
+        works.pool.start()
+        self._sampler.start()
+        return outcome
+
+    async def close(self) -> None:
+        """Let what was begun finish, destroy the pools, and let go. Sandboxes go on running."""
+        self._alarms.close()
+        await self._sampler.close()
+        await asyncio.gather(*(owner.close(CLOSE_PATIENCE_S) for owner in self._owners.values()))
+        await self._works.pool.close()
+
+    # ── create, get, list
+
+    async def create(self, tenant: str, spec: SandboxSpec) -> Sandbox:
+        """A new sandbox, running. With an idempotency key used before, the sandbox that use made."""
+        self._check_timeout(spec.timeout_s)
+        origin = await self._origin(tenant, spec.template)
+        owner, made = await self._add(tenant, origin, spec)
+        if made:
+            await owner.turn(lambda: create.create(owner, origin.source))
+        else:
+            await owner.turn(_nothing)  # whoever is making it finishes first
+            self._check_present(owner)
+        return owner.sandbox
+
+    async def _add(
+        self, tenant: str, origin: _Origin, spec: SandboxSpec, *, parent: Sandbox | None = None
+    ) -> tuple[Owner, bool]:
+        """Write the row and intent of a new sandbox. False: its idempotency key names one that is there."""
+        works = self._works
+        sandbox = self._new_sandbox(tenant, origin, spec)
+        if parent is not None:
+            sandbox = replace(sandbox, parent_id=parent.id, epoch=parent.epoch + 1)
+        owner = Owner(works, sandbox, self._hooks)
+
+        def transaction(conn: Connection) -> Sandbox | None:
+            works.lease.fence(conn)
+            if spec.idempotency_key is not None:
+                found = sandboxes.find_by_idempotency_key(conn, tenant, spec.idempotency_key)
+                if found is not None:
+                    return found
+            self._check_quota(conn, tenant)
+            _insert(conn, sandbox, node_id=works.lease.node_id)
+            return None
+
+        self._owners[sandbox.id] = owner
+        try:
+            found = await works.database.write(transaction)
+        except BaseException:
+            self._owners.pop(sandbox.id, None)
+            raise
+        if found is not None:
+            del self._owners[sandbox.id]
+            return self._owner(tenant, found.id), False
+        _log_creation(owner)
+        return owner, True
+
+    def _new_sandbox(self, tenant: str, origin: _Origin, spec: SandboxSpec) -> Sandbox:
+        now = self._works.now_us()
+        snapshot = origin.snapshot
+        return Sandbox(
+            id=new_id("i"),
+            tenant=tenant,
+            template_id=origin.id,
+            template_alias=origin.alias,
+            template_digest=origin.spec.root.digest,
+            state=State.CREATING,
+            epoch=1,
+            isolation=self._works.driver.level.value,
+            resources=origin.spec.resources,
+            spec=replace(spec, env={**origin.env, **spec.env}),
+            access_token=new_token() if spec.secure else None,
+            traffic_token=None if spec.allow_public_traffic else new_token(),
+            created_at=now,
+            started_at=now,
+            end_at=now + spec.timeout_s * 1_000_000,
+            snapshot_id=None if snapshot is None else snapshot.id,
+        )
+
+    def _check_quota(self, conn: Connection, tenant: str) -> None:
+        most = self._works.options.sandboxes_max
+        if sandboxes.count(conn, tenant, set(State) - {State.ENDED}) >= most:
+            raise LimitExceeded(
+                f"you have {most} sandboxes, which is the limit", hint="kill some, then try again"
+            )
+
+    async def _origin(self, tenant: str, reference: str) -> _Origin:
+        template = await self._templates.find(tenant, reference)
+        if template is not None:
+            return await self._origin_of(template)
+        row = await self._works.database.read(lambda conn: snapshots.find(conn, tenant, reference))
+        if row is None:
+            raise NotFound(f"template '{reference}' not found", code="template_not_found")
+        source = source_of(self._works, row)
+        return _Origin(row.id, next(iter(row.names), None), source.spec, source, {}, row)
+
+    async def _origin_of(self, template: Template) -> _Origin:
+        works = self._works
+        source = Source(
+            MachineSpec(works.root_image(template.root_digest), template.resources), template_id=template.id
+        )
+        snapshot_id = template.snapshot_id
+        if snapshot_id is not None:
+            row = await works.database.read(lambda conn: snapshots.get(conn, snapshot_id))
+            if row is not None:
+                source = source_of(works, row, template_id=template.id)
+        return _Origin(template.id, template.alias, source.spec, source, template.env)
+
+    async def get(self, tenant: str, sandbox_id: str) -> Sandbox:
+        return self._owner(tenant, sandbox_id).sandbox
+
+    async def list(self, tenant: str, query: ListQuery) -> Page:
+        """A page by start time, newest first unless asked otherwise."""
+        after = cursors.decode(query.cursor)
+        states = frozenset[State]().union(*(_PUBLIC_STATES[name] for name in query.states))
+
+        def transaction(conn: Connection) -> tuple[Sequence[Sandbox], int]:
+            found = sandboxes.page(
+                conn,
+                tenant,
+                states=states,
+                metadata=query.metadata,
+                template=query.template,
+                started_from=query.started_after_us,
+                after=after,
+                ascending=query.ascending,
+                limit=query.limit + 1,
+            )
+            return found, sandboxes.count(conn, tenant, _PUBLIC_STATES["running"])
+
+        found, running = await self._works.database.read(transaction)
+        items = tuple(found[: query.limit])
+        more = len(found) > query.limit
+        return Page(items, cursors.encode(items[-1].started_at, items[-1].id) if more else None, running)
+
+    # ── time
+
+    async def set_timeout(self, tenant: str, sandbox_id: str, timeout_s: int) -> Sandbox:
+        """Let a running sandbox's time be up in ``timeout_s`` from now; 0 is at once."""
+        if timeout_s:
+            self._check_timeout(timeout_s)
+        owner = self._owner(tenant, sandbox_id)
+
+        async def command() -> None:
+            _check_running(owner)
+            await owner.change(end_at=self._works.now_us() + timeout_s * 1_000_000)
+
+        await owner.turn(command)
+        return owner.sandbox
+
+    async def refresh(self, tenant: str, sandbox_id: str, duration_s: int) -> Sandbox:
+        """Keep a running sandbox for at least ``duration_s`` from now."""
+        owner = self._owner(tenant, sandbox_id)
+        await owner.turn(lambda: self._extend(owner, duration_s))
+        return owner.sandbox
+
+    async def _extend(self, owner: Owner, timeout_s: int) -> None:
+        _check_running(owner)
+        end_at = self._works.now_us() + timeout_s * 1_000_000
+        if end_at > owner.sandbox.end_at:
+            await owner.change(end_at=end_at)
+
     async def connect(self, tenant: str, sandbox_id: str, timeout_s: int | None) -> tuple[Sandbox, bool]:
         """Extend a running sandbox (never shorten) or resume a paused one. The flag says it was resumed."""
+        if timeout_s is not None:
+            self._check_timeout(timeout_s)
+        owner = self._owner(tenant, sandbox_id)
 
-    async def pause(self, tenant: str, sandbox_id: str) -> Sandbox: ...
-    async def resume(self, tenant: str, sandbox_id: str, timeout_s: int | None) -> Sandbox: ...
+        async def command() -> bool:
+            if owner.sandbox.state is State.PAUSED:
+                await resume.resume(owner, RESUME_TIMEOUT_S if timeout_s is None else timeout_s)
+                return True
+            if timeout_s is not None:
+                await self._extend(owner, timeout_s)
+            return False
+
+        resumed = await owner.turn(command)
+        self._check_present(owner)
+        return owner.sandbox, resumed
+
+    def _ring(self, sandbox_id: str) -> None:
+        if (owner := self._owners.get(sandbox_id)) is not None:
+            owner.soon(lambda: self._expire(owner))
+
+    async def _expire(self, owner: Owner) -> None:
+        sandbox = owner.sandbox
+        if sandbox.state not in _EXPIRING or sandbox.end_at > self._works.now_us():
+            return
+        if sandbox.spec.on_timeout is OnTimeout.KILL:
+            await ending.end(owner, EndReason.EXPIRED)
+            return
+        try:
+            await pause.pause(owner)
+        except WardianError as error:
+            # Killing it would lose what its owner asked to keep. It goes on, and is tried again.
+            owner.log.append("sandbox.pause_retry", detail=str(error))
+            retry_us = int(self._works.options.pause_retry_s * 1e6)
+            await owner.change(end_at=self._works.now_us() + retry_us)
+            raise
+
+    # ── pause, resume, kill
+
+    async def pause(self, tenant: str, sandbox_id: str) -> Sandbox:
+        """Memory and disk to a snapshot, machine gone. Survives a power cut once it returns."""
+        owner = self._owner(tenant, sandbox_id)
+        await owner.turn(lambda: pause.pause(owner))
+        return owner.sandbox
+
+    async def resume(self, tenant: str, sandbox_id: str, timeout_s: int | None) -> Sandbox:
+        """A paused sandbox runs again, every process where it was. A failure leaves it paused and intact."""
+        if timeout_s is not None:
+            self._check_timeout(timeout_s)
+        owner = self._owner(tenant, sandbox_id)
+        await owner.turn(lambda: resume.resume(owner, RESUME_TIMEOUT_S if timeout_s is None else timeout_s))
+        return owner.sandbox
+
+    async def _resume_on_traffic(self, owner: Owner) -> None:
+        await resume.resume(owner, max(RESUME_TIMEOUT_S, owner.sandbox.spec.timeout_s))
+
+    async def kill(self, tenant: str, sandbox_id: str) -> None:
+        """End a sandbox, running or paused."""
+        owner = self._owner(tenant, sandbox_id)
+        await owner.turn(lambda: ending.end(owner, EndReason.KILLED))
+
+    # ── fork and snapshots
+
     async def fork(
         self, tenant: str, sandbox_id: str, *, count: int, timeout_s: int | None
-    ) -> Sequence[Sandbox | WardianError]: ...
-    async def snapshot(self, tenant: str, sandbox_id: str, *, name: str | None) -> Snapshot: ...
+    ) -> Sequence[Sandbox | WardianError]:
+        """``count`` clones of a running sandbox, which goes on. Each succeeds or fails by itself."""
+        if not 1 <= count <= self._works.options.fork_max:
+            raise Invalid(f"count must be between 1 and {self._works.options.fork_max}", code="bad_count")
+        if timeout_s is not None:
+            self._check_timeout(timeout_s)
+        parent = self._owner(tenant, sandbox_id)
+        async with self._works.snapshots.scratch() as directory:
+            image = await parent.turn(lambda: capture.capture_for_fork(parent, directory))
+            return await asyncio.gather(
+                *(self._fork_one(parent.sandbox, image, timeout_s) for _ in range(count))
+            )
+
+    async def _fork_one(
+        self, parent: Sandbox, image: MachineImage, timeout_s: int | None
+    ) -> Sandbox | WardianError:
+        async def load() -> MachineImage:
+            return image
+
+        spec = MachineSpec(self._works.root_image(image.root_digest), image.resources)
+        origin = _Origin(parent.template_id, parent.template_alias, spec, Source(spec, load), {})
+        asked = replace(
+            parent.spec,
+            timeout_s=parent.spec.timeout_s if timeout_s is None else timeout_s,
+            idempotency_key=None,
+        )
+        try:
+            owner, _ = await self._add(parent.tenant, origin, asked, parent=parent)
+            await owner.turn(lambda: create.create(owner, origin.source))
+        except WardianError as error:
+            return error
+        except OSError as error:
+            _log.exception("a fork of sandbox %s failed", parent.id)
+            return WardianError(f"the fork failed: {error}")
+        return owner.sandbox
+
+    async def snapshot(self, tenant: str, sandbox_id: str, *, name: str | None) -> Snapshot:
+        """A snapshot of a running sandbox, kept until deleted; sandboxes can be created from it."""
+        owner = self._owner(tenant, sandbox_id)
+        return await owner.turn(lambda: capture.take_snapshot(owner, name))
+
     async def list_snapshots(
         self, tenant: str, *, sandbox_id: str | None, name: str | None, limit: int, cursor: str | None
-    ) -> tuple[Sequence[Snapshot], str | None]: ...
-    async def delete_snapshot(self, tenant: str, snapshot_id: str) -> None: ...
+    ) -> tuple[Sequence[Snapshot], str | None]:
+        """Kept snapshots, newest first, and where the next page begins."""
+        after = cursors.decode(cursor)
+        found = await self._works.database.read(
+            lambda conn: snapshots.page(
+                conn, tenant, sandbox_id=sandbox_id, name=name, after=after, limit=limit + 1
+            )
+        )
+        items = found[:limit]
+        return items, cursors.encode(items[-1].created_at, items[-1].id) if len(found) > limit else None
+
+    async def delete_snapshot(self, tenant: str, snapshot_id: str) -> None:
+        """Delete a kept snapshot, by id or name. Refused while a sandbox or template stands on it."""
+
+        def transaction(conn: Connection) -> str:
+            self._works.lease.fence(conn)
+            row = snapshots.find(conn, tenant, snapshot_id)
+            if row is None:
+                raise NotFound(f"snapshot '{snapshot_id}' not found", code="snapshot_not_found")
+            if sandboxes.using_snapshot(conn, row.id) or snapshots.templates_using(conn, row.id):
+                raise Invalid(
+                    f"snapshot '{snapshot_id}' is in use",
+                    code="snapshot_in_use",
+                    hint="kill the sandboxes made from it first",
+                )
+            snapshots.remove(conn, row.id)
+            return row.id
+
+        await self._works.snapshots.remove(await self._works.database.write(transaction, durable=True))
+
+    # ── what happened, and what it cost
+
     async def metrics(
         self, tenant: str, sandbox_id: str, start_us: int | None, end_us: int | None
-    ) -> Sequence[Metric]: ...
+    ) -> Sequence[Metric]:
+        """Host-side samples in a range, oldest first."""
+        self._owner(tenant, sandbox_id)
+        return self._sampler.of(sandbox_id).between(start_us, end_us)
+
     async def events(
         self, tenant: str, sandbox_id: str, *, after_seq: int = 0, limit: int = 1000
-    ) -> Sequence[Mapping[str, Any]]: ...
+    ) -> Sequence[Mapping[str, Any]]:
+        """The event log, also of a sandbox that has ended."""
+        owner = self._owners.get(sandbox_id)
+        if owner is None or owner.sandbox.tenant != tenant:
+            found = await self._works.database.read(lambda conn: sandboxes.find(conn, tenant, sandbox_id))
+            if found is None:
+                raise not_found(sandbox_id)
+            log = self._works.recorder.log(sandbox_id)
+        else:
+            log = owner.log
+        try:
+            return log.read(after_seq=after_seq, limit=limit)
+        finally:
+            if owner is None:
+                log.release()
+
+    def record(self, sandbox_id: str, type: str, facts: Mapping[str, Any]) -> None:
+        """Add an event to a sandbox's log, for the data plane. Does not block; an unknown id has no log."""
+        if (owner := self._owners.get(sandbox_id)) is not None:
+            owner.log.append(type, **facts)
+
+    async def usage(self, tenant: str, start_us: int, end_us: int) -> Usage:
+        """What a tenant used in [start, end), up to this moment."""
+        now = self._works.now_us()
+        return await self._works.database.read(
+            lambda conn: meter.usage(conn, tenant, start=start_us, end=end_us, now=now)
+        )
+
+    # ── the data plane
 
     async def locate(self, sandbox_id: str) -> Sandbox | None:
         """For the data plane, which authenticates with the sandbox's own tokens: any tenant's, or None."""
+        owner = self._owners.get(sandbox_id)
+        return owner.sandbox if owner is not None and owner.sandbox.state not in _HIDDEN else None
 
-    async def locate_by_signature(self, matches: Any) -> Sandbox | None:
-        """The live sandbox whose access token satisfies ``matches(token) -> bool`` (signed /files URLs)."""
+    async def locate_by_signature(self, matches: Callable[[str], bool]) -> Sandbox | None:
+        """The sandbox whose access token satisfies ``matches(token)`` (signed /files URLs)."""
+        for owner in list(self._owners.values()):
+            sandbox = owner.sandbox
+            if sandbox.state not in _HIDDEN and sandbox.access_token and matches(sandbox.access_token):
+                return sandbox
+        return None
 
     @asynccontextmanager
     async def guest(self, sandbox_id: str) -> AsyncIterator[Guest]:
-        """The guest, awake, for as long as the context lasts: thaws, waits out a transition, auto-resumes where
-        the sandbox allows it. Raises NotFound when it is gone or paused without auto-resume."""
-        raise NotImplementedError
-        yield
+        """The guest, awake, for as long as the context lasts: thaws, waits out a transition, auto-resumes
+        where the sandbox allows it. Raises NotFound when it is gone or paused without auto-resume."""
+        owner = self._owners.get(sandbox_id)
+        if owner is None:
+            raise not_found(sandbox_id)
+        async with owner.use() as guest:
+            yield guest
+
+    # ── owners
+
+    def _owner(self, tenant: str, sandbox_id: str) -> Owner:
+        owner = self._owners.get(sandbox_id)
+        if owner is None or owner.sandbox.tenant != tenant or owner.sandbox.state in _HIDDEN:
+            raise not_found(sandbox_id)
+        return owner
+
+    def _check_present(self, owner: Owner) -> None:
+        if owner.sandbox.state in _HIDDEN:
+            raise not_found(owner.sandbox.id)
+
+    def _check_timeout(self, timeout_s: int) -> None:
+        most = self._works.options.timeout_max_s
+        if timeout_s <= 0:
+            raise Invalid("Timeout must be greater than 0", code="bad_timeout")
+        if timeout_s > most:
+            raise Invalid(f"Timeout cannot be greater than {most / 3600:g} hours", code="bad_timeout")
+
+    def _changed(self, owner: Owner) -> None:
+        """Follow an owner's change: its alarm, and whether it is still anybody's."""
+        sandbox = owner.sandbox
+        if sandbox.state is State.ENDED:
+            self._owners.pop(sandbox.id, None)
+            self._sampler.forget(sandbox.id)
+        if sandbox.state in _EXPIRING:
+            self._alarms.set(sandbox.id, sandbox.end_at)
+        elif sandbox.state in (State.PAUSED, State.ENDED):
+            self._alarms.clear(sandbox.id)
+
+
+async def _nothing() -> None:
+    return None
+
+
+def _check_running(owner: Owner) -> None:
+    if owner.sandbox.state not in _PUBLIC_STATES["running"]:
+        raise not_found(owner.sandbox.id)
+
+
+def _insert(conn: Connection, sandbox: Sandbox, *, node_id: str) -> None:
+    sandboxes.add(conn, sandbox, node_id=node_id)
+    intents.open_intent(conn, Intent(sandbox.id, create.VERB, {}, sandbox.created_at))
+    meter.begin(conn, sandbox)
+
+
+def _log_creation(owner: Owner) -> None:
+    sandbox = owner.sandbox
+    owner.log.append(
+        "sandbox.create",
+        tenant=sandbox.tenant,
+        template=sandbox.template_id,
+        root=sandbox.template_digest,
+        isolation=sandbox.isolation,
+        parent=sandbox.parent_id,
+        timeout_s=sandbox.spec.timeout_s,
+        env_names=sorted(sandbox.spec.env),
+    )

@@ -1,0 +1,90 @@
+"""Capture a sandbox that goes on: for forks, and for snapshots kept on purpose.
+
+Nothing is acknowledged before the capture is complete, and the machine never stops being there; so the
+repair of a crash is to wake the machine, and to drop whatever was half-written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wardian.isolation.port import MachineImage
+from wardian.model.errors import Conflict, NotFound
+from wardian.model.sandbox import Event, Snapshot, State
+from wardian.sandboxes.acts.pause import publish, snapshot_row
+from wardian.sandboxes.identity import new_id
+from wardian.sandboxes.machines import quiesce
+from wardian.sandboxes.owner import Owner
+from wardian.store import snapshots
+
+FORK, SNAPSHOT = "fork", "snapshot"
+
+
+async def capture_for_fork(owner: Owner, directory: Path) -> MachineImage:
+    """Capture into ``directory``; the image is good for as long as the directory is."""
+    _check_running(owner)
+    works = owner.works
+    await owner.commit(Event.SNAPSHOT, intent=(FORK, {}))
+    works.checkpoint("fork.intended")
+    try:
+        image = await _capture(owner, directory)
+    except Exception as error:
+        await _go_on(owner, f"failed: {error}")
+        raise
+    works.checkpoint("fork.captured")
+    await _go_on(owner, "done")
+    return image
+
+
+async def take_snapshot(owner: Owner, name: str | None) -> Snapshot:
+    """A durable snapshot of the running sandbox, kept until it is deleted."""
+    _check_running(owner)
+    works = owner.works
+    snapshot_id = new_id("s")
+    await owner.commit(Event.SNAPSHOT, intent=(SNAPSHOT, {"snapshot": snapshot_id}))
+    works.checkpoint("snapshot.intended")
+    try:
+        async with works.snapshots.scratch() as directory:
+            image = await _capture(owner, directory)
+            manifest, digest = await publish(owner, snapshot_id, image)
+    except Exception as error:
+        await _go_on(owner, f"failed: {error}")
+        raise
+    works.checkpoint("snapshot.published")
+    row = snapshot_row(owner.sandbox, manifest, digest, kind="named", name=name)
+    await owner.commit(
+        Event.SNAPSHOT_DONE,
+        outcome="done",
+        also=lambda conn: snapshots.add(conn, row),
+        durable=True,
+        facts={"snapshot": row.id, "name": name, "bytes": row.size_bytes},
+    )
+    owner.consider_idle()
+    return row
+
+
+async def _capture(owner: Owner, directory: Path) -> MachineImage:
+    """One instant of the machine. The guest goes on at once, before anything is made durable."""
+    try:
+        machine, guest = await quiesce(owner)
+        try:
+            return await machine.capture(directory, keep_running=True)
+        finally:
+            await guest.unquiesce()
+    finally:
+        owner.release()
+
+
+async def _go_on(owner: Owner, outcome: str) -> None:
+    await owner.commit(Event.SNAPSHOT_DONE, outcome=outcome, facts={"outcome": outcome})
+    owner.consider_idle()
+
+
+def _check_running(owner: Owner) -> None:
+    sandbox = owner.sandbox
+    if sandbox.state is State.PAUSED:
+        raise Conflict(
+            f"sandbox {sandbox.id} is paused", code="sandbox_paused", hint="resume it first, then try again"
+        )
+    if sandbox.state in (State.ENDED, State.KILLING):
+        raise NotFound(f"sandbox {sandbox.id} has ended", code="sandbox_not_found")

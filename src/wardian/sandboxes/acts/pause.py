@@ -1,0 +1,120 @@
+"""Pause: memory and disk become a durable snapshot, then the machine goes.
+
+The machine is captured frozen and kept until the snapshot is published and the row says ``paused``. So there
+is no instant at which the sandbox exists nowhere: a failed capture, a full disk or a crash at any point
+leaves either a frozen machine to wake, or a complete snapshot. Repairs: with the snapshot published, finish;
+else wake the machine.
+"""
+
+from __future__ import annotations
+
+from wardian.isolation.port import MachineImage
+from wardian.model.errors import Conflict, WardianError
+from wardian.model.sandbox import Event, Sandbox, Snapshot, State
+from wardian.sandboxes.identity import new_id
+from wardian.sandboxes.machines import destroy, quiesce
+from wardian.sandboxes.owner import Owner
+from wardian.snapshots.manifest import Manifest
+from wardian.store import snapshots
+
+VERB = "pause"
+
+
+class AlreadyPaused(Conflict):
+    """The sandbox is paused; there is nothing to do."""
+
+    code = "already_paused"
+
+
+async def pause(owner: Owner) -> None:
+    """Pause a running or frozen sandbox. On failure it runs on, and the error says why."""
+    works, sandbox = owner.works, owner.sandbox
+    if sandbox.state is State.PAUSED:
+        raise AlreadyPaused(f"sandbox {sandbox.id} is already paused")
+    snapshot_id = new_id("s")
+    await owner.commit(Event.PAUSE, intent=(VERB, {"snapshot": snapshot_id}))
+    works.checkpoint("pause.intended")
+    try:
+        manifest, digest = await _capture(owner, snapshot_id)
+    except Exception as error:
+        await _wake(owner, error)
+        raise
+    works.checkpoint("pause.published")
+    await finish(owner, manifest, digest)
+    works.checkpoint("pause.committed")
+    await destroy(await owner.disown())
+    owner.log.sync()
+
+
+async def _capture(owner: Owner, snapshot_id: str) -> tuple[Manifest, str]:
+    works = owner.works
+    async with works.snapshots.scratch() as directory:
+        machine, _ = await quiesce(owner)
+        works.checkpoint("pause.quiesced")
+        await machine.freeze()  # what runs on after the capture would be undone by the resume
+        image = await machine.capture(directory, keep_running=True)
+        works.checkpoint("pause.captured")
+        return await publish(owner, snapshot_id, image)
+
+
+async def publish(owner: Owner, snapshot_id: str, image: MachineImage) -> tuple[Manifest, str]:
+    """Make a capture of this sandbox a durable snapshot."""
+    sandbox = owner.sandbox
+    return await owner.works.snapshots.publish(
+        snapshot_id,
+        image,
+        parent=sandbox.snapshot_id,
+        created_at=owner.works.now_us(),
+        facts={"sandbox": sandbox.id, "epoch": sandbox.epoch, "template": sandbox.template_id},
+    )
+
+
+async def finish(owner: Owner, manifest: Manifest, digest: str) -> None:
+    """Record a published snapshot as the paused sandbox. Survives a power cut once it returns."""
+    row = snapshot_row(owner.sandbox, manifest, digest, kind="pause", name=None)
+    await owner.commit(
+        Event.PAUSED,
+        outcome="done",
+        also=lambda conn: snapshots.add(conn, row),
+        durable=True,
+        stored_bytes=manifest.size_bytes,
+        facts={"snapshot": manifest.id, "bytes": manifest.size_bytes},
+        snapshot_id=manifest.id,
+        machine_id=None,
+        machine=None,
+    )
+
+
+async def _wake(owner: Owner, error: Exception) -> None:
+    """Undo: the machine runs on as if nothing had been asked."""
+    machine, guest = owner.machine, owner.guest
+    why = str(error) or type(error).__name__
+    await owner.commit(Event.PAUSE_FAILED, outcome=f"failed: {why}", facts={"detail": why})
+    if machine is None or guest is None:
+        return
+    try:
+        await machine.thaw()
+        await guest.unquiesce()
+    except WardianError:
+        return  # it is dead or its guest is: whoever watches it ends the sandbox
+    owner.release()
+
+
+def snapshot_row(
+    sandbox: Sandbox, manifest: Manifest, digest: str, *, kind: str, name: str | None
+) -> Snapshot:
+    """The row of a published snapshot of ``sandbox``."""
+    return Snapshot(
+        id=manifest.id,
+        tenant=sandbox.tenant,
+        sandbox_id=sandbox.id,
+        template_id=sandbox.template_id,
+        kind=kind,
+        names=() if name is None else (name,),
+        parent_id=manifest.parent,
+        digest=digest,
+        size_bytes=manifest.size_bytes,
+        created_at=manifest.created_at,
+        root_digest=manifest.root_digest,
+        resources=manifest.resources,
+    )

@@ -1,0 +1,81 @@
+"""Resume: a new machine is restored from the snapshot, under a higher epoch.
+
+The snapshot is only removed after the row says ``running``. So a failed resume, or a crash before that,
+leaves the sandbox paused and intact; a machine that was being restored is nobody's, and is swept.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from wardian.guest.guest import Guest
+from wardian.isolation.port import Machine
+from wardian.model.errors import Conflict
+from wardian.model.sandbox import Event, Snapshot, State
+from wardian.sandboxes.identity import identity_of
+from wardian.sandboxes.machines import attached_to, destroy, source_of
+from wardian.sandboxes.owner import Owner
+from wardian.snapshots.store import SnapshotMissing
+from wardian.store import snapshots
+
+VERB = "resume"
+
+
+class AlreadyRunning(Conflict):
+    """The sandbox runs; there is nothing to resume."""
+
+    code = "already_running"
+
+
+async def resume(owner: Owner, timeout_s: int) -> None:
+    """Resume a paused sandbox for ``timeout_s`` from now. On failure it stays paused; the error says why."""
+    works, sandbox = owner.works, owner.sandbox
+    if sandbox.state in (State.RUNNING, State.FROZEN):
+        raise AlreadyRunning(f"sandbox {sandbox.id} is already running")
+    snapshot_id = sandbox.snapshot_id or ""
+    found: list[Snapshot | None] = []
+
+    def look_up(conn: Connection) -> None:
+        found.append(snapshots.get(conn, snapshot_id))
+
+    await owner.commit(Event.RESUME, intent=(VERB, {"snapshot": snapshot_id}), also=look_up)
+    works.checkpoint("resume.intended")
+    try:
+        machine, guest = await _restore(owner, found[0])
+    except Exception as error:
+        await _stay_paused(owner, error)
+        raise
+    works.checkpoint("resume.attached")
+    try:
+        await owner.commit(
+            Event.RESUMED,
+            outcome="done",
+            also=lambda conn: snapshots.remove(conn, snapshot_id),
+            facts={"snapshot": snapshot_id},
+            epoch=sandbox.epoch + 1,
+            end_at=works.now_us() + timeout_s * 1_000_000,
+            snapshot_id=None,
+            machine_id=machine.id,
+            machine=machine.record,
+        )
+    except Exception as error:
+        await destroy(machine, guest)
+        await _stay_paused(owner, error)
+        raise
+    owner.adopt(machine, guest)
+    works.checkpoint("resume.committed")
+    await works.snapshots.remove(snapshot_id)
+
+
+async def _restore(owner: Owner, snapshot: Snapshot | None) -> tuple[Machine, Guest]:
+    sandbox = owner.sandbox
+    if snapshot is None:
+        raise SnapshotMissing(f"the snapshot of sandbox {sandbox.id} is not on record")
+    identity = identity_of(sandbox, fresh_boot=False)
+    attach = attached_to(owner, sandbox.epoch + 1, identity)
+    return await owner.works.pool.obtain(source_of(owner.works, snapshot), attach)
+
+
+async def _stay_paused(owner: Owner, error: Exception) -> None:
+    why = str(error) or type(error).__name__
+    await owner.commit(Event.RESUME_FAILED, outcome=f"failed: {why}", facts={"detail": why})

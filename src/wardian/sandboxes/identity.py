@@ -1,0 +1,42 @@
+"""What makes a sandbox itself: ids, tokens, and what its guest is told it is."""
+
+from __future__ import annotations
+
+import secrets
+import string
+from hashlib import sha256
+from uuid import uuid4
+
+from wardian.guest.guest import Identity
+from wardian.model.sandbox import Sandbox
+
+_ALPHABET = string.ascii_lowercase + string.digits
+_ID_LENGTH = 19  # 98 bits: ids are unguessable, though never a credential
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id: one letter that says what it names, then [a-z0-9]. No dash: clients cut ids at dashes."""
+    return prefix + "".join(secrets.choice(_ALPHABET) for _ in range(_ID_LENGTH))
+
+
+def new_token() -> str:
+    """A bearer token: 256 bits, safe in URLs and headers."""
+    return secrets.token_urlsafe(32)
+
+
+def identity_of(sandbox: Sandbox, *, fresh_boot: bool) -> Identity:
+    """What the guest is told at hand-out.
+
+    ``fresh_boot`` gives it a new boot id: right for a new sandbox or a fork, wrong for a resume, whose
+    processes must not notice that they slept.
+    """
+    return Identity(
+        hostname=sandbox.id,
+        machine_id=sha256(f"wardian machine {sandbox.id}".encode()).hexdigest()[:32],
+        boot_id=str(uuid4()) if fresh_boot else None,
+        files={
+            "/run/e2b/.E2B_SANDBOX": (0o644, b"true"),
+            "/run/e2b/.E2B_SANDBOX_ID": (0o644, sandbox.id.encode()),
+            "/run/e2b/.E2B_TEMPLATE_ID": (0o644, sandbox.template_id.encode()),
+        },
+    )

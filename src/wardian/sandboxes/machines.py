@@ -1,0 +1,62 @@
+"""Small things done to a sandbox's machine and guest by more than one act."""
+
+from __future__ import annotations
+
+import asyncio
+
+from wardian.guest.guest import Guest, Identity
+from wardian.isolation.port import Machine, MachineImage, MachineSpec
+from wardian.model.errors import GuestFault
+from wardian.model.sandbox import Snapshot
+from wardian.sandboxes.owner import Owner
+from wardian.sandboxes.pool import Attach, Source
+from wardian.sandboxes.workshop import Workshop
+
+
+def attached_to(owner: Owner, epoch: int, identity: Identity | None) -> Attach:
+    """How a guest is made ``owner``'s: bound to the sandbox, attached with ``epoch`` and ``identity``."""
+
+    async def attach(guest: Guest) -> None:
+        owner.bind(guest)
+        await guest.attach(epoch, identity, timeout_s=owner.works.options.guest_timeout_s)
+
+    return attach
+
+
+def source_of(works: Workshop, snapshot: Snapshot, *, template_id: str | None = None) -> Source:
+    """How a machine is made from a snapshot: verified, and refused where this host cannot restore it."""
+
+    async def load() -> MachineImage:
+        manifest, image = await works.snapshots.load(snapshot.id, digest=snapshot.digest)
+        manifest.check(works.host)
+        return image
+
+    spec = MachineSpec(works.root_image(snapshot.root_digest), snapshot.resources)
+    return Source(spec, load, template_id)
+
+
+async def destroy(machine: Machine | None, guest: Guest | None = None) -> None:
+    """End a machine that is (no longer) anybody's. Goes through even if the caller is cancelled."""
+
+    async def end() -> None:
+        if guest is not None:
+            await guest.close()
+        if machine is not None:
+            await machine.kill()
+
+    await asyncio.shield(asyncio.ensure_future(end()))
+
+
+async def quiesce(owner: Owner) -> tuple[Machine, Guest]:
+    """Bring the sandbox's guest to rest for a capture: awake first, then silent. Uses queue from here on."""
+    machine, guest = owner.machine, owner.guest
+    assert machine is not None
+    assert guest is not None
+    owner.hold()
+    await machine.thaw()
+    try:
+        async with asyncio.timeout(owner.works.options.guest_timeout_s):
+            await guest.quiesce()
+    except TimeoutError:
+        raise GuestFault(f"the guest of sandbox {owner.sandbox.id} did not come to rest in time") from None
+    return machine, guest

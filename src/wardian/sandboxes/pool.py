@@ -1,0 +1,322 @@
+"""Machines that wait: *created* ones for any start or restore, *hot* ones of popular templates.
+
+A created member is booted, empty and parked. A hot member has a template in it, its guest attached at epoch
+0, and is frozen; it costs memory and no CPU. Neither knows a tenant: identity is applied at hand-out.
+
+Members are refilled in the background, one at a time and preferably while nobody waits for a machine. How
+many are kept follows demand (takes within the last ``DEMAND_WINDOW_S``) within the bounds given. A member
+that died while it waited is dropped and replaced; it is never handed out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Generic, TypeVar
+
+from wardian.guest.guest import Guest
+from wardian.isolation.port import Driver, ImageRefused, Machine, MachineImage, MachineSpec, Prepared
+
+DEMAND_WINDOW_S = 10.0
+RETRY_S = 5.0  # after a refill that failed
+PATIENCE_S = 0.25  # a refill waits this long for the foreground to finish, then goes ahead
+
+_log = logging.getLogger(__name__)
+_M = TypeVar("_M")
+
+Load = Callable[[], Awaitable[MachineImage]]
+"""Loads (and verifies) the image a machine is to be restored from."""
+
+Attach = Callable[[Guest], Awaitable[None]]
+"""Makes a guest somebody's: sets its callbacks and attaches it with an epoch and an identity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How many members to keep: ``low`` always, up to ``high`` under demand."""
+
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """Bounds per machine spec (created) and per template (hot), and how many machines are made at once."""
+
+    created: Bounds = Bounds(1, 4)
+    hot: Bounds = Bounds(2, 16)
+    concurrency: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a machine is made from: its spec, and an image to restore or None to boot the root image.
+
+    With a ``template_id`` a hot member of that template will do.
+    """
+
+    spec: MachineSpec
+    load: Load | None = None
+    template_id: str | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Hot:
+    machine: Machine
+    guest: Guest
+    watch: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True)
+class _Shelf(Generic[_M]):
+    """The waiting members of one kind, and the demand for them."""
+
+    bounds: Bounds
+    source: Source
+    members: deque[_M] = field(default_factory=deque)
+    takes: deque[float] = field(default_factory=deque)
+
+    def surplus(self, now: float) -> int:
+        """How many members there are too many (below zero: too few)."""
+        while self.takes and self.takes[0] < now - DEMAND_WINDOW_S:
+            self.takes.popleft()
+        return len(self.members) - min(self.bounds.high, self.bounds.low + len(self.takes))
+
+
+class Pool:
+    """The waiting machines of one driver. ``start`` begins refilling, ``close`` destroys every member."""
+
+    def __init__(
+        self, driver: Driver, limits: PoolLimits, *, new_guest: Callable[[Machine], Guest] | None = None
+    ) -> None:
+        self._driver = driver
+        self._limits = limits
+        self.new_guest = new_guest or (lambda machine: Guest(machine.link))
+        self._created: dict[MachineSpec, _Shelf[Prepared]] = {}
+        self._hot: dict[str, _Shelf[_Hot]] = {}
+        self._slots = asyncio.Semaphore(limits.concurrency)
+        self._waiting = 0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._work = asyncio.Event()
+        self._refiller: asyncio.Task[None] | None = None
+        self._timers: set[asyncio.TimerHandle] = set()
+
+    def start(self) -> None:
+        """Begin to fill."""
+        self._refiller = asyncio.create_task(self._refill_forever(), name="pool refill")
+
+    def keep_warm(self, source: Source) -> None:
+        """Keep hot members of this source's template, and created ones of its spec."""
+        assert source.template_id is not None
+        self._hot[source.template_id] = _Shelf(self._limits.hot, source)
+        self._created.setdefault(source.spec, _Shelf(self._limits.created, Source(source.spec)))
+        self._work.set()
+
+    async def drop(self, template_id: str) -> None:
+        """Keep no more hot members of a template, and destroy the ones there are."""
+        shelf = self._hot.pop(template_id, None)
+        if shelf is not None:
+            await asyncio.gather(*(self._destroy(hot) for hot in shelf.members))
+
+    def waiting(self) -> tuple[int, int]:
+        """How many members wait: created, hot."""
+        return (
+            sum(len(shelf.members) for shelf in self._created.values()),
+            sum(len(shelf.members) for shelf in self._hot.values()),
+        )
+
+    async def obtain(self, source: Source, attach: Attach) -> tuple[Machine, Guest]:
+        """A machine made from ``source``, its guest attached by ``attach``.
+
+        A hot member if there is one, else a created one, else a new one. Whatever fails to attach is destroyed;
+        a dead member is replaced.
+        """
+        while (hot := self._take_hot(source.template_id)) is not None:
+            try:
+                await hot.machine.thaw()
+                await attach(hot.guest)
+                return hot.machine, hot.guest
+            except Exception:
+                _log.warning("a waiting machine was no good; taking another", exc_info=True)
+                await self._destroy(hot)
+            except BaseException:
+                await asyncio.shield(self._destroy(hot))
+                raise
+        async with self._foreground():
+            machine = await self._make(source)
+        return machine, await self._attached(machine, attach)
+
+    async def _attached(self, machine: Machine, attach: Attach) -> Guest:
+        guest = self.new_guest(machine)
+        try:
+            await attach(guest)
+        except BaseException:
+            await asyncio.shield(self._destroy(_Hot(machine, guest)))
+            raise
+        return guest
+
+    async def _make(self, source: Source) -> Machine:
+        image = None if source.load is None else await source.load()
+        member = self._take_created(source.spec)
+        if member is not None:
+            try:
+                return await _become(member, image)
+            except ImageRefused:
+                raise
+            except Exception:
+                _log.warning("a created machine was no good; making another", exc_info=True)
+        return await _become(await self._driver.prepare(source.spec), image)
+
+    def _take_hot(self, template_id: str | None) -> _Hot | None:
+        shelf = None if template_id is None else self._hot.get(template_id)
+        if shelf is None:
+            return None
+        self._note_take(shelf)
+        if not shelf.members:
+            return None
+        hot = shelf.members.popleft()
+        if hot.watch is not None:
+            hot.watch.cancel()
+        return hot
+
+    def _take_created(self, spec: MachineSpec) -> Prepared | None:
+        shelf = self._created.get(spec)
+        if shelf is None:
+            return None
+        self._note_take(shelf)
+        return shelf.members.popleft() if shelf.members else None
+
+    def _note_take(self, shelf: _Shelf[_M]) -> None:
+        shelf.takes.append(time.monotonic())
+        self._work.set()
+        self._look_again_in(DEMAND_WINDOW_S)  # demand will have fallen
+
+    @asynccontextmanager
+    async def _foreground(self) -> AsyncIterator[None]:
+        """While somebody waits for a machine, refills hold back."""
+        self._waiting += 1
+        self._quiet.clear()
+        try:
+            async with self._slots:
+                yield
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._quiet.set()
+
+    async def _refill_forever(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            try:
+                while (step := self._next_step()) is not None:
+                    await self._wait_for_quiet()
+                    await step()
+            except Exception:
+                _log.warning("the pool could not be refilled; trying again", exc_info=True)
+                self._look_again_in(RETRY_S)
+
+    async def _wait_for_quiet(self) -> None:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self._quiet.wait()
+        except TimeoutError:
+            return
+
+    def _next_step(self) -> Callable[[], Awaitable[None]] | None:
+        """What to do next to bring some shelf nearer to its demand: hot ones first."""
+        now = time.monotonic()
+        for hot_shelf in self._hot.values():
+            surplus = hot_shelf.surplus(now)
+            if surplus < 0:
+                return partial(self._add_hot, hot_shelf)
+            if surplus > 0:
+                return partial(self._destroy, hot_shelf.members.pop())
+        for shelf in self._created.values():
+            surplus = shelf.surplus(now)
+            if surplus < 0:
+                return partial(self._add_created, shelf)
+            if surplus > 0:
+                return shelf.members.pop().discard
+        return None
+
+    async def _add_created(self, shelf: _Shelf[Prepared]) -> None:
+        prepared = await self._driver.prepare(shelf.source.spec)
+        try:
+            await prepared.park()
+        except BaseException:
+            await asyncio.shield(prepared.discard())
+            raise
+        shelf.members.append(prepared)
+
+    async def _add_hot(self, shelf: _Shelf[_Hot]) -> None:
+        source = shelf.source
+        image = None if source.load is None else await source.load()
+        machine = await _become(await self._driver.prepare(source.spec), image)
+        guest = await self._attached(machine, lambda guest: guest.attach(0))
+        hot = _Hot(machine, guest)
+        try:
+            await machine.freeze()
+        except BaseException:
+            await asyncio.shield(self._destroy(hot))
+            raise
+        if self._hot.get(source.template_id or "") is not shelf:  # dropped meanwhile
+            await self._destroy(hot)
+            return
+        hot.watch = asyncio.create_task(self._watch(shelf, hot), name=f"pool watch {machine.id}")
+        shelf.members.append(hot)
+
+    async def _watch(self, shelf: _Shelf[_Hot], hot: _Hot) -> None:
+        """Drop a member that dies while it waits."""
+        await hot.machine.wait()
+        if hot in shelf.members:
+            shelf.members.remove(hot)
+            hot.watch = None
+            await self._destroy(hot)
+            self._work.set()
+
+    async def _destroy(self, hot: _Hot) -> None:
+        if hot.watch is not None:
+            hot.watch.cancel()
+        await hot.guest.close()
+        await hot.machine.kill()
+
+    def _look_again_in(self, delay_s: float) -> None:
+        def look() -> None:
+            self._timers.discard(timer)
+            self._work.set()
+
+        if len(self._timers) < 2:  # one timer is enough to notice everything it covers
+            timer = asyncio.get_running_loop().call_later(delay_s + 0.05, look)
+            self._timers.add(timer)
+
+    async def close(self) -> None:
+        """Stop refilling and destroy every member."""
+        for timer in self._timers:
+            timer.cancel()
+        if self._refiller is not None:
+            self._refiller.cancel()
+            await asyncio.gather(self._refiller, return_exceptions=True)
+        hot = [member for shelf in self._hot.values() for member in shelf.members]
+        created = [member for shelf in self._created.values() for member in shelf.members]
+        self._hot.clear()
+        self._created.clear()
+        await asyncio.gather(
+            *(self._destroy(member) for member in hot), *(member.discard() for member in created)
+        )
+
+
+async def _become(prepared: Prepared, image: MachineImage | None) -> Machine:
+    """Turn an empty machine into a running one; if that fails, nothing of it stays."""
+    try:
+        return await (prepared.start() if image is None else prepared.restore(image))
+    except BaseException:
+        await asyncio.shield(prepared.discard())
+        raise

@@ -1,0 +1,78 @@
+"""What every owner works with: one value, put together by the service."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from wardian.guest.guest import Tunnel
+from wardian.isolation.port import Capabilities, Driver, RootImage
+from wardian.model.sandbox import Sandbox
+from wardian.recorder.log import Recorder
+from wardian.sandboxes.leases import NodeLease
+from wardian.sandboxes.pool import Pool
+from wardian.snapshots.store import SnapshotStore
+from wardian.store.database import Database
+
+
+class Outbound(Protocol):
+    """Where a guest's connections go: the host's side of the shore."""
+
+    async def connect(self, sandbox: Sandbox, address: str, port: int, stream: Tunnel) -> None:
+        """Relay ``stream`` to its destination until it ends. Raise ``OSError`` to refuse."""
+
+    async def resolve(self, sandbox: Sandbox, query: bytes) -> bytes:
+        """Answer a DNS query packet. Raise ``OSError`` to fail it."""
+
+
+class Isolated:
+    """No way out: what a server without a network has."""
+
+    async def connect(self, sandbox: Sandbox, address: str, port: int, stream: Tunnel) -> None:
+        raise ConnectionRefusedError("this server gives its sandboxes no network")
+
+    async def resolve(self, sandbox: Sandbox, query: bytes) -> bytes:
+        raise ConnectionRefusedError("this server gives its sandboxes no network")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Bounds and times of a node's lifecycle, in seconds where not said otherwise."""
+
+    timeout_max_s: int = 24 * 3600
+    sandboxes_max: int = 1000  # per tenant, running and paused
+    fork_max: int = 100
+    idle_grace_s: float = 0.1  # after the last use, before a sandbox without processes is frozen
+    freeze_idle: bool = True
+    pause_retry_s: float = 30  # when a pause at timeout fails, the sandbox goes on this long
+    sample_every_s: float = 5
+    guest_timeout_s: float = 10
+
+
+def now_us() -> int:
+    """Microseconds since the epoch."""
+    return time.time_ns() // 1000
+
+
+def no_checkpoint(_name: str) -> None:
+    """Production has no fault injection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """Shared by the owners of one node. ``checkpoint`` is called at every boundary a crash may fall on."""
+
+    database: Database
+    driver: Driver
+    host: Capabilities
+    snapshots: SnapshotStore
+    recorder: Recorder
+    lease: NodeLease
+    pool: Pool
+    root_image: Callable[[str], RootImage]  # by digest
+    outbound: Outbound = field(default_factory=Isolated)
+    options: Options = field(default_factory=Options)
+    now_us: Callable[[], int] = now_us
+    checkpoint: Callable[[str], None] = no_checkpoint

@@ -1,0 +1,101 @@
+"""Rows to values and back, where more than one query module needs it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Row
+
+from wardian.model.resources import Resources
+from wardian.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxSpec, Snapshot, State
+
+
+def resources_of(row: Row[Any]) -> Resources:
+    return Resources(row.cpu_count, row.memory_mib, row.disk_mib, row.processes_max)
+
+
+def sandbox_values(sandbox: Sandbox, *, node_id: str) -> dict[str, Any]:
+    return {
+        "id": sandbox.id,
+        "tenant_id": sandbox.tenant,
+        "node_id": node_id,
+        "template_id": sandbox.template_id,
+        "template_alias": sandbox.template_alias,
+        "template_digest": sandbox.template_digest,
+        "state": sandbox.state.value,
+        "epoch": sandbox.epoch,
+        "isolation": sandbox.isolation,
+        **asdict(sandbox.resources),
+        "spec": _spec_values(sandbox.spec),
+        "access_token": sandbox.access_token,
+        "traffic_token": sandbox.traffic_token,
+        "created_at": sandbox.created_at,
+        "started_at": sandbox.started_at,
+        "end_at": sandbox.end_at,
+        "ended_at": sandbox.ended_at,
+        "end_reason": sandbox.end_reason and sandbox.end_reason.value,
+        "snapshot_id": sandbox.snapshot_id,
+        "parent_id": sandbox.parent_id,
+        "machine_id": sandbox.machine_id,
+        "machine": sandbox.machine and dict(sandbox.machine),
+        "idempotency_key": sandbox.spec.idempotency_key,
+    }
+
+
+def sandbox_of(row: Row[Any]) -> Sandbox:
+    return Sandbox(
+        id=row.id,
+        tenant=row.tenant_id,
+        template_id=row.template_id,
+        template_alias=row.template_alias,
+        template_digest=row.template_digest,
+        state=State(row.state),
+        epoch=row.epoch,
+        isolation=row.isolation,
+        resources=resources_of(row),
+        spec=_spec_of(row.spec),
+        access_token=row.access_token,
+        traffic_token=row.traffic_token,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        end_at=row.end_at,
+        ended_at=row.ended_at,
+        end_reason=EndReason(row.end_reason) if row.end_reason else None,
+        snapshot_id=row.snapshot_id,
+        parent_id=row.parent_id,
+        machine_id=row.machine_id,
+        machine=row.machine,
+    )
+
+
+def _spec_values(spec: SandboxSpec) -> dict[str, Any]:
+    values = {name: getattr(spec, name) for name in SandboxSpec.__dataclass_fields__}
+    return values | {
+        "metadata": dict(spec.metadata),
+        "env": dict(spec.env),
+        "on_timeout": spec.on_timeout.value,
+    }
+
+
+def _spec_of(values: dict[str, Any]) -> SandboxSpec:
+    # A row written by another version may know fields that we do not.
+    known = {name: value for name, value in values.items() if name in SandboxSpec.__dataclass_fields__}
+    return SandboxSpec(**known | {"on_timeout": OnTimeout(values["on_timeout"])})
+
+
+def snapshot_of(row: Row[Any]) -> Snapshot:
+    return Snapshot(
+        id=row.id,
+        tenant=row.tenant_id,
+        sandbox_id=row.sandbox_id,
+        template_id=row.template_id,
+        kind=row.kind,
+        names=(row.name,) if row.name else (),
+        parent_id=row.parent_id,
+        digest=row.digest,
+        size_bytes=row.size_bytes,
+        created_at=row.created_at,
+        root_digest=row.root_digest,
+        resources=resources_of(row),
+    )

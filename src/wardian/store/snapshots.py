@@ -1,0 +1,91 @@
+"""Queries on snapshots: the rows. The files are ``wardian.snapshots``'s."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from sqlalchemy import Connection, and_, delete, func, insert, or_, select
+
+from wardian.model.sandbox import Snapshot
+from wardian.store.codec import snapshot_of
+from wardian.store.tables import snapshot as table
+from wardian.store.tables import template
+
+KEPT = ("named", "template")
+"""Kinds a caller may ask for by id; the memory of a paused sandbox is not one of them."""
+
+
+def add(conn: Connection, snapshot: Snapshot) -> None:
+    conn.execute(
+        insert(table),
+        {
+            "id": snapshot.id,
+            "tenant_id": snapshot.tenant,
+            "sandbox_id": snapshot.sandbox_id,
+            "template_id": snapshot.template_id,
+            "kind": snapshot.kind,
+            "name": snapshot.names[0] if snapshot.names else None,
+            "parent_id": snapshot.parent_id,
+            "digest": snapshot.digest,
+            "size_bytes": snapshot.size_bytes,
+            "created_at": snapshot.created_at,
+            "root_digest": snapshot.root_digest,
+            **asdict(snapshot.resources),
+        },
+    )
+
+
+def get(conn: Connection, snapshot_id: str) -> Snapshot | None:
+    """A snapshot of any tenant and kind."""
+    row = conn.execute(select(table).where(table.c.id == snapshot_id)).first()
+    return None if row is None else snapshot_of(row)
+
+
+def find(conn: Connection, tenant: str, reference: str) -> Snapshot | None:
+    """A kept snapshot of a tenant by id or name; of several with one name, the newest."""
+    row = conn.execute(
+        select(table)
+        .where(
+            table.c.tenant_id == tenant,
+            table.c.kind.in_(KEPT),
+            or_(table.c.id == reference, table.c.name == reference),
+        )
+        .order_by(table.c.created_at.desc())
+    ).first()
+    return None if row is None else snapshot_of(row)
+
+
+def page(
+    conn: Connection,
+    tenant: str,
+    *,
+    sandbox_id: str | None,
+    name: str | None,
+    after: tuple[int, str] | None,
+    limit: int,
+) -> Sequence[Snapshot]:
+    """The tenant's kept snapshots, newest first, beyond the position ``after``."""
+    query = select(table).where(table.c.tenant_id == tenant, table.c.kind.in_(KEPT))
+    if sandbox_id is not None:
+        query = query.where(table.c.sandbox_id == sandbox_id)
+    if name is not None:
+        query = query.where(table.c.name == name)
+    if after is not None:
+        at, last = after
+        query = query.where(or_(table.c.created_at < at, and_(table.c.created_at == at, table.c.id < last)))
+    query = query.order_by(table.c.created_at.desc(), table.c.id.desc()).limit(limit)
+    return [snapshot_of(row) for row in conn.execute(query)]
+
+
+def all_ids(conn: Connection) -> frozenset[str]:
+    return frozenset(conn.execute(select(table.c.id)).scalars())
+
+
+def remove(conn: Connection, snapshot_id: str) -> None:
+    conn.execute(delete(table).where(table.c.id == snapshot_id))
+
+
+def templates_using(conn: Connection, snapshot_id: str) -> int:
+    """How many templates start from a snapshot."""
+    return conn.execute(select(func.count()).where(template.c.snapshot_id == snapshot_id)).scalar_one()

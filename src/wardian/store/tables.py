@@ -1,0 +1,187 @@
+"""The tables. Portable SQL only; ``migrations/`` must arrive at exactly this (a test compares them).
+
+Times are microseconds since the epoch, digests ``sha256:<hex>``. Nothing here is ever updated to forget what
+a sandbox cost: ``usage_interval`` rows outlive their sandbox's snapshot, machine and secrets.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_ROW_ID = BigInteger().with_variant(Integer(), "sqlite")  # SQLite numbers rows only in an INTEGER column
+
+tenant = Table(
+    "tenant",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+api_key = Table(
+    "api_key",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", String(64), ForeignKey("tenant.id"), nullable=False, index=True),
+    Column("name", String(200), nullable=False),
+    Column("prefix", String(16), nullable=False),  # the first characters, so that people can tell keys apart
+    Column(
+        "digest", String(80), nullable=False, unique=True
+    ),  # of the whole key; the key itself is never kept
+    Column("created_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+)
+
+template = Table(
+    "template",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("alias", String(128), index=True),
+    Column("tenant_id", String(64), ForeignKey("tenant.id"), index=True),  # null: public
+    Column("root_digest", String(80), nullable=False),
+    Column("snapshot_id", String(64)),
+    Column("cpu_count", Integer, nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("disk_mib", Integer, nullable=False),
+    Column("processes_max", Integer, nullable=False),
+    Column("env", JSON, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+node = Table(
+    "node",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("epoch", BigInteger, nullable=False),  # raised by every takeover; an older holder is refused
+    Column("holder", String(200), nullable=False),  # pid and host name, for people
+    Column("started_at", BigInteger, nullable=False),
+    Column("heartbeat_at", BigInteger, nullable=False),
+)
+
+sandbox = Table(
+    "sandbox",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", String(64), nullable=False),
+    Column("node_id", String(64), nullable=False),
+    Column("template_id", String(64), nullable=False),
+    Column("template_alias", String(128)),
+    Column("template_digest", String(80), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("isolation", String(32), nullable=False),
+    Column("cpu_count", Integer, nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("disk_mib", Integer, nullable=False),
+    Column("processes_max", Integer, nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("access_token", String(128)),
+    Column("traffic_token", String(128)),
+    Column("created_at", BigInteger, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("end_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("end_reason", String(32)),
+    Column("snapshot_id", String(64)),
+    Column("parent_id", String(64)),
+    Column("machine_id", String(128)),
+    Column("machine", JSON),
+    Column("idempotency_key", String(255)),
+    Index("ix_sandbox_listing", "tenant_id", "started_at", "id"),
+    Index("ix_sandbox_idempotency", "tenant_id", "idempotency_key", unique=True),
+    Index("ix_sandbox_open", "node_id", "state"),
+)
+
+sandbox_metadata = Table(
+    "sandbox_metadata",
+    metadata,
+    Column("sandbox_id", String(64), ForeignKey("sandbox.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", String, primary_key=True),
+    Column("value", String, nullable=False),
+)
+
+intent = Table(
+    "intent",
+    metadata,
+    Column("id", _ROW_ID, primary_key=True, autoincrement=True),
+    Column("sandbox_id", String(64), nullable=False),
+    Column("verb", String(32), nullable=False),
+    Column("data", JSON, nullable=False),
+    Column("opened_at", BigInteger, nullable=False),
+    Column("closed_at", BigInteger),
+    Column("outcome", String(200)),
+    # At most one thing is being done to a sandbox at any time.
+    Index(
+        "ix_intent_open",
+        "sandbox_id",
+        unique=True,
+        sqlite_where=text("closed_at IS NULL"),
+        postgresql_where=text("closed_at IS NULL"),
+    ),
+)
+
+snapshot = Table(
+    "snapshot",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", String(64), nullable=False),
+    Column("sandbox_id", String(64), nullable=False, index=True),
+    Column("template_id", String(64), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("name", String(200)),
+    Column("parent_id", String(64), index=True),
+    Column("digest", String(80), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("root_digest", String(80), nullable=False),
+    Column("cpu_count", Integer, nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("disk_mib", Integer, nullable=False),
+    Column("processes_max", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Index("ix_snapshot_listing", "tenant_id", "created_at", "id"),
+)
+
+usage_interval = Table(
+    "usage_interval",
+    metadata,
+    Column("id", _ROW_ID, primary_key=True, autoincrement=True),
+    Column("sandbox_id", String(64), nullable=False),
+    Column("tenant_id", String(64), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("opened_at", BigInteger, nullable=False),
+    Column("closed_at", BigInteger),
+    Column("cpu_count", Integer, nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("disk_mib", Integer, nullable=False),
+    Column("stored_bytes", BigInteger, nullable=False),
+    Index("ix_usage_interval_tenant", "tenant_id", "opened_at"),
+    Index("ix_usage_interval_sandbox", "sandbox_id"),
+    # One meter runs at a time.
+    Index(
+        "ix_usage_interval_open",
+        "sandbox_id",
+        unique=True,
+        sqlite_where=text("closed_at IS NULL"),
+        postgresql_where=text("closed_at IS NULL"),
+    ),
+)
