@@ -1,0 +1,206 @@
+"""The composition root: the only place where parts are put together, in the order in which they must start.
+
+lock → database (and its migrations) → key → image → driver (probed by booting a machine) → lease → lifecycle
+(which takes over what an earlier server left) → the two planes. Whatever fails, what was begun is let go in
+reverse order; machines are never touched by a stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+from starlette.types import ASGIApp
+
+from wardian.api.auth import KEY_FORM, Keyring, new_key
+from wardian.api.dispatch import Dispatch
+from wardian.api.e2b.app import build_control_plane
+from wardian.api.e2b.context import ControlPlane
+from wardian.api.envd import build_data_plane
+from wardian.config import Settings
+from wardian.images.catalog import Catalog, base_image
+from wardian.images.roots import Roots
+from wardian.isolation.gvisor import GvisorDriver, Tools
+from wardian.isolation.port import Capabilities, Driver
+from wardian.model.errors import Unavailable
+from wardian.model.resources import Resources
+from wardian.model.template import Template
+from wardian.network.policy import Policy
+from wardian.network.shore import Shore
+from wardian.recorder.log import Recorder
+from wardian.sandboxes.leases import DirectoryLock, NodeLease
+from wardian.sandboxes.pool import Bounds, Pool, PoolLimits
+from wardian.sandboxes.reconciler import Outcome
+from wardian.sandboxes.service import Sandboxes
+from wardian.sandboxes.templates import Templates
+from wardian.sandboxes.workshop import Options, Workshop, now_us
+from wardian.snapshots.store import SnapshotStore
+from wardian.store import keys
+from wardian.store.database import Database
+
+NODE = "local"
+TENANT = "default"
+BASE = "base"
+KEY_FILE = "key"
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """A started server. ``lost`` is set when another server took this node over: nothing may be done then."""
+
+    asgi: ASGIApp
+    sandboxes: Sandboxes
+    key: str
+    domain: str | None
+    host: Capabilities
+    taken_over: Outcome
+    lost: asyncio.Event
+
+
+@asynccontextmanager
+async def start(settings: Settings) -> AsyncIterator[App]:
+    """Start everything but the listener. Raises a :class:`WardianError` that says what is missing."""
+    data = settings.data_dir
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    async with AsyncExitStack() as stack:
+        stack.callback(DirectoryLock(data).release)
+        database = await Database.open(data / "wardian.db")
+        stack.push_async_callback(database.close)
+        key = await _local_key(database, data / KEY_FILE)
+        roots = Roots(data / "roots")
+        template = await asyncio.to_thread(_base_template, settings, roots)
+
+        driver = build_driver(settings)
+        stack.push_async_callback(driver.close)
+        host = await _usable(driver)
+        lease = await NodeLease.take(database, NODE, now_us=now_us)
+        stack.push_async_callback(lease.release)
+        snapshots = SnapshotStore(data / "snapshots")
+        stack.push_async_callback(snapshots.close)
+        await snapshots.open()
+
+        def record(sandbox_id: str, kind: str, facts: Mapping[str, Any]) -> None:
+            sandboxes.record(sandbox_id, kind, facts)
+
+        shore = Shore(
+            Policy(settings.allowed_networks),
+            lambda sandbox_id, event: _at_the_shore(record, sandbox_id, event),
+        )
+        stack.callback(shore.close)
+        works = Workshop(
+            database=database,
+            driver=driver,
+            host=host,
+            snapshots=snapshots,
+            recorder=Recorder(data / "events", now_us=now_us),
+            lease=lease,
+            pool=Pool(driver, pool_limits(settings)),
+            root_image=roots.find,
+            outbound=shore,
+            options=Options(
+                timeout_max_s=settings.timeout_max_hours * 3600, sandboxes_max=settings.sandboxes_max
+            ),
+        )
+        templates = Templates(database)
+        if await templates.find(TENANT, BASE) != template:
+            await templates.put(template)
+        sandboxes = Sandboxes(works, templates)
+        stack.push_async_callback(sandboxes.close)
+        taken_over = await sandboxes.start()
+
+        data_plane = build_data_plane(sandboxes, record=record)
+        stack.push_async_callback(data_plane.aclose)
+        plane = ControlPlane(sandboxes, templates, settings.domain, settings.timeout_max_hours * 3600)
+
+        async def find_tenant(key: str) -> str | None:
+            return await database.read(lambda conn: keys.tenant_of(conn, key))
+
+        control_plane = build_control_plane(plane, Keyring(find_tenant))
+        asgi = Dispatch(control=control_plane, data=data_plane)
+        yield App(asgi, sandboxes, key, settings.domain, host, taken_over, lease.lost)
+
+
+def build_driver(settings: Settings) -> Driver:
+    """The isolation driver of this host."""
+    launcher, guest = settings.programs / "launcher/build", settings.programs / "guest/build"
+    tools = Tools(
+        runsc=settings.runsc,
+        launcher=launcher / "wardian-launch",
+        enter=launcher / "wardian-enter",
+        echo=launcher / "wardian-echo",
+        agent=guest / "wardian-guest",
+    )
+    for program in (tools.launcher, tools.enter, tools.echo, tools.agent, tools.runsc):
+        if not os.access(program, os.X_OK):
+            raise Unavailable(f"{program} is missing", code="program_missing", hint="run `make setup`")
+    return GvisorDriver(settings.data_dir / "gvisor", tools)
+
+
+def pool_limits(settings: Settings) -> PoolLimits:
+    """How many machines wait: what was asked for, and a multiple of it under demand."""
+    hot, created = settings.pool_hot, settings.pool_created
+    return PoolLimits(created=Bounds(created, 4 * created), hot=Bounds(hot, 8 * hot))
+
+
+def _base_template(settings: Settings, roots: Roots) -> Template:
+    """The template everybody has. Raises :class:`Unavailable` when its image has not been built."""
+    image = base_image(settings.cache_dir)
+    root = roots.adopt(image, Catalog(settings.cache_dir))
+    made_at = int(root.path.stat().st_mtime) * 1_000_000
+    return Template(
+        id=BASE, alias=BASE, tenant=None, root_digest=root.digest, resources=Resources(), created_at=made_at
+    )
+
+
+async def _usable(driver: Driver) -> Capabilities:
+    host = await driver.probe()
+    if not host.usable:
+        raise Unavailable(
+            f"this host cannot run sandboxes with {host.driver}: {host.reason}",
+            code="isolation_unusable",
+            hint=host.remedy or "run `wardian doctor`",
+        )
+    return host
+
+
+async def _local_key(database: Database, path: Path) -> str:
+    """The key for whoever may read the data directory: made at the first start, kept for the next ones."""
+    known = await asyncio.to_thread(_read_key, path)
+    if known and await database.read(lambda conn: keys.tenant_of(conn, known)) is not None:
+        return known
+    key, at = new_key(), now_us()
+
+    def transaction(conn: Connection) -> None:
+        keys.add_tenant(conn, TENANT, name=TENANT, at=at)
+        keys.add_key(conn, key, key_id=f"k{at}", tenant_id=TENANT, name="local", at=at)
+
+    await database.write(transaction, durable=True)
+    await asyncio.to_thread(_write_key, path, key)
+    return key
+
+
+def _read_key(path: Path) -> str | None:
+    key = path.read_text().strip() if path.exists() else ""
+    return key if KEY_FORM.fullmatch(key) else None
+
+
+def _write_key(path: Path, key: str) -> None:
+    draft = path.with_suffix(".new")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(key + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.rename(path)
+
+
+def _at_the_shore(record: Any, sandbox_id: str, event: Mapping[str, object]) -> None:
+    facts = dict(event)
+    record(sandbox_id, f"network.{facts.pop('kind')}", facts)

@@ -1,0 +1,111 @@
+"""The settings of one server: read once, from what was given on the command line and then from ``WARDIAN_*``.
+
+Nothing below this layer reads the environment; the composition root passes on what each part needs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Any, Self
+
+from wardian.model.errors import Invalid
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PORT = 9273
+"""The default: W-A-R-D on a telephone's keys."""
+
+Network = IPv4Network | IPv6Network
+
+
+class BadSetting(Invalid):
+    code = "bad_setting"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every choice that a server's operator has."""
+
+    data_dir: Path
+    """Database, snapshots, machines, logs and the local key. One server at a time uses it."""
+
+    host: str = "127.0.0.1"
+    port: int = PORT
+    """0 lets the system choose."""
+
+    domain: str | None = None
+    """What names of sandbox ports end in: ``{port}-{id}.{domain}``. None: ``localhost`` with our own port."""
+
+    cache_dir: Path | None = None
+    """Where images are kept; None leaves it to ``wardian.images``."""
+
+    programs: Path = REPOSITORY
+    """The directory whose ``launcher/build`` and ``guest/build`` hold the native programs."""
+
+    runsc: Path = Path("/usr/bin/runsc")
+
+    pool_hot: int = 2
+    """Frozen machines with a template inside that always wait; up to eight times as many under demand."""
+
+    pool_created: int = 1
+    """Empty machines that always wait; up to four times as many under demand."""
+
+    sandboxes_max: int = 1000
+    """Per tenant, running and paused."""
+
+    timeout_max_hours: int = 24
+    """The longest time a sandbox may ask for at once."""
+
+    allowed_networks: tuple[Network, ...] = field(default=())
+    """Private networks that sandboxes may reach all the same, although private ones are closed by default."""
+
+    @classmethod
+    def load(cls, environment: Mapping[str, str] | None = None, **given: Any) -> Self:
+        """What is ``given`` and not None, else ``WARDIAN_<NAME>``, else the default."""
+        env = os.environ if environment is None else environment
+        chosen = {name: value for name, value in given.items() if value is not None}
+        for name, read in _READERS.items():
+            text = env.get(f"WARDIAN_{name.upper()}", "")
+            if name in chosen or not text:
+                continue
+            try:
+                chosen[name] = read(text)
+            except ValueError as error:
+                raise BadSetting(f"WARDIAN_{name.upper()}: {error}") from None
+        settings = cls(**chosen)
+        settings._check()
+        return settings
+
+    def _check(self) -> None:
+        for name, low, high in (
+            ("port", 0, 65535),
+            ("pool_hot", 0, 1000),
+            ("pool_created", 0, 1000),
+            ("sandboxes_max", 1, 100_000),
+            ("timeout_max_hours", 1, 24 * 365),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise BadSetting(f"{name} must be between {low} and {high}, not {getattr(self, name)}")
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
+
+
+_READERS: Mapping[str, Any] = {
+    "host": str,
+    "port": int,
+    "domain": str,
+    "programs": Path,
+    "runsc": Path,
+    "pool_hot": int,
+    "pool_created": int,
+    "sandboxes_max": int,
+    "timeout_max_hours": int,
+    "allowed_networks": _networks,
+}
+"""How each setting that the environment may give is read. ``WARDIAN_DATA`` and ``WARDIAN_CACHE`` concern
+more than a server, and are read where they are used."""
