@@ -1,7 +1,7 @@
 """Makes this machine ready for `make demo`, `make test` and `make bench`; does only what is still missing.
 
-Steps: Debian packages, the Python environment (by uv), the guest agent and the launcher, the base image. Each
-first looks whether it is done, which takes all of them a fraction of a second, so an interrupted set-up simply
+Steps: Debian packages, the Python environment (by uv), the guest agent and launcher, the base image. Each
+first looks whether it is done, which takes a fraction of a second for all, so an interrupted set-up simply
 goes on where it stopped. Needs nothing but Python's standard library. Commands write to build/setup.log.
 """
 
@@ -133,7 +133,7 @@ def add_backports() -> None:
     if not release:
         raise SetupError(
             "gVisor comes from Debian's bookworm-backports, but this machine names no Debian mirror to ask.\n"
-            "Add /etc/apt/sources.list.d/debian.sources for bookworm, from a mirror you trust, and run this again."
+            "Add /etc/apt/sources.list.d/debian.sources for it, from a mirror you trust, then run this again."
         )
     backports = debian.Source(release[0].uri, "bookworm-backports", ("main",), release[0].signed_by)
     run([*sudo(), "tee", str(BACKPORTS_FILE)], input_text=backports.stanza)
@@ -186,7 +186,7 @@ def python_environment() -> None:
         if index and not any(name in os.environ for name in ("UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX")):
             sync_from_index(uv, index, environment)
         else:
-            run([uv, "sync", "--frozen"], environment)
+            run([uv, "sync", "--frozen", "--compile-bytecode"], environment)
         stamp.write_text(key)
 
 
@@ -197,7 +197,7 @@ def sync_from_index(uv: str, index: str, environment: Mapping[str, str]) -> None
     wanted = BUILD / "requirements.txt"
     run([uv, "export", "--frozen", "--no-emit-project", "--quiet", "--output-file", str(wanted)], environment)
     options = ["--default-index", index]
-    run([uv, "pip", "sync", "--require-hashes", *options, str(wanted)], environment)
+    run([uv, "pip", "sync", "--require-hashes", "--compile-bytecode", *options, str(wanted)], environment)
     run([uv, "pip", "install", "--no-deps", *options, "--editable", "."], environment)
 
 

@@ -1,0 +1,178 @@
+"""``wardian doctor``: what this host can do, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.text import Text
+
+from wardian.app import build_driver
+from wardian.cli import remote
+from wardian.cli.output import err, out, print_json
+from wardian.config import Settings
+from wardian.images.base import base_recipe
+from wardian.images.catalog import Catalog, default_cache
+from wardian.model.errors import WardianError
+
+DISK_FREE_MIN = 2 << 30
+MEMORY_FREE_MIN = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One requirement. ``level`` is ok, warning (works, but) or missing; ``remedy`` says how to get it."""
+
+    name: str
+    level: str
+    detail: str
+    remedy: str = ""
+
+
+def examination(*, as_json: bool) -> bool:
+    """Examine this host, show what was found, and answer whether it can run sandboxes."""
+    with err.status("looking at this host") if err.is_terminal else nullcontext():
+        findings = list(examine())
+    usable = all(finding.level != "missing" for finding in findings)
+    if as_json:
+        print_json({"usable": usable, "findings": [asdict(finding) for finding in findings]})
+    else:
+        _show(findings)
+    return usable
+
+
+def examine() -> Iterator[Finding]:
+    """Every finding, the cheap ones first."""
+    yield _python()
+    yield _root()
+    yield from _programs()
+    yield _resources("memory", _memory_free(), MEMORY_FREE_MIN, "each sandbox takes 8 MB and what runs in it")
+    cache = default_cache()
+    yield _resources(
+        "disk", _disk_free(cache), DISK_FREE_MIN, f"images and snapshots are kept below {cache.parent}"
+    )
+    yield _image()
+    yield asyncio.run(_probe())
+    yield _kvm()
+    yield _server()
+
+
+def _python() -> Finding:
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    return Finding("python", "ok", version)
+
+
+def _root() -> Finding:
+    if os.geteuid() == 0:
+        return Finding("root", "ok", "running as root")
+    return Finding(
+        "root", "missing", "machines are made by root", "run `wardian doctor` and `wardian serve` as root"
+    )
+
+
+def _programs() -> Iterator[Finding]:
+    for program, package, why in (
+        ("runsc", "runsc, of bookworm-backports", "gVisor, the sandbox's kernel"),
+        ("mkfs.erofs", "erofs-utils", "makes root images"),
+        ("mkfs.ext4", "e2fsprogs", "makes the sandboxes' bounded disks"),
+        ("mmdebstrap", "mmdebstrap", "builds the base image"),
+    ):
+        found = shutil.which(program)
+        if found:
+            yield Finding(program, "ok", found)
+        else:
+            yield Finding(program, "missing", why, f"make setup, or install the Debian package {package}")
+
+
+def _resources(name: str, free: int, least: int, why: str) -> Finding:
+    detail = f"{free / (1 << 30):.1f} GiB free"
+    if free >= least:
+        return Finding(name, "ok", detail)
+    return Finding(name, "warning", detail, f"{least >> 30} GiB or more are better: {why}")
+
+
+def _memory_free() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
+def _disk_free(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def _image() -> Finding:
+    image = Catalog().find(base_recipe())
+    if image is None:
+        return Finding("base image", "missing", "not built on this host", "wardian template build base")
+    size = f"{image.manifest.size_bytes / 1e6:.0f} MB"
+    return Finding(
+        "base image", "ok", f"{image.manifest.digest[:19]}…, {size}, {len(image.manifest.packages)} packages"
+    )
+
+
+async def _probe() -> Finding:
+    name = "machine"
+    with tempfile.TemporaryDirectory(prefix="wardian-doctor-") as state:
+        try:
+            driver = build_driver(Settings.load(data_dir=Path(state)))
+        except WardianError as error:
+            return Finding(name, "missing", error.message, error.hint or "")
+        try:
+            found = await driver.probe()
+        finally:
+            await driver.close()
+    if not found.usable:
+        return Finding(name, "missing", f"{found.driver}: {found.reason}", found.remedy)
+    details = (f"{fact.replace('_', ' ')} {value}" for fact, value in sorted(found.details.items()))
+    return Finding(name, "ok", f"{found.driver} booted and answered: {', '.join([found.version, *details])}")
+
+
+def _kvm() -> Finding:
+    if os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return Finding("kvm", "ok", "present, not used yet: sandboxes run on gVisor")
+    return Finding("kvm", "ok", "absent, and not needed: sandboxes run on gVisor")
+
+
+def _server() -> Finding:
+    try:
+        server = remote.find_server(None, None, None)
+        asyncio.run(_ask(server))
+    except WardianError as error:
+        return Finding("server", "warning", error.message, error.hint or "")
+    return Finding("server", "ok", f"answers at {server.url}")
+
+
+async def _ask(server: remote.Address) -> None:
+    async with remote.connect(server) as there:
+        await there.call("GET", "/v2/sandboxes", query={"limit": 1})
+
+
+def _show(findings: list[Finding]) -> None:
+    marks = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "missing": ("✗", "red")}
+    for finding in findings:
+        mark, colour = marks[finding.level]
+        out.print(Text.assemble((f"{mark} ", colour), f"{finding.name:16}", finding.detail), soft_wrap=True)
+        if finding.remedy:
+            out.print(Text.assemble(" " * 18, (f"→ {finding.remedy}", "bold")), soft_wrap=True)
+    missing = sum(finding.level == "missing" for finding in findings)
+    out.print()
+    if missing:
+        out.print(
+            Text(
+                f"{missing} of {len(findings)} requirements are missing: this host cannot run sandboxes yet",
+                "red",
+            )
+        )
+    else:
+        out.print(Text("this host can run sandboxes", "green"))

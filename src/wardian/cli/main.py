@@ -1,0 +1,97 @@
+"""The ``wardian`` command."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wardian.cli import sandbox, server_file, template
+from wardian.cli.output import EXIT_CODES, ExitCode, Json, errors
+
+app = typer.Typer(
+    name="wardian",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="A home for AI agents: sealed, pausable, forkable sandboxes with a kernel of their own.",
+    epilog=EXIT_CODES,
+)
+
+Url = Annotated[
+    str | None,
+    typer.Option("--url", help="The server (WARDIAN_API_URL, E2B_API_URL; default: the local one)."),
+]
+Key = Annotated[str | None, typer.Option("--api-key", help="The API key (WARDIAN_API_KEY, E2B_API_KEY).")]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Talk to the local server that runs on this data directory.")
+]
+
+
+def server_options(context: typer.Context, url: Url = None, key: Key = None, data: Data = None) -> None:
+    context.obj = (url, key, data)
+
+
+def version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"wardian {importlib.metadata.version('wardian')}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog=EXIT_CODES)
+def serve(
+    *,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (default: 127.0.0.1).")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on, 0 for any free one (default: 9273).")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Where everything is kept (WARDIAN_DATA; default: /var/lib/wardian)."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the server, in the foreground, until Ctrl-C.
+
+    Prints the URL, an API key, and the variables that point the E2B SDK here. Listens on loopback unless
+    told otherwise. Sandboxes outlive it: the next server on the same data directory takes them over, running
+    ones too. Every option may also come from the environment, as `WARDIAN_HOST` and so on.
+    """
+    from wardian.cli import serve as server  # late: it brings half of the house, and other commands want none
+    from wardian.config import Settings
+
+    with errors(as_json=as_json):
+        settings = Settings.load(data_dir=data or server_file.default_data_dir(), host=host, port=port)
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        server.serve(settings, as_json=as_json)
+
+
+@app.command(epilog=EXIT_CODES)
+def doctor(*, as_json: Json = False) -> None:
+    """Check whether this host can run sandboxes; ends with 1 if it cannot.
+
+    Really boots a machine and talks to it. Nothing is changed and nothing is left behind.
+    """
+    from wardian.cli.doctor import examination
+
+    raise typer.Exit(ExitCode.DONE if examination(as_json=as_json) else ExitCode.FAILED)
+
+
+for group in (sandbox.app, template.app):
+    group.callback()(server_options)
+
+app.add_typer(sandbox.app, name="sandbox")
+app.add_typer(template.app, name="template")

@@ -1,0 +1,465 @@
+"""``wardian sandbox``: the life of sandboxes, one command per verb."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from wardian.cli import copy, processes, remote, terminal
+from wardian.cli.envd import Envd
+from wardian.cli.output import EXIT_CODES, Json, errors, note, out, print_json, table
+from wardian.cli.remote import Address, Remote
+from wardian.model.errors import Conflict, Invalid, Kind, WardianError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Create, use, pause, fork and kill sandboxes.\n\nWherever an ID is wanted, its beginning is enough.",
+    epilog=EXIT_CODES,
+)
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The sandbox, or the beginning of its id.")]
+Ids = Annotated[
+    list[str], typer.Argument(metavar="ID...", help="The sandboxes, or the beginnings of their ids.")
+]
+Seconds = Annotated[
+    int | None, typer.Option("--timeout", "-t", min=1, help="Seconds it may live from now on.")
+]
+User = Annotated[str | None, typer.Option("--user", "-u", help="Run as this user (default: user).")]
+Directory = Annotated[
+    str | None, typer.Option("--cwd", "-w", help="Working directory (default: the home directory).")
+]
+Variables = Annotated[
+    list[str], typer.Option("--env", "-e", metavar="NAME=VALUE", help="Set a variable. May be repeated.")
+]
+WITH_OPTIONS = {"allow_interspersed_args": False, "ignore_unknown_options": True}
+"""After the id everything belongs to the command inside, options too."""
+
+
+def address(context: typer.Context) -> Address:
+    """The server that the options of the command group name."""
+    url, key, data = context.obj
+    return remote.find_server(url, key, data)
+
+
+@app.command(epilog=EXIT_CODES)
+def create(
+    context: typer.Context,
+    template: Annotated[str, typer.Argument(help="Template, or snapshot, to start from.")] = "base",
+    *,
+    timeout: Annotated[int, typer.Option("--timeout", "-t", min=1, help="Seconds it may live.")] = 300,
+    env: Variables = [],  # noqa: B006 - typer copies it
+    metadata: Annotated[
+        list[str],
+        typer.Option("--metadata", "-m", metavar="NAME=VALUE", help="Attach a label. May be repeated."),
+    ] = [],  # noqa: B006
+    pause_at_timeout: Annotated[
+        bool, typer.Option("--pause-at-timeout", help="When its time is up, pause it instead of killing it.")
+    ] = False,
+    auto_resume: Annotated[
+        bool, typer.Option("--auto-resume", help="Resume it when someone uses it while it is paused.")
+    ] = False,
+    internet: Annotated[
+        bool, typer.Option("--internet/--no-internet", help="Let it reach the internet.")
+    ] = True,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="The same key gives the same sandbox, however often this is run.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Create a sandbox and print its id."""
+    with errors(as_json=as_json):
+        body: dict[str, Any] = {
+            "templateID": template,
+            "timeout": timeout,
+            "envVars": pairs(env, "--env"),
+            "metadata": pairs(metadata, "--metadata"),
+            "allow_internet_access": internet,
+        }
+        if pause_at_timeout:
+            body["autoPause"] = True
+        if auto_resume:
+            body["autoResume"] = {"enabled": True}
+        made = remote.run(_create(address(context), body, idempotency_key))
+        if as_json:
+            print_json(made)
+            return
+        out.print(made["sandboxID"])
+        note(f"{template}, {made.get('isolation', 'unknown isolation')}, for {timeout} s")
+
+
+async def _create(server: Address, body: dict[str, Any], key: str | None) -> dict[str, Any]:
+    async with remote.connect(server) as there:
+        headers = {"Idempotency-Key": key} if key else {}
+        made: dict[str, Any] = (await there.call("POST", "/v2/sandboxes", body=body, headers=headers)).json()
+        return made
+
+
+@app.command("ls", epilog=EXIT_CODES)
+def list_(
+    context: typer.Context,
+    *,
+    state: Annotated[str, typer.Option(help="running, paused, or both with a comma.")] = "running,paused",
+    metadata: Annotated[
+        list[str],
+        typer.Option("--metadata", "-m", metavar="NAME=VALUE", help="Only with this label. May be repeated."),
+    ] = [],  # noqa: B006
+    template: Annotated[str | None, typer.Option(help="Only of this template.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print ids only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List your sandboxes, newest first."""
+    with errors(as_json=as_json):
+        query = {
+            "state": state,
+            "template": template,
+            "metadata": remote.metadata_query(pairs(metadata, "--metadata")),
+        }
+        found = remote.run(_list(address(context), query))
+        if as_json:
+            print_json(found)
+        elif quiet:
+            for item in found:
+                out.print(item["sandboxID"])
+        elif found:
+            columns = ("ID", "STATE", "TEMPLATE", "STARTED", "TIME LEFT", "METADATA")
+            table(columns, [_row(item) for item in found])
+        else:
+            note("no sandboxes; `wardian sandbox create` makes one")
+
+
+async def _list(server: Address, query: dict[str, Any]) -> list[dict[str, Any]]:
+    async with remote.connect(server) as there:
+        return [item async for item in there.list(**query)]
+
+
+def _row(item: dict[str, Any]) -> tuple[str, ...]:
+    labels = " ".join(f"{name}={value}" for name, value in sorted((item.get("metadata") or {}).items()))
+    left = (
+        "-"
+        if item["state"] == "paused"
+        else span((moment(item["endAt"]) - datetime.now(UTC)).total_seconds())
+    )
+    age = span((datetime.now(UTC) - moment(item["startedAt"])).total_seconds()) + " ago"
+    return item["sandboxID"], item["state"], item.get("alias") or item["templateID"], age, left, labels
+
+
+@app.command(epilog=EXIT_CODES)
+def get(context: typer.Context, sandbox: Id, *, as_json: Json = False) -> None:
+    """Show everything known about a sandbox."""
+    with errors(as_json=as_json):
+        found = remote.run(_get(address(context), sandbox))
+        found.pop("envdAccessToken", None)
+        if as_json:
+            print_json(found)
+            return
+        for name, value in sorted(found.items()):
+            out.print(f"[bold]{name}[/bold]  ", end="")
+            out.print(value if isinstance(value, str) else str(value), markup=False, soft_wrap=True)
+
+
+async def _get(server: Address, name: str) -> dict[str, Any]:
+    async with remote.connect(server) as there:
+        return await there.sandbox(name)
+
+
+@app.command("exec", epilog=EXIT_CODES, context_settings=WITH_OPTIONS)
+def exec_(
+    context: typer.Context,
+    sandbox: Id,
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND [ARG]...", help="Program and arguments.")],
+    *,
+    user: User = None,
+    cwd: Directory = None,
+    env: Variables = [],  # noqa: B006
+    no_stdin: Annotated[
+        bool, typer.Option("--no-stdin", "-n", help="Do not pass standard input on.")
+    ] = False,
+    tty: Annotated[bool, typer.Option("--tty", help="Give it a terminal, as `shell` does.")] = False,
+) -> None:
+    """Run a command in a sandbox and end with its exit code.
+
+    Options come before ID. The arguments are passed as they are; for a shell line, run one:
+
+        wardian sandbox exec ID bash -c 'echo $HOME | wc -c'
+
+    Standard input, output and error are the command's own, byte for byte. Ctrl-C is sent to it; the third one
+    kills it.
+    """
+    argv = command[1:] if command[:1] == ["--"] else command
+    size = terminal.size() if tty else None
+    wanted = processes.Command(argv, cwd=cwd, env=pairs_or_fail(env), size=size, stdin=not no_stdin)
+    _run_inside(context, sandbox, user, wanted)
+
+
+@app.command(epilog=EXIT_CODES)
+def shell(
+    context: typer.Context,
+    sandbox: Id,
+    *,
+    user: User = None,
+    cwd: Directory = None,
+    env: Variables = [],  # noqa: B006
+) -> None:
+    """Open a terminal in a sandbox.
+
+    It follows the size of yours and ends with the shell's exit code. If nothing answers any more, type
+    Enter ~ . to leave.
+    """
+    variables = {"TERM": os.environ.get("TERM", "xterm-256color"), "LANG": "C.UTF-8", **pairs_or_fail(env)}
+    size = terminal.size() if os.isatty(0) else (80, 24)
+    wanted = processes.Command(["/bin/bash", "-i", "-l"], cwd=cwd, env=variables, size=size)
+    _run_inside(context, sandbox, user, wanted)
+
+
+def _run_inside(context: typer.Context, sandbox: str, user: str | None, command: processes.Command) -> None:
+    with errors(code=processes.OWN_FAILURE):
+        try:
+            status = remote.run(_inside(address(context), sandbox, user, command))
+        except WardianError as error:
+            if (code := processes.start_failure(error)) != processes.OWN_FAILURE:
+                with errors(code=code):
+                    raise
+            raise
+    raise typer.Exit(status)
+
+
+async def _inside(server: Address, name: str, user: str | None, command: processes.Command) -> int:
+    async with remote.connect(server) as there:
+        envd = Envd(there, await awake(there, name), user)
+        return await (terminal.attach if command.size else processes.execute)(envd, command)
+
+
+async def awake(there: Remote, name: str) -> dict[str, Any]:
+    """A sandbox that can be used now. Raises :class:`Conflict` when it is paused and stays so."""
+    found = await there.sandbox(name)
+    resumes = (found.get("lifecycle") or {}).get("autoResume")
+    if found["state"] == "paused" and not resumes:
+        raise Conflict(
+            f"sandbox {found['sandboxID']} is paused", hint=f"wardian sandbox resume {found['sandboxID']}"
+        )
+    return found
+
+
+@app.command(epilog=EXIT_CODES)
+def cp(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="PATH here, or ID:PATH in a sandbox.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="ID:PATH in a sandbox, or PATH here.")],
+    *,
+    user: User = None,
+    as_json: Json = False,
+) -> None:
+    """Copy a file or a directory into a sandbox or out of it.
+
+    As with `cp -r`, an existing directory as TARGET is copied into. Relative paths in a sandbox start at the
+    user's home. Permissions and symlinks are kept; links that lead out of what is copied are left out.
+    """
+    with errors(as_json=as_json):
+        here, there = copy.parse_place(source), copy.parse_place(target)
+        if (here.sandbox is None) == (there.sandbox is None):
+            raise Invalid("one of SOURCE and TARGET must be in a sandbox (ID:PATH), the other here")
+        path = remote.run(_copy(address(context), here, there, user))
+        if as_json:
+            print_json({"path": path})
+        else:
+            note(path)
+
+
+async def _copy(server: Address, source: copy.Place, target: copy.Place, user: str | None) -> str:
+    async with remote.connect(server) as there:
+        envd = Envd(there, await awake(there, source.sandbox or target.sandbox or ""), user)
+        if source.sandbox is None:
+            return await copy.upload(envd, Path(source.path), target.path)
+        return str(await copy.download(envd, source.path, Path(target.path)))
+
+
+@app.command(epilog=EXIT_CODES)
+def pause(context: typer.Context, sandboxes: Ids, *, as_json: Json = False) -> None:
+    """Pause sandboxes: memory, processes and files are kept on disk, and nothing else."""
+    _each(context, sandboxes, "POST", "/pause", as_json=as_json)
+
+
+@app.command(epilog=EXIT_CODES)
+def resume(context: typer.Context, sandbox: Id, *, timeout: Seconds = None, as_json: Json = False) -> None:
+    """Resume a paused sandbox exactly where it was (or give a running one more time)."""
+    with errors(as_json=as_json):
+        found = remote.run(_resume(address(context), sandbox, timeout or 300))
+        if as_json:
+            print_json(found)
+        else:
+            out.print(found["sandboxID"])
+
+
+async def _resume(server: Address, name: str, timeout_s: int) -> dict[str, Any]:
+    async with remote.connect(server) as there:
+        known = await there.sandbox(name)
+        path = f"/v2/sandboxes/{known['sandboxID']}/connect"
+        found: dict[str, Any] = (await there.call("POST", path, body={"timeout": timeout_s})).json()
+        return found
+
+
+@app.command(epilog=EXIT_CODES)
+def fork(
+    context: typer.Context,
+    sandbox: Id,
+    *,
+    count: Annotated[int, typer.Option("--count", "-c", min=1, max=100, help="How many copies.")] = 1,
+    timeout: Seconds = None,
+    as_json: Json = False,
+) -> None:
+    """Copy a running sandbox, processes and all, and print the ids of the copies. The original goes on."""
+    with errors(as_json=as_json):
+        answers = remote.run(_fork(address(context), sandbox, count, timeout or 300))
+        failed = [item["error"] for item in answers if item.get("error")]
+        if as_json:
+            print_json(answers)
+        else:
+            for item in answers:
+                if item.get("sandbox"):
+                    out.print(item["sandbox"]["sandboxID"])
+        if failed:
+            raise WardianError(
+                f"{len(failed)} of {count} forks failed: {failed[0].get('message')}", code="fork_failed"
+            )
+
+
+async def _fork(server: Address, name: str, count: int, timeout_s: int) -> list[dict[str, Any]]:
+    async with remote.connect(server) as there:
+        known = await there.sandbox(name)
+        body = {"count": count, "timeout": timeout_s}
+        answer = await there.call("POST", f"/sandboxes/{known['sandboxID']}/fork", body=body)
+        found: list[dict[str, Any]] = answer.json()
+        return found
+
+
+@app.command(epilog=EXIT_CODES)
+def kill(
+    context: typer.Context,
+    sandboxes: Annotated[list[str], typer.Argument(metavar="[ID]...", help="The sandboxes to kill.")] = [],  # noqa: B006
+    *,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Kill all of your sandboxes, paused ones too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Kill sandboxes: what was in them is gone."""
+    with errors(as_json=as_json):
+        if everything == bool(sandboxes):
+            raise Invalid("name the sandboxes to kill, or give --all")
+        if everything:
+            found = remote.run(_list(address(context), {"state": "running,paused"}))
+            sandboxes = [item["sandboxID"] for item in found]
+    _each(context, sandboxes, "DELETE", "", as_json=as_json)
+
+
+def _each(context: typer.Context, names: Sequence[str], method: str, path: str, *, as_json: bool) -> None:
+    """The same request for several sandboxes: all are tried, the first error decides how it ends."""
+    with errors(as_json=as_json):
+        done, failures = remote.run(_request_each(address(context), names, method, path))
+        if as_json:
+            print_json(done)
+        else:
+            for sandbox_id in done:
+                out.print(sandbox_id)
+        if failures:
+            for failure in failures[1:]:
+                note(f"also: {failure.message}")
+            raise failures[0]
+
+
+async def _request_each(
+    server: Address, names: Sequence[str], method: str, path: str
+) -> tuple[list[str], list[WardianError]]:
+    done: list[str] = []
+    failures: list[WardianError] = []
+    async with remote.connect(server) as there:
+        for name in names:
+            try:
+                sandbox_id = (await there.sandbox(name))["sandboxID"]
+                await there.call(method, f"/sandboxes/{sandbox_id}{path}")
+                done.append(sandbox_id)
+            except WardianError as error:
+                failures.append(error)
+                if error.kind in (Kind.UNAVAILABLE, Kind.UNAUTHENTICATED):
+                    break
+    return done, failures
+
+
+@app.command(epilog=EXIT_CODES)
+def logs(
+    context: typer.Context,
+    sandbox: Annotated[
+        str, typer.Argument(metavar="ID", help="The sandbox; one that has ended is fine too.")
+    ],
+    *,
+    limit: Annotated[
+        int, typer.Option("--limit", "-l", min=1, max=1000, help="At most so many of the latest.")
+    ] = 200,
+    level: Annotated[str, typer.Option(help="At least this level: debug, info, warn, error.")] = "debug",
+    as_json: Json = False,
+) -> None:
+    """Show what happened to a sandbox, oldest first."""
+    with errors(as_json=as_json):
+        found = remote.run(_logs(address(context), sandbox, limit, level))
+        if as_json:
+            print_json(found)
+            return
+        for entry in found:
+            fields = {
+                name: value for name, value in (entry.get("fields") or {}).items() if value not in ("", None)
+            }
+            details = " ".join(f"{name}={value}" for name, value in fields.items())
+            line = f"{entry['timestamp']} {entry['level']:5} {entry['message']}  {details}".rstrip()
+            out.print(line, markup=False, soft_wrap=True)
+
+
+async def _logs(server: Address, name: str, limit: int, level: str) -> list[dict[str, Any]]:
+    async with remote.connect(server) as there:
+        try:
+            sandbox_id = (await there.sandbox(name))["sandboxID"]
+        except WardianError as error:
+            if error.kind is not Kind.NOT_FOUND:
+                raise
+            sandbox_id = name  # it may have ended; its log is still there
+        query = {"limit": limit, "level": level, "direction": "backward"}
+        answer = await there.call("GET", f"/v2/sandboxes/{sandbox_id}/logs", query=query)
+        latest: list[dict[str, Any]] = answer.json()["logs"]
+        return latest[::-1]
+
+
+def pairs(given: Sequence[str], option: str) -> dict[str, str]:
+    """``NAME=VALUE`` strings as a mapping. Raises :class:`Invalid` for anything else."""
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise Invalid(f"{option} wants NAME=VALUE, not {text!r}")
+        found[name] = value
+    return found
+
+
+def pairs_or_fail(given: Sequence[str]) -> dict[str, str]:
+    """The same, for commands whose own failures must not look like the command's."""
+    with errors(code=processes.OWN_FAILURE):
+        return pairs(given, "--env")
+
+
+def moment(text: str) -> datetime:
+    """A time as the API writes it."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def span(seconds: float) -> str:
+    """A length of time in the one unit that fits it."""
+    if seconds <= 0:
+        return "0 s"
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
