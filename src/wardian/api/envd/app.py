@@ -11,8 +11,8 @@ from starlette.types import Receive, Scope, Send
 
 from wardian.api.envd import files, filesystem, ports, process, uploads, watches, websocket
 from wardian.api.envd.access import UNAUTHORIZED, Denied, check_token, check_traffic
-from wardian.api.envd.exchange import ClientGone, Exchange, QuietCuts, preflight_headers
-from wardian.api.envd.plane import NOT_FOUND, Fleet, Plane, Record, Unreachable, can_answer
+from wardian.api.envd.exchange import ClientGone, Exchange, QuietEndings, preflight_headers
+from wardian.api.envd.plane import NOT_FOUND, Fleet, Plane, Record, Unreachable, Visits, can_answer
 from wardian.api.envd.refusals import refusal
 from wardian.api.envd.routing import ENVD_PORT, BadRoute, Target, route
 from wardian.api.envd.rpc import serve_client_stream, serve_stream, serve_unary
@@ -28,7 +28,7 @@ class DataPlane:
     """ASGI application for HTTP and WebSocket requests that name a sandbox."""
 
     def __init__(self, sandboxes: Fleet, record: Record) -> None:
-        self._plane = Plane(sandboxes, record)
+        self._plane = Plane(sandboxes, record, Visits(record))
         watchers = watches.Watchers()
         self._unary = {**process.UNARY, **filesystem.UNARY, **watchers.unary}
         self._server_streams = {**process.SERVER_STREAMS, **watches.SERVER_STREAMS}
@@ -81,14 +81,12 @@ class DataPlane:
     async def _signed(self, exchange: Exchange) -> None:
         """A ``/files`` URL that names no sandbox: it is the one whose token made the signature."""
         operation = "write" if exchange.method == "POST" else "read"
-        if exchange.path != "/files":
-            await exchange.refuse(400, "missing header E2b-Sandbox-Id")
-            return
         try:
             request = files.file_request(exchange, operation)
         except files.BadFileRequest as bad:
-            await exchange.refuse(400, str(bad))
-            return
+            raise BadRoute(str(bad)) from None
+        if exchange.path != "/files" or request.signature is None:
+            raise BadRoute("missing header E2b-Sandbox-Id")
         sandbox = await self._plane.sandboxes.locate_by_signature(request.matcher())
         if sandbox is None:
             await exchange.refuse(401, "invalid signature")
@@ -205,5 +203,5 @@ async def metrics(plane: Plane, sandbox: Sandbox, exchange: Exchange) -> None:
 
 def build_data_plane(sandboxes: Fleet, *, record: Record) -> DataPlane:
     """Put the data plane together. ``record(sandbox_id, kind, facts)`` adds to a sandbox's event log."""
-    logging.getLogger("uvicorn.error").addFilter(QuietCuts())
+    logging.getLogger("uvicorn.error").addFilter(QuietEndings())
     return DataPlane(sandboxes, record)

@@ -32,7 +32,7 @@ class Cut(Exception):
     """End the connection in the middle of an answer, so that nobody takes what came so far for the whole.
 
     ASGI has no word for this; the server closes the connection when the application fails mid-answer. Its log
-    line about that is dropped by :class:`QuietCuts`.
+    line about that is dropped by :class:`QuietEndings`.
     """
 
 
@@ -153,11 +153,24 @@ class Exchange:
             raise
 
 
-class QuietCuts(logging.Filter):
-    """Keeps the web server from reporting a :class:`Cut` as a failure of ours."""
+@asynccontextmanager
+async def closing(source: AsyncIterator[Any]) -> AsyncIterator[None]:
+    """Close ``source``, where it can be, when the block is left: whoever feeds it stops as well."""
+    try:
+        yield
+    finally:
+        close = getattr(source, "aclose", None)
+        if close is not None:
+            await close()
+
+
+class QuietEndings(logging.Filter):
+    """Keeps the web server from reporting as failures what is meant: a :class:`Cut`, a WebSocket declined."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], Cut))
+        if record.exc_info and isinstance(record.exc_info[1], Cut):
+            return False
+        return record.msg != "ASGI callable returned without completing handshake."
 
 
 def preflight_headers(requested: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:

@@ -81,15 +81,11 @@ def rpc_error(error: WardianError | OSError) -> RpcError:
     return RpcError(CONNECT_CODE[kind], text_of(error))
 
 
-def http_error(error: WardianError | OSError, path: str, user: str | None) -> tuple[int, str]:
+def http_error(error: WardianError | OSError, user: str | None) -> tuple[int, str]:
     """A guest's refusal as ``/files`` words it: status and message."""
     if is_bad_user(error):
         return 401, f"error looking up user '{user}': user: unknown user {user}"
     number = errno_of(error)
-    if number == errno.ENOENT:
-        return 404, f"path '{path}' does not exist"
-    if number == errno.EISDIR:
-        return 400, f"path '{path}' is a directory"
     if number is not None:
         return _STATUSES.get(number, 500), text_of(error)
     kind = error.kind if isinstance(error, WardianError) else Kind.INTERNAL

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 
 from wardian.api.envd.access import Denied, FileRequest, check_files
-from wardian.api.envd.exchange import Cut, Exchange
+from wardian.api.envd.exchange import Cut, Exchange, closing
 from wardian.api.envd.faults import http_error, is_lost
 from wardian.api.envd.plane import NOT_FOUND, Plane, Unreachable
 from wardian.api.envd.ranges import (
@@ -77,7 +76,7 @@ async def refuse_for(
         raise Cut(str(error)) from error
     if is_lost(error) and await plane.is_lost(sandbox.id):
         raise Unreachable(502, NOT_FOUND) from error
-    status, message = http_error(error, request.path, request.username)
+    status, message = http_error(error, request.username)
     await exchange.refuse(status, message)
 
 
@@ -161,7 +160,7 @@ async def _send_sized(
     """Exactly ``size`` bytes: a file that grew is told without its growth, one that shrank is cut off."""
     await exchange.start(status, [*headers, (b"content-length", str(size).encode())])
     left = size
-    async with _closing(chunks):
+    async with closing(chunks):
         async for chunk in chunks:
             piece = chunk[:left]
             left -= len(piece)
@@ -173,7 +172,7 @@ async def _send_sized(
 
 async def _send_unsized(exchange: Exchange, chunks: AsyncIterator[bytes], headers: Headers) -> None:
     """A file that says it is empty. So it is, unless it is one of the kernel's own."""
-    async with _closing(chunks):
+    async with closing(chunks):
         first = await anext(chunks, b"")
         if not first:
             await exchange.reply(200, b"", headers)
@@ -187,7 +186,7 @@ async def _send_unsized(exchange: Exchange, chunks: AsyncIterator[bytes], header
 
 async def _send_gzipped(exchange: Exchange, chunks: AsyncIterator[bytes], headers: Headers) -> None:
     compressor = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, 31)
-    async with _closing(chunks):
+    async with closing(chunks):
         first = await anext(chunks, b"")
         if not first:
             await exchange.reply(200, b"", headers)
@@ -205,13 +204,3 @@ async def _compressed(compressor: zlib._Compress, chunk: bytes) -> bytes:
     if len(chunk) < _THREAD_WORTH:
         return compressor.compress(chunk)
     return await asyncio.to_thread(compressor.compress, chunk)
-
-
-@asynccontextmanager
-async def _closing(chunks: AsyncIterator[bytes]) -> AsyncIterator[None]:
-    """Close the reading when the sending ends early, so that the guest stops as well."""
-    try:
-        yield
-    finally:
-        if isinstance(chunks, AsyncGenerator):
-            await chunks.aclose()

@@ -21,6 +21,8 @@ Record = Callable[[str, str, Mapping[str, Any]], None]
 NOT_FOUND = "The sandbox was not found"
 PORT_CLOSED = "The sandbox is running but port is not open"
 TRANSITIONING = "The sandbox is still transitioning. Try again in a moment."
+VISITS_EVERY_S = 60.0
+VISITS_MAX = 4096
 _LOST = frozenset({"machine_gone", "guest_fault"})
 
 
@@ -43,12 +45,40 @@ class Unreachable(Exception):
         self.status, self.message, self.port = status, message, port
 
 
+class Visits:
+    """Records who comes to a sandbox's ports, without letting the public fill its log.
+
+    The first request to a port is recorded at once, later ones as a number, once in :data:`VISITS_EVERY_S`.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._seen: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def note(self, sandbox_id: str, port: int, protocol: str) -> None:
+        now = asyncio.get_running_loop().time()
+        since, count = self._seen.get((sandbox_id, port), (-VISITS_EVERY_S, 0))
+        count += 1
+        if now - since >= VISITS_EVERY_S:
+            self._record(sandbox_id, "port_visited", {"port": port, "protocol": protocol, "requests": count})
+            since, count = now, 0
+            self._forget(now)
+        self._seen[sandbox_id, port] = (since, count)
+
+    def _forget(self, now: float) -> None:
+        if len(self._seen) > VISITS_MAX:
+            old = [key for key, (since, _) in self._seen.items() if now - since >= VISITS_EVERY_S]
+            for key in old or list(self._seen):
+                del self._seen[key]
+
+
 @dataclass(frozen=True, slots=True)
 class Plane:
     """The data plane's connections to the rest of the house."""
 
     sandboxes: Fleet
     record: Record
+    visits: Visits
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @asynccontextmanager

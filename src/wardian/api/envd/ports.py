@@ -17,19 +17,13 @@ from wardian.model.sandbox import Sandbox
 IDLE_S = 620.0
 """How long a service may say nothing before it counts as gone."""
 
-_RECORDED_PATH_MAX = 256
-
 
 async def proxy(plane: Plane, sandbox: Sandbox, port: int, exchange: Exchange) -> None:
     """Pass one request on. Each has a connection of its own: dialling costs less than a stale connection."""
     try:
         async with plane.guest(sandbox.id) as guest:
             tunnel = await dial(guest, port)
-            plane.record(
-                sandbox.id,
-                "port.request",
-                {"port": port, "method": exchange.method, "path": exchange.path[:_RECORDED_PATH_MAX]},
-            )
+            plane.visits.note(sandbox.id, port, "http")
             origin = httpcore.Origin(b"http", b"127.0.0.1", port)
             connection = httpcore.AsyncHTTP11Connection(origin, TunnelStream(tunnel))
             try:

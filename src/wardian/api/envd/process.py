@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from wardian.api.envd.connect import Fields, RpcError, encode, invalid
+from wardian.api.envd.exchange import closing
 from wardian.api.envd.faults import errno_of, rpc_error
 from wardian.api.envd.plane import Plane
 from wardian.api.envd.rpc import Call, ClientStream, ServerStream, Stream, Unary
@@ -27,8 +28,6 @@ _DATA_HEAD = {
     channel: b'{"event":{"data":{"%s":"' % channel.encode() for channel in ("stdout", "stderr", "pty")
 }
 _DATA_TAIL = b'"}}}'
-_RECORDED_ARGUMENT_MAX = 4096
-_RECORDED_ARGUMENTS_MAX = 64
 
 Events = AsyncIterator[Output | Exit]
 
@@ -71,9 +70,9 @@ async def start(call: Call, request: Fields, stream: Stream) -> None:
         raise _start_error(error) from error
     events = process.subscribe()
     call.record(
-        "exec.start",
+        "process_started",
         pid=process.pid,
-        argv=[text[:_RECORDED_ARGUMENT_MAX] for text in (config.cmd, *config.args)][:_RECORDED_ARGUMENTS_MAX],
+        argv=[config.cmd, *config.args],
         env_names=sorted(config.envs),
         cwd=config.cwd,
         user=call.user,
@@ -95,7 +94,9 @@ async def start(call: Call, request: Fields, stream: Stream) -> None:
 async def connect(call: Call, request: Fields, stream: Stream) -> None:
     """Follow a process that runs already, or ended a moment ago."""
     process = _find(call.guest, request.nested("process"), ended=True)
-    await _follow(call, process, process.subscribe(), stream)
+    events = process.subscribe()
+    async with closing(events):
+        await _follow(call, process, events, stream)
 
 
 async def _follow(call: Call, process: Process, events: Events, stream: Stream) -> None:
@@ -152,7 +153,7 @@ async def _see_out(call: Call, process: Process, events: Events) -> None:
 def _record_exit(call: Call, process: Process) -> None:
     if process.exit is not None:
         call.record(
-            "exec.exit", pid=process.pid, exit_code=process.exit.exit_code, status=process.exit.status
+            "process_exited", pid=process.pid, exit_code=process.exit.exit_code, status=process.exit.status
         )
 
 
@@ -229,7 +230,7 @@ async def send_signal(call: Call, request: Fields) -> Mapping[str, Any]:
         raise RpcError("unimplemented", "only SIGNAL_SIGTERM and SIGNAL_SIGKILL can be sent")
     process = _find(call.guest, request.nested("process"))
     await process.signal(number)
-    call.record("exec.signal", pid=process.pid, signal=number)
+    call.record("process_signaled", pid=process.pid, signal=number)
     return {}
 
 

@@ -25,8 +25,8 @@ from wardian.model.sandbox import Sandbox
 MESSAGE_MAX = 16 * 1024 * 1024
 HANDSHAKE_S = 30.0
 CLOSE_S = 5.0
+_STATUS_MAX = 599
 _NO_STATUS, _ABNORMAL, _BAD_DATA, _GOING_AWAY, _INTERNAL = 1005, 1006, 1007, 1001, 1011
-_RECORDED_PATH_MAX = 256
 _OWN_HEADERS = (
     "Upgrade",
     "Connection",
@@ -94,7 +94,7 @@ class Upstream:
                 message = self._assemble(self._pending.pop(0))
                 if message is not None:
                     return message
-            if self._protocol.state is State.CLOSED or self._protocol.close_rcvd is not None:
+            if self._protocol.state is not State.OPEN:
                 return None
             self._pending += [event for event in await self._read() if isinstance(event, Frame)]
 
@@ -128,8 +128,8 @@ class Upstream:
 
     @property
     def ending(self) -> tuple[int, str]:
-        """Code and reason with which the service closed."""
-        close = self._protocol.close_rcvd
+        """Code and reason with which the service closed, or with which we gave it up."""
+        close = self._protocol.close_rcvd or self._protocol.close_sent
         return (_ABNORMAL, "") if close is None else (close.code, close.reason)
 
 
@@ -143,8 +143,7 @@ async def proxy(
         except (WardianError, OSError) as error:
             raise Unreachable(502, f"port {port} cannot be reached: {error}", port) from error
         try:
-            path = scope["path"][:_RECORDED_PATH_MAX]
-            plane.record(sandbox.id, "port.request", {"port": port, "method": "WEBSOCKET", "path": path})
+            plane.visits.note(sandbox.id, port, "websocket")
             await _serve(sandbox, port, tunnel, scope, receive, send)
         finally:
             await tunnel.close()
@@ -258,6 +257,8 @@ async def deny(
     scope: Scope, send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes
 ) -> None:
     """Answer a WebSocket request with an ordinary response; servers that cannot, close."""
+    if status > _STATUS_MAX:
+        status, body = 502, b""
     if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008})
         return
