@@ -169,15 +169,21 @@ class CgroupV1(Cgroup):
         # the second wire.
         memory, loop = self._at["memory"], asyncio.get_running_loop()
         event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        for file, argument in (
-            ("memory.usage_in_bytes", str(limits.pressure_bytes)),
-            ("memory.pressure_level", "low"),
-        ):
-            watched = os.open(memory / file, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                (memory / "cgroup.event_control").write_text(f"{event} {watched} {argument}")
-            finally:
-                os.close(watched)
+        registered = os.dup(event)  # its own: the watch may end before the registration does
+
+        def register() -> None:
+            with suppress(OSError):  # the machine ended meanwhile
+                for file, argument in (
+                    ("memory.usage_in_bytes", str(limits.pressure_bytes)),
+                    ("memory.pressure_level", "low"),
+                ):
+                    with (memory / file).open("rb") as watched:
+                        control = f"{registered} {watched.fileno()} {argument}"
+                        (memory / "cgroup.event_control").write_text(control)
+            os.close(registered)
+
+        # In a thread: each registration waits some 7 ms for an RCU grace period of the kernel.
+        loop.run_in_executor(None, register)
 
         def look() -> None:
             with suppress(OSError, BlockingIOError):
