@@ -104,7 +104,8 @@ class Body:
             except BlockingIOError:
                 return
             if not packet:
-                return self.end("exited")
+                self.end("exited")
+                return
             self._answer(packet)
 
     def _answer(self, packet: bytes) -> None:

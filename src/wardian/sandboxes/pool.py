@@ -11,6 +11,7 @@ that died while it waited is dropped and replaced; it is never handed out.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -25,7 +26,8 @@ from wardian.isolation.port import Driver, ImageRefused, Machine, MachineImage, 
 
 DEMAND_WINDOW_S = 10.0
 RETRY_S = 5.0  # after a refill that failed
-PATIENCE_S = 0.25  # a refill waits this long for the foreground to finish, then goes ahead
+REST_S = 0.05  # after a machine was taken, before the next is made
+PATIENCE_S = 0.25  # a refill waits at most this long for the foreground, then goes ahead
 
 _log = logging.getLogger(__name__)
 _M = TypeVar("_M")
@@ -105,6 +107,7 @@ class Pool:
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._work = asyncio.Event()
+        self._last_take = 0.0
         self._refiller: asyncio.Task[None] | None = None
         self._timers: set[asyncio.TimerHandle] = set()
 
@@ -135,8 +138,8 @@ class Pool:
     async def obtain(self, source: Source, attach: Attach) -> tuple[Machine, Guest]:
         """A machine made from ``source``, its guest attached by ``attach``.
 
-        A hot member if there is one, else a created one, else a new one. Whatever fails to attach is destroyed;
-        a dead member is replaced.
+        A hot member if there is one, else a created one, else a new one. Whatever fails to attach is
+        destroyed; a dead member is replaced.
         """
         while (hot := self._take_hot(source.template_id)) is not None:
             try:
@@ -194,7 +197,8 @@ class Pool:
         return shelf.members.popleft() if shelf.members else None
 
     def _note_take(self, shelf: _Shelf[_M]) -> None:
-        shelf.takes.append(time.monotonic())
+        self._last_take = time.monotonic()
+        shelf.takes.append(self._last_take)
         self._work.set()
         self._look_again_in(DEMAND_WINDOW_S)  # demand will have fallen
 
@@ -224,11 +228,17 @@ class Pool:
                 self._look_again_in(RETRY_S)
 
     async def _wait_for_quiet(self) -> None:
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                await self._quiet.wait()
-        except TimeoutError:
-            return
+        """Let the foreground go first: whoever just took a machine is about to use it."""
+        patience_until = time.monotonic() + PATIENCE_S
+        while (now := time.monotonic()) < patience_until:
+            if self._waiting:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(patience_until - now):
+                        await self._quiet.wait()
+            elif (rest := self._last_take + REST_S - now) > 0:
+                await asyncio.sleep(min(rest, patience_until - now))
+            else:
+                return
 
     def _next_step(self) -> Callable[[], Awaitable[None]] | None:
         """What to do next to bring some shelf nearer to its demand: hot ones first."""
