@@ -263,7 +263,7 @@ async def test_values_of_the_environment_are_never_recorded(bench: Bench, http: 
     bench.guest_double.script = [Exit(0, True, "exit status 0")]
     url = bench.url + "/process.Process/Start"
     await http.post(url, headers={**bench.headers(), **STREAM}, **stream_request(START))
-    assert [kind for _, kind, _ in bench.events] == ["process_started", "process_exited"]
+    assert [kind for _, kind, _ in bench.events] == ["process.start", "process.exit"]
     assert bench.events[0][2]["env_names"] == ["API_KEY"]
     assert "hunter2" not in repr(bench.events)
 
@@ -435,7 +435,7 @@ async def test_the_public_cannot_fill_the_log(bench: Bench, http: httpx.AsyncCli
     bench.guest_double.service = service
     for _ in range(20):
         await http.get(bench.url, headers=bench.headers("80"))
-    assert [kind for _, kind, _ in bench.events] == ["port_visited"]
+    assert [kind for _, kind, _ in bench.events] == ["port.visit"]
 
 
 # -- WebSockets

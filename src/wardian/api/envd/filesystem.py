@@ -62,14 +62,14 @@ async def stat(call: Call, request: Fields) -> Mapping[str, Any]:
 
 async def make_dir(call: Call, request: Fields) -> Mapping[str, Any]:
     entry = await call.guest.mkdir(path_of(request), user=call.user)
-    call.record("directory_made", path=entry.path, user=call.user)
+    call.record("file.mkdir", path=entry.path, user=call.user)
     return {"entry": entry_message(entry)}
 
 
 async def move(call: Call, request: Fields) -> Mapping[str, Any]:
     source, destination = path_of(request, "source"), path_of(request, "destination")
     entry = await call.guest.move(source, destination, user=call.user)
-    call.record("file_moved", source=source, path=entry.path, user=call.user)
+    call.record("file.move", source=source, path=entry.path, user=call.user)
     return {"entry": entry_message(entry)}
 
 
@@ -84,7 +84,7 @@ async def remove(call: Call, request: Fields) -> Mapping[str, Any]:
     if not path:
         raise invalid("path is required")
     await call.guest.remove(path, user=call.user)
-    call.record("file_removed", path=path, user=call.user)
+    call.record("file.remove", path=path, user=call.user)
     return {}
 
 

@@ -60,7 +60,7 @@ class Visits:
         since, count = self._seen.get((sandbox_id, port), (-VISITS_EVERY_S, 0))
         count += 1
         if now - since >= VISITS_EVERY_S:
-            self._record(sandbox_id, "port_visited", {"port": port, "protocol": protocol, "requests": count})
+            self._record(sandbox_id, "port.visit", {"port": port, "protocol": protocol, "requests": count})
             since, count = now, 0
             self._forget(now)
         self._seen[sandbox_id, port] = (since, count)

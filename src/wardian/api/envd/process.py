@@ -70,7 +70,7 @@ async def start(call: Call, request: Fields, stream: Stream) -> None:
         raise _start_error(error) from error
     events = process.subscribe()
     call.record(
-        "process_started",
+        "process.start",
         pid=process.pid,
         argv=[config.cmd, *config.args],
         env_names=sorted(config.envs),
@@ -153,7 +153,7 @@ async def _see_out(call: Call, process: Process, events: Events) -> None:
 def _record_exit(call: Call, process: Process) -> None:
     if process.exit is not None:
         call.record(
-            "process_exited", pid=process.pid, exit_code=process.exit.exit_code, status=process.exit.status
+            "process.exit", pid=process.pid, exit_code=process.exit.exit_code, status=process.exit.status
         )
 
 
@@ -230,7 +230,7 @@ async def send_signal(call: Call, request: Fields) -> Mapping[str, Any]:
         raise RpcError("unimplemented", "only SIGNAL_SIGTERM and SIGNAL_SIGKILL can be sent")
     process = _find(call.guest, request.nested("process"))
     await process.signal(number)
-    call.record("process_signaled", pid=process.pid, signal=number)
+    call.record("process.signal", pid=process.pid, signal=number)
     return {}
 
 

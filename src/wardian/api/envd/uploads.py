@@ -64,7 +64,7 @@ async def upload(plane: Plane, sandbox: Sandbox, exchange: Exchange) -> None:
 
 
 def _record(plane: Plane, sandbox: Sandbox, entry: Entry, user: str | None, **more: Any) -> None:
-    plane.record(sandbox.id, "file_written", {"path": entry.path, "size": entry.size, "user": user, **more})
+    plane.record(sandbox.id, "file.write", {"path": entry.path, "size": entry.size, "user": user, **more})
 
 
 def _told(entry: Entry) -> Mapping[str, Any]:
