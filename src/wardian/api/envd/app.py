@@ -10,7 +10,14 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from wardian.api.envd import files, filesystem, ports, process, uploads, watches, websocket
-from wardian.api.envd.access import UNAUTHORIZED, Denied, check_token, check_traffic
+from wardian.api.envd.access import (
+    TOKEN_HEADER,
+    UNAUTHORIZED,
+    Denied,
+    check_token,
+    check_traffic,
+    same,
+)
 from wardian.api.envd.exchange import ClientGone, Exchange, QuietEndings, preflight_headers
 from wardian.api.envd.plane import NOT_FOUND, Fleet, Plane, Record, Unreachable, Visits, can_answer
 from wardian.api.envd.refusals import refusal
@@ -59,7 +66,7 @@ class DataPlane:
         try:
             target = route(exchange.headers)
             if target is None:
-                await self._signed(exchange)
+                await self._unnamed(exchange)
                 return
             sandbox = await self._plane.sandboxes.locate(target.sandbox_id)
             if sandbox is None or not can_answer(sandbox):
@@ -77,6 +84,20 @@ class DataPlane:
             await _refuse(exchange, 403, target, denied.message)
         except Unreachable as gone:
             await _refuse(exchange, gone.status, target, gone.message, gone.port)
+
+    async def _unnamed(self, exchange: Exchange) -> None:
+        """A request that names no sandbox is for the one whose token it shows, or was signed with.
+
+        AgentSphere's SDK leaves the name out after a ``connect``; a signed URL has no place for it.
+        """
+        token = exchange.header(TOKEN_HEADER)
+        if token is None:
+            await self._signed(exchange)
+            return
+        sandbox = await self._plane.sandboxes.locate_by_signature(lambda own: same(token, own))
+        if sandbox is None or not can_answer(sandbox):
+            raise Unreachable(502, NOT_FOUND)
+        await self._envd(exchange, sandbox)
 
     async def _signed(self, exchange: Exchange) -> None:
         """A ``/files`` URL that names no sandbox: it is the one whose token made the signature."""
