@@ -2,8 +2,8 @@
 
 Starts a server with an empty data directory on a free port, and drives it with the official, unmodified `e2b`
 SDK: create, run, write and read; then pause a sandbox, kill the server with -9, start another, and find the
-same process still counting; then fork it three ways. At the end everything is stopped, and the host is searched
-for what may be left.
+same process still counting; then fork it three ways. At the end everything is stopped, and the host is
+searched for what may be left.
 """
 
 # ruff: noqa: T201 - it prints, that is what it is for

@@ -95,3 +95,7 @@ for group in (sandbox.app, template.app):
 
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(template.app, name="template")
+
+
+if __name__ == "__main__":
+    app()

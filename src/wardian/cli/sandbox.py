@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -158,9 +159,10 @@ def get(context: typer.Context, sandbox: Id, *, as_json: Json = False) -> None:
         if as_json:
             print_json(found)
             return
+        width = max(len(name) for name in found)
         for name, value in sorted(found.items()):
-            out.print(f"[bold]{name}[/bold]  ", end="")
-            out.print(value if isinstance(value, str) else str(value), markup=False, soft_wrap=True)
+            shown = value if isinstance(value, str) else json.dumps(value)
+            out.print(f"{name:{width}}  {shown}", markup=False, soft_wrap=True)
 
 
 async def _get(server: Address, name: str) -> dict[str, Any]:
@@ -404,19 +406,15 @@ def logs(
     level: Annotated[str, typer.Option(help="At least this level: debug, info, warn, error.")] = "debug",
     as_json: Json = False,
 ) -> None:
-    """Show what happened to a sandbox, oldest first."""
+    """Show what happened to a sandbox, oldest first. Times are UTC."""
     with errors(as_json=as_json):
         found = remote.run(_logs(address(context), sandbox, limit, level))
         if as_json:
             print_json(found)
             return
         for entry in found:
-            fields = {
-                name: value for name, value in (entry.get("fields") or {}).items() if value not in ("", None)
-            }
-            details = " ".join(f"{name}={value}" for name, value in fields.items())
-            line = f"{entry['timestamp']} {entry['level']:5} {entry['message']}  {details}".rstrip()
-            out.print(line, markup=False, soft_wrap=True)
+            at = entry["timestamp"][:23].replace("T", " ")
+            out.print(f"{at}  {entry['level']:5}  {entry['message']}", markup=False, soft_wrap=True)
 
 
 async def _logs(server: Address, name: str, limit: int, level: str) -> list[dict[str, Any]]:
