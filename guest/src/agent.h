@@ -62,6 +62,7 @@ void say(const char *format, ...) __attribute__((format(printf, 1, 2))); /* a li
 /* ---- link.c: packets out and in ---- */
 void link_start(void);
 void link_rearm(void);      /* watch the link afresh: after a restore the socket is another one */
+bool link_readable(void);   /* there may be packets, and they may be read */
 bool link_receive(void);    /* handle a few packets; false when there are none left */
 void link_note_readable(void);
 bool link_flush(void);      /* true when nothing waits any more */

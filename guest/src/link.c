@@ -154,8 +154,10 @@ static void check_alive(void) {
 
 void link_note_readable(void) { link_source.readable = true; }
 
+bool link_readable(void) { return link_source.readable && out_end - out_start <= CHOKED; }
+
 bool link_receive(void) {
-    if (!link_source.readable || out_end - out_start > CHOKED) return false;
+    if (!link_readable()) return false;
     struct mmsghdr messages[BATCH];
     struct iovec parts[BATCH];
     for (int i = 0; i < BATCH; i++) {

@@ -99,7 +99,7 @@ static void handle_signals(void) {
 
 static void wait_for_events(void) {
     struct epoll_event events[64];
-    bool at_once = stream_runnable();
+    bool at_once = stream_runnable() || link_readable() || signals.readable;
     int count = epoll_wait(epoll_fd, events, 64, at_once ? 0 : guard_timeout());
     for (int i = 0; i < count; i++) {
         struct source *source = events[i].data.ptr;

@@ -1,4 +1,4 @@
-"""Guests for tests of the host's side: one that a test scripts frame by frame, and the real agent, run natively."""
+"""Guests for tests of the host's side: one that a test scripts, and the real agent, run natively."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def build_agent() -> Path:
 
 @dataclass
 class Native:
-    """The real agent on this machine, unconfined. ``home`` is the home of its user, which is whoever runs the test."""
+    """The real agent on this machine, unconfined. ``home`` belongs to its user: whoever runs the test."""
 
     guest: Guest
     home: Path
@@ -173,21 +173,29 @@ async def output(process: Process) -> tuple[bytes, Exit]:
     return b"".join(parts), exit
 
 
-@asynccontextmanager
-async def native(directory: Path, *arguments: str, pass_fds: tuple[int, ...] = ()) -> AsyncIterator[Native]:
-    """The agent, attached. No fault may come up, and it goes when the link does."""
+def start_agent(
+    directory: Path, link: socket.socket, *arguments: str, pass_fds: tuple[int, ...] = ()
+) -> tuple[subprocess.Popen[bytes], Path]:
+    """The agent in a world of its own below ``directory``, and its user's home."""
     home = directory / "home"
     for name in (home, directory / "root/etc"):
         name.mkdir(parents=True)
-    who = f"{os.getuid()}:{os.getgid()}"
-    (directory / "root/etc/passwd").write_text(f"user:x:{who}::{home}:/bin/sh\n")
-    (directory / "root/etc/group").write_text(f"user:x:{who.split(':')[1]}:\n")
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    user, group = os.getuid(), os.getgid()
+    (directory / "root/etc/passwd").write_text(f"user:x:{user}:{group}::{home}:/bin/sh\n")
+    (directory / "root/etc/group").write_text(f"user:x:{group}:\n")
     process = subprocess.Popen(
-        [build_agent(), "--native", str(directory / "root"), "--link", str(theirs.fileno()), *arguments],
-        pass_fds=(theirs.fileno(), *pass_fds),
+        [build_agent(), "--native", str(directory / "root"), "--link", str(link.fileno()), *arguments],
+        pass_fds=(link.fileno(), *pass_fds),
         stderr=subprocess.DEVNULL,
     )
+    return process, home
+
+
+@asynccontextmanager
+async def native(directory: Path, *arguments: str, pass_fds: tuple[int, ...] = ()) -> AsyncIterator[Native]:
+    """The agent, attached. No fault may come up, and it goes when the link does."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process, home = start_agent(directory, theirs, *arguments, pass_fds=pass_fds)
     theirs.close()
     faults: list[Exception] = []
     keep, guest = ours.dup(), Guest(ours)
