@@ -89,6 +89,7 @@ async def test_a_busy_machine_can_be_captured(house: House, tmp_path: Path) -> N
     member = await house.start()
     await member.start("/bin/inside", "burn")
     await member.start("/bin/sh", "-c", "while :; do echo x >> /root/log; done")
+    await member.sh("while ! test -s /root/log; do :; done")
     image = await member.capture(tmp_path / "image", keep_running=True)
     clone = await house.restore(image)
     assert await clone.sh("test -s /root/log && echo logged") == "logged\n"

@@ -14,6 +14,7 @@ from typing import Any
 from wardian.isolation.gvisor import cgroup as cgroups
 from wardian.isolation.gvisor.directory import DISK, PAUSED, MachineDirectory
 from wardian.isolation.gvisor.disk import DiskTemplates
+from wardian.isolation.gvisor.erofs import check_root
 from wardian.isolation.gvisor.image import DRIVER_NAME
 from wardian.isolation.gvisor.launch import Boot, Tools, boot
 from wardian.isolation.gvisor.machine import GvisorMachine, machine_spec
@@ -22,7 +23,7 @@ from wardian.isolation.gvisor.probe import probe
 from wardian.isolation.gvisor.process import run_state, start_time
 from wardian.isolation.gvisor.profile import Profile
 from wardian.isolation.gvisor.sentry import Sentry, ask_keeper, destroy_remains
-from wardian.isolation.gvisor.substrate import Substrate, SubstrateReader
+from wardian.isolation.gvisor.substrate import Substrate, SubstrateReader, file_identity
 from wardian.isolation.port import (
     Capabilities,
     Driver,
@@ -32,6 +33,7 @@ from wardian.isolation.port import (
     MachineSpec,
     Prepared,
 )
+from wardian.model.errors import Conflict
 
 
 class GvisorDriver(Driver):
@@ -64,6 +66,7 @@ class GvisorDriver(Driver):
         self._substrate = SubstrateReader(tools.runsc, profile)
         self._disks = DiskTemplates(self._state_dir / "disks")
         self._hierarchies: cgroups.Hierarchies | None = None
+        self._good_roots: set[tuple[int, ...] | None] = set()
         self._held: dict[str, Sentry] = {}
 
     async def probe(self) -> Capabilities:
@@ -81,7 +84,8 @@ class GvisorDriver(Driver):
             await echoing.close()
 
     async def prepare(self, spec: MachineSpec) -> Prepared:
-        substrate = await self._substrate.read()
+        self._check_root(spec.root.path)
+        runsc = await self._substrate.read()
         machine_id = f"m{secrets.token_hex(8)}"
         directory = self._directory(machine_id)
         cgroup = self._cgroup(machine_id)
@@ -96,7 +100,7 @@ class GvisorDriver(Driver):
         plan = Boot(
             machine_id=machine_id,
             spec=spec,
-            profile=substrate.profile,
+            profile=runsc.profile,
             tools=self._tools,
             directory=directory,
             cgroup=cgroup,
@@ -104,7 +108,7 @@ class GvisorDriver(Driver):
         )
         sentry = await boot(plan)
         self._hold(sentry)
-        prepared = GvisorPrepared(sentry, spec, substrate)
+        prepared = GvisorPrepared(sentry, spec, runsc.substrate)
         try:
             await add_links(sentry)
         except BaseException:
@@ -113,6 +117,8 @@ class GvisorDriver(Driver):
         return prepared
 
     async def attach(self, record: Mapping[str, Any]) -> Machine:
+        if record["id"] in self._held:
+            raise Conflict(f"machine {record['id']} is attached already", code="already_attached")
         sentry = await self._reach(record["id"])
         same = all(
             (held.pid, start_time(held.pid)) == (record[role]["pid"], record[role]["start"])
@@ -126,7 +132,6 @@ class GvisorDriver(Driver):
         substrate = Substrate(
             version=record["version"],
             build=record["build"],
-            profile=(await self._substrate.read()).profile,
             cpu_features=frozenset(record["cpu_features"]),
         )
         frozen = await settle_pause(sentry)
@@ -165,6 +170,12 @@ class GvisorDriver(Driver):
             await destroy_remains(directory, cgroup)
             raise MachineGone(f"machine {machine_id} is gone") from error
         return Sentry(machine_id, directory, cgroup, greeting)
+
+    def _check_root(self, path: Path) -> None:
+        identity = file_identity(path)
+        if identity is None or identity not in self._good_roots:
+            check_root(path)
+            self._good_roots.add(identity)
 
     def _hold(self, sentry: Sentry) -> None:
         self._held[sentry.id] = sentry

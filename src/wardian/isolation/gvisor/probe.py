@@ -31,7 +31,7 @@ async def probe(driver: Driver, substrates: SubstrateReader, tools: Tools, scrat
     name, level = driver.name, driver.level
     try:
         _check_host(tools)
-        substrate = await substrates.read()
+        runsc = await substrates.read()
         boot_ms = await _boot_and_ask(driver, await asyncio.to_thread(_empty_root, scratch))
     except (WardianError, OSError, TimeoutError) as error:
         hint = error.hint if isinstance(error, WardianError) else None
@@ -41,10 +41,10 @@ async def probe(driver: Driver, substrates: SubstrateReader, tools: Tools, scrat
         driver=name,
         level=level,
         usable=True,
-        version=substrate.version,
-        build=substrate.build,
-        cpu_features=substrate.cpu_features,
-        details={"profile": substrate.profile.name, "boot_ms": boot_ms},
+        version=runsc.substrate.version,
+        build=runsc.substrate.build,
+        cpu_features=runsc.substrate.cpu_features,
+        details={"profile": runsc.profile.name, "boot_ms": boot_ms},
     )
 
 

@@ -30,6 +30,11 @@ FD_IMAGE, FD_SYNC, FD_CONTROL, FD_CONFIG, FD_STDIO, FD_DISK, FD_LINK, FD_AGENT, 
 )
 GUEST_FD_AGENT, GUEST_FD_LINK = 6, 7
 
+VISIBLE_CPUS_MIN = 2
+"""Runsc gives its own Go runtime as many threads as the guest has CPUs. With one, every hand-over between
+guest and sentry waits for the runtime's monitor, and starting a program takes twice as long (docs/decisions).
+So a guest of one CPU sees two; what it may burn is bounded by its control group all the same."""
+
 OLDEST = 20240101
 """Runsc before this date lacks what every profile needs (EROFS roots, passed descriptors, separate page
 files)."""
@@ -71,7 +76,7 @@ class Profile:
             f"--stdio-fds={stdio}",
             f"--total-memory={memory}",
             f"--total-host-memory={memory}",
-            f"--cpu-num={resources.cpu_count}",
+            f"--cpu-num={max(resources.cpu_count, VISIBLE_CPUS_MIN)}",
             "--host-shmem-huge=never",
             "--product-name=wardian",
             f"--io-fds={FD_IMAGE}",

@@ -19,12 +19,20 @@ class SubstrateUnusable(WardianError):
 
 @dataclass(frozen=True, slots=True)
 class Substrate:
-    """One runsc build on one CPU. ``build`` is what a snapshot and the machine restoring it must share."""
+    """What a machine stands on: one runsc build on one CPU. ``build`` is what a snapshot and the machine
+    restoring it must share."""
 
     version: str
     build: str
-    profile: Profile
     cpu_features: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Runsc:
+    """The runsc that new machines get: what they will stand on, and how it is driven."""
+
+    substrate: Substrate
+    profile: Profile
 
 
 class SubstrateReader:
@@ -33,20 +41,18 @@ class SubstrateReader:
     def __init__(self, runsc: Path, forced: Profile | None) -> None:
         self._runsc = runsc
         self._forced = forced
-        self._known: tuple[tuple[int, ...], Substrate] | None = None
+        self._known: tuple[tuple[int, ...], Runsc] | None = None
 
-    async def read(self) -> Substrate:
+    async def read(self) -> Runsc:
         """What we would boot now. Raises :class:`SubstrateUnusable`."""
-        try:
-            stat = self._runsc.stat()
-        except OSError as error:
-            raise SubstrateUnusable(f"no runsc at {self._runsc}", hint=INSTALL_HINT) from error
-        identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        identity = file_identity(self._runsc)
+        if identity is None:
+            raise SubstrateUnusable(f"no runsc at {self._runsc}", hint=INSTALL_HINT)
         if self._known is None or self._known[0] != identity:
             self._known = identity, await self._read()
         return self._known[1]
 
-    async def _read(self) -> Substrate:
+    async def _read(self) -> Runsc:
         process = await asyncio.create_subprocess_exec(
             str(self._runsc),
             "--version",
@@ -64,12 +70,10 @@ class SubstrateReader:
             raise SubstrateUnusable(f"{version} is too old", hint=INSTALL_HINT)
         profile = self._forced or choose_profile(date)
         digest = await asyncio.to_thread(_digest, self._runsc)
-        return Substrate(
-            version=version,
-            build=f"sha256:{digest}+{profile.layout}",
-            profile=profile,
-            cpu_features=_this_cpu(),
+        substrate = Substrate(
+            version=version, build=f"sha256:{digest}+{profile.layout}", cpu_features=_this_cpu()
         )
+        return Runsc(substrate, profile)
 
 
 INSTALL_HINT = "apt-get install -t bookworm-backports runsc"
@@ -83,6 +87,15 @@ def cpu_features(cpuinfo: str) -> frozenset[str]:
     return frozenset.intersection(*flags) if flags else frozenset()
 
 
+def file_identity(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is replaced or rewritten; None if there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
 def _this_cpu() -> frozenset[str]:
     return cpu_features(Path("/proc/cpuinfo").read_text())
 
@@ -92,4 +105,12 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-__all__ = ["INSTALL_HINT", "Substrate", "SubstrateReader", "SubstrateUnusable", "cpu_features"]
+__all__ = [
+    "INSTALL_HINT",
+    "Runsc",
+    "Substrate",
+    "SubstrateReader",
+    "SubstrateUnusable",
+    "cpu_features",
+    "file_identity",
+]

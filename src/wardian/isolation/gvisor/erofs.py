@@ -1,0 +1,105 @@
+"""A look at a root image before it is booted: is it an EROFS that gVisor can run programs from?
+
+gVisor reads files in EROFS only from 4 KiB blocks, without compression and without inline data (``mkfs.erofs
+-Enoinline_data``). Other images boot, and then every exec in them fails with "bad address"; so we refuse
+them, with the reason. One file with a tail is enough to tell how the image was made.
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from wardian.model.errors import Kind, WardianError
+
+_SUPERBLOCK_AT, _MAGIC, _BLOCK = 1024, 0xE0F5E1E2, 4096
+_NODE_SIZE, _PLAIN, _INLINE = 32, 0, 2
+_DIRECTORY_MAX, _LOOKS_MAX = 1 << 20, 4096
+
+
+class RootUnusable(WardianError):
+    """The root image cannot be run."""
+
+    kind, code = Kind.INVALID, "root_unusable"
+
+
+def check_root(path: Path) -> None:
+    """Raise :class:`RootUnusable` unless ``path`` is an EROFS image made for gVisor."""
+    try:
+        with path.open("rb") as file:
+            usable = _Image(file, path).is_usable()
+    except (OSError, struct.error) as error:
+        raise RootUnusable(f"the root image {path} cannot be read: {error}") from error
+    if not usable:
+        raise RootUnusable(
+            f"{path} has a layout that gVisor cannot run programs from",
+            hint="make it with mkfs.erofs -Enoinline_data, 4 KiB blocks and no compression",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Inode:
+    layout: int
+    mode: int
+    size: int
+    block: int
+    tail_at: int  # where inline data is, in bytes
+
+
+class _Image:
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file = file
+        superblock = self._read(_SUPERBLOCK_AT, 128)
+        if struct.unpack_from("<I", superblock)[0] != _MAGIC:
+            raise RootUnusable(f"{path} is not an EROFS image")
+        self._block_size = 1 << superblock[12]
+        self._root = struct.unpack_from("<H", superblock, 14)[0]
+        self._meta_at = struct.unpack_from("<I", superblock, 40)[0] * _BLOCK
+
+    def is_usable(self) -> bool:
+        """Whether the first file with a tail has it in a block of its own, as every other then has."""
+        if self._block_size != _BLOCK:
+            return False
+        waiting, looks = [self._root], 0
+        while waiting and looks < _LOOKS_MAX:
+            looks += 1
+            inode = self._inode(waiting.pop())
+            if stat.S_ISDIR(inode.mode):
+                waiting += self._children(inode)
+            elif stat.S_ISREG(inode.mode) and inode.size % _BLOCK:
+                return inode.layout == _PLAIN
+        return True
+
+    def _read(self, at: int, size: int) -> bytes:
+        self._file.seek(at)
+        return self._file.read(size)
+
+    def _inode(self, node: int) -> _Inode:
+        at = self._meta_at + node * _NODE_SIZE
+        raw = self._read(at, 64)
+        form, xattr_count, mode = struct.unpack_from("<HHH", raw)
+        extended = form & 1
+        size = struct.unpack_from("<Q" if extended else "<I", raw, 8)[0]
+        xattrs = 12 + (xattr_count - 1) * 4 if xattr_count else 0
+        tail_at = at + (64 if extended else 32) + xattrs
+        return _Inode((form >> 1) & 7, mode, size, struct.unpack_from("<I", raw, 16)[0], tail_at)
+
+    def _children(self, directory: _Inode) -> Iterator[int]:
+        size = min(directory.size, _DIRECTORY_MAX)
+        whole = size if directory.layout == _PLAIN else size - size % _BLOCK
+        data = self._read(directory.block * _BLOCK, whole) + self._read(directory.tail_at, size - whole)
+        for begin in range(0, size, _BLOCK):
+            block = data[begin : begin + _BLOCK]
+            entries_size = struct.unpack_from("<H", block, 8)[0]  # names begin where the first entry says
+            names = [struct.unpack_from("<QH", block, at) for at in range(0, entries_size, 12)]
+            ends = [start for _, start in names[1:]] + [len(block)]
+            for (node, start), end in zip(names, ends, strict=True):
+                if block[start:end].rstrip(b"\0") not in (b".", b".."):
+                    yield node
+
+
+__all__ = ["RootUnusable", "check_root"]
