@@ -132,8 +132,10 @@ class Catalog:
             )
             (made / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
             name = manifest.digest.removeprefix("sha256:")
-            if not (self.cache / "images" / name).exists():
-                _publish(made, self.cache / "images" / name)
+            place = self.cache / "images" / name
+            if place.exists():  # damaged, or its pointer was lost; who has it open keeps what they have
+                shutil.rmtree(place)
+            _publish(made, place)
             (scratch / "pointer").write_text(name + "\n")
             _publish(scratch / "pointer", self.cache / "recipes" / recipe.key)
         report("done", 1.0)
