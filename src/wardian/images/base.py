@@ -136,6 +136,7 @@ def base_recipe() -> Recipe:
         name="base",
         suite="bookworm",
         packages=(
+            "bash-static",
             "ca-certificates",
             "curl",
             "git",
