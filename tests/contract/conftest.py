@@ -6,7 +6,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.contract.harness import DRIVERS, Holdings, House, assert_nothing_leaked, make_programs, make_root
+from tests.contract.harness import (
+    DRIVERS,
+    Holdings,
+    House,
+    assert_nothing_leaked,
+    make_programs,
+    make_root,
+)
 
 from wardian.isolation.port import RootImage
 

@@ -186,12 +186,25 @@ static int forks(long count)
     return getchar() == EOF;
 }
 
+static int try_connect(const char *address, int port)
+{
+    struct sockaddr_in target = {.sin_family = AF_INET, .sin_port = htons((unsigned short)port)};
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    char byte;
+    inet_pton(AF_INET, address, &target.sin_addr);
+    if (connect(fd, (void *)&target, sizeof target)) return puts(strerror(errno)), 0;
+    ssize_t n = read(fd, &byte, 1);
+    puts(n == 1 ? "answered" : n == 0 ? "closed" : strerror(errno));
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     signal(SIGPIPE, SIG_IGN);
     if (argc == 2 && !strcmp(argv[1], "keep")) return keep();
     if (argc == 3 && !strcmp(argv[1], "eat")) return eat(atol(argv[2]));
     if (argc == 3 && !strcmp(argv[1], "forks")) return forks(atol(argv[2]));
+    if (argc == 4 && !strcmp(argv[1], "connect")) return try_connect(argv[2], atoi(argv[3]));
     if (argc == 2 && !strcmp(argv[1], "burn")) for (;;) {}
     return 64;
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,45 +36,49 @@ class Runsc:
     profile: Profile
 
 
+_KNOWN: dict[tuple[int, ...], tuple[str, str]] = {}
+"""Version and digest by file identity: both take a process or 50 MB of reading."""
+
+
 class SubstrateReader:
     """Reads the substrate, again only when the binary has changed."""
 
     def __init__(self, runsc: Path, forced: Profile | None) -> None:
         self._runsc = runsc
         self._forced = forced
-        self._known: tuple[tuple[int, ...], Runsc] | None = None
 
     async def read(self) -> Runsc:
         """What we would boot now. Raises :class:`SubstrateUnusable`."""
         identity = file_identity(self._runsc)
         if identity is None:
             raise SubstrateUnusable(f"no runsc at {self._runsc}", hint=INSTALL_HINT)
-        if self._known is None or self._known[0] != identity:
-            self._known = identity, await self._read()
-        return self._known[1]
+        if identity not in _KNOWN:
+            _KNOWN[identity] = await self._read()
+        version, digest = _KNOWN[identity]
+        date = release_date(version)
+        if date is not None and date < OLDEST:
+            raise SubstrateUnusable(f"{version} is too old", hint=INSTALL_HINT)
+        profile = self._forced or choose_profile(date)
+        build = f"sha256:{digest}+{profile.layout}"
+        return Runsc(Substrate(version=version, build=build, cpu_features=_this_cpu()), profile)
 
-    async def _read(self) -> Runsc:
-        process = await asyncio.create_subprocess_exec(
-            str(self._runsc),
-            "--version",
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
+    async def _read(self) -> tuple[str, str]:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                str(self._runsc),
+                "--version",
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+        except OSError as error:
+            raise SubstrateUnusable(f"{self._runsc} cannot be run: {error}", hint=INSTALL_HINT) from error
         said, _ = await process.communicate()
         text = said.decode(errors="replace")
         version = text.splitlines()[0].strip() if text else ""
         if process.returncode or not version:
             raise SubstrateUnusable(f"{self._runsc} --version failed", hint=INSTALL_HINT)
-        date = release_date(version)
-        if date is not None and date < OLDEST:
-            raise SubstrateUnusable(f"{version} is too old", hint=INSTALL_HINT)
-        profile = self._forced or choose_profile(date)
-        digest = await asyncio.to_thread(_digest, self._runsc)
-        substrate = Substrate(
-            version=version, build=f"sha256:{digest}+{profile.layout}", cpu_features=_this_cpu()
-        )
-        return Runsc(substrate, profile)
+        return version, await asyncio.to_thread(_digest, self._runsc)
 
 
 INSTALL_HINT = "apt-get install -t bookworm-backports runsc"
@@ -96,6 +101,7 @@ def file_identity(path: Path) -> tuple[int, ...] | None:
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
+@functools.cache
 def _this_cpu() -> frozenset[str]:
     return cpu_features(Path("/proc/cpuinfo").read_text())
 
