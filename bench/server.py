@@ -42,7 +42,15 @@ class Server:
             "WARDIAN_POOL_CREATED": str(pools.created),
         }
         self._process = subprocess.Popen(
-            (sys.executable, "-m", "wardian", "serve", "--port", "0", "--data", str(data), "--json"),
+            (
+                str(Path(sys.executable).with_name("wardian")),
+                "serve",
+                "--port",
+                "0",
+                "--data",
+                str(data),
+                "--json",
+            ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._log,
