@@ -161,7 +161,9 @@ class Sandboxes:
             raise
         if found is not None:
             del self._owners[sandbox.id]
-            return self._owner(tenant, found.id), False
+            if (maker := self._owners.get(found.id)) is None:
+                raise not_found(found.id)
+            return maker, False  # perhaps still being created
         _log_creation(owner)
         return owner, True
 
