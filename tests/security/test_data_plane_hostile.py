@@ -6,6 +6,7 @@ The guest here is a double that can be told to misbehave in ways a real one need
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import json
 import socket
@@ -24,6 +25,7 @@ from websockets.utils import accept_key
 
 from wardian.api.envd import build_data_plane
 from wardian.api.envd.connect import FLAG_END, MESSAGE_MAX, envelope
+from wardian.guest.errors import refused
 from wardian.guest.guest import Entry, Exit, Output, ProcessConfig
 from wardian.model.errors import GuestFault, NotFound, Unavailable
 from wardian.model.resources import Resources
@@ -319,6 +321,20 @@ async def test_many_gzip_members_are_one_file_and_rubbish_is_refused(
     assert (answer.status_code, bench.guest_double.total) == (200, 300)
     for rubbish in (b"plain", gzip.compress(b"abc") + b"rubbish", b""):
         assert (await http.post(url, headers=headers, content=rubbish)).status_code == 400
+
+
+async def test_a_full_disk_is_said_while_the_client_still_sends(
+    bench: Bench, http: httpx.AsyncClient
+) -> None:
+    async def full(path: str, chunks: AsyncIterator[bytes], **_: object) -> None:
+        await anext(chunks)
+        raise refused(errno.ENOSPC, "not enough disk space")
+
+    bench.guest_double.write = full  # type: ignore[assignment, method-assign]
+    headers = {**bench.headers(), "content-type": "application/octet-stream"}
+    answer = await http.post(bench.url + "/files?path=a", headers=headers, content=b"x" * 2_000_000)
+    assert (answer.status_code, answer.json()["code"]) == (507, 507)
+    assert (await http.get(bench.url + "/health", headers=bench.headers())).status_code == 204
 
 
 # -- guests that go away or lie

@@ -1,0 +1,268 @@
+"""Commands and terminals, through the official SDK, as its own tests expect them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from e2b import (
+    AuthenticationException,
+    CommandExitException,
+    InvalidArgumentException,
+    NotFoundException,
+    Sandbox,
+    TimeoutException,
+)
+from e2b.sandbox.commands.command_handle import PtySize
+
+Done = Callable[[Any], Awaitable[Any]]
+
+ECHO_MESSAGE = "Hello, World!"
+
+
+def first_output(handle: Any) -> str:
+    """What a background command says first."""
+    first: str = next(stdout for stdout, _, _ in handle if stdout)
+    return first
+
+
+@pytest.mark.parametrize("text", ["test", "!@#$%^&*()_+", "it's", "ünïcödé", "a\\nb", "'`$HOME`'"])
+async def test_a_command_is_one_argument_whatever_is_in_it(sandbox: Any, done: Done, text: str) -> None:
+    quoted = text.replace("'", "'\\''")
+    result = await done(sandbox.commands.run(f"printf '%s\\n' '{quoted}'"))
+    assert (result.stdout, result.stderr, result.exit_code) == (text + "\n", "", 0)
+
+
+async def test_multiline_commands_and_both_outputs(sandbox: Any, done: Done) -> None:
+    result = await done(sandbox.commands.run("echo one\necho two >&2\necho three"))
+    assert (result.stdout, result.stderr) == ("one\nthree\n", "two\n")
+
+
+async def test_output_may_be_cut_inside_a_character(sandbox: Any, done: Done) -> None:
+    command = "python3 -c \"import sys; sys.stdout.buffer.write(b'a' * 8191 + b'\\xe2' + b'b')\""
+    result = await done(sandbox.commands.run(command))
+    assert result.stdout == "a" * 8191 + "\ufffd" + "b"
+
+
+async def test_a_lot_of_output_arrives_whole(sandbox: Any, done: Done) -> None:
+    result = await done(sandbox.commands.run("head -c 4000000 /dev/zero | tr '\\0' x"))
+    assert len(result.stdout) == 4_000_000
+
+
+async def test_a_failing_command_says_how(sandbox: Any, done: Done) -> None:
+    with pytest.raises(CommandExitException) as caught:
+        await done(sandbox.commands.run("echo no >&2; exit 3"))
+    assert (caught.value.exit_code, caught.value.stderr) == (3, "no\n")
+
+
+async def test_stdin_is_given_and_closed(sandbox: Any, done: Done) -> None:
+    told: asyncio.Queue[str] = asyncio.Queue()
+    follow = {} if isinstance(sandbox, Sandbox) else {"on_stdout": told.put_nowait}
+    handle = await done(sandbox.commands.run("cat", background=True, stdin=True, **follow))
+    await done(sandbox.commands.send_stdin(handle.pid, ECHO_MESSAGE))
+    first = first_output(handle) if isinstance(sandbox, Sandbox) else await told.get()
+    assert first == ECHO_MESSAGE
+    await done(sandbox.commands.send_stdin(handle.pid, ""))
+    await done(sandbox.commands.close_stdin(handle.pid))
+    result = await done(handle.wait())
+    assert (result.exit_code, result.stdout) == (0, ECHO_MESSAGE)
+
+
+async def test_without_stdin_a_command_reads_its_end(sandbox: Any, done: Done) -> None:
+    assert (await done(sandbox.commands.run("cat; echo over"))).stdout == "over\n"
+
+
+async def test_input_streams_in_order(sandbox: Any, done: Done) -> None:
+    handle = await done(sandbox.commands.run("cat", background=True, stdin=True))
+    lines = [f"{number}\n" for number in range(200)]
+    if isinstance(sandbox, Sandbox):
+        sandbox.commands.stream_input(handle.pid, lines)
+    else:
+        writer = sandbox.commands.stream_input(handle.pid)
+        for line in lines:
+            await writer.send(line)
+        await writer.close()
+    await done(sandbox.commands.close_stdin(handle.pid))
+    assert (await done(handle.wait())).stdout == "".join(lines)
+
+
+async def test_a_timeout_ends_the_process(sandbox: Any, done: Done, room: str) -> None:
+    with pytest.raises(TimeoutException):
+        await done(sandbox.commands.run(f"echo $$ > {room}/pid; exec sleep 100", timeout=0.7))
+    with pytest.raises(CommandExitException):
+        # The shell that looks can only start after the deadline's SIGKILL was sent down the same link.
+        await done(sandbox.commands.run(f"kill -0 $(cat {room}/pid)"))
+
+
+async def test_no_timeout_is_no_limit(sandbox: Any, done: Done) -> None:
+    assert (await done(sandbox.commands.run("sleep 0.1; echo slept", timeout=0))).stdout == "slept\n"
+
+
+async def test_a_process_outlives_its_connection(sandbox: Any, done: Done) -> None:
+    handle = await done(sandbox.commands.run("read line; echo got $line", background=True, stdin=True))
+    await done(handle.disconnect())
+    again = await done(sandbox.commands.connect(handle.pid))
+    await done(sandbox.commands.send_stdin(handle.pid, "it\n"))
+    assert (await done(again.wait())).stdout == "got it\n"
+
+
+async def test_unknown_processes_are_not_found(sandbox: Any, done: Done) -> None:
+    with pytest.raises(NotFoundException, match="process with pid 999999 not found"):
+        await done(sandbox.commands.connect(999999))
+    with pytest.raises(NotFoundException):
+        await done(sandbox.commands.send_stdin(999999, "x"))
+    assert await done(sandbox.commands.kill(999999)) is False
+
+
+async def test_a_killed_process_is_gone_at_once(sandbox: Any, done: Done) -> None:
+    handle = await done(sandbox.commands.run("sleep 100", background=True))
+    assert handle.pid in [process.pid for process in await done(sandbox.commands.list())]
+    assert await done(sandbox.commands.kill(handle.pid)) is True
+    with pytest.raises(CommandExitException):
+        await done(sandbox.commands.run(f"kill -0 {handle.pid}"))
+    assert await done(sandbox.commands.kill(handle.pid)) is False
+    assert handle.pid not in [process.pid for process in await done(sandbox.commands.list())]
+    with pytest.raises(CommandExitException) as caught:
+        await done(handle.wait())
+    assert (caught.value.exit_code, caught.value.error) == (-1, "signal: killed")
+
+
+async def test_the_list_tells_what_runs(sandbox: Any, done: Done, room: str) -> None:
+    handle = await done(
+        sandbox.commands.run("sleep 100", background=True, envs={"A": "b"}, cwd=room, user="root")
+    )
+    (process,) = [each for each in await done(sandbox.commands.list()) if each.pid == handle.pid]
+    assert (process.cmd, process.args) == ("/bin/bash", ["-l", "-c", "sleep 100"])
+    assert (process.envs, process.cwd) == ({"A": "b"}, room)
+    await done(handle.kill())
+
+
+async def test_environments(sandbox: Any, done: Done, shared: Sandbox) -> None:
+    run = sandbox.commands.run
+    told = (
+        await done(run("echo $FOO $SANDBOX_WIDE $E2B_SANDBOX $E2B_SANDBOX_ID", envs={"FOO": "bar"}))
+    ).stdout
+    assert told == f"bar everywhere true {shared.sandbox_id}\n"
+    assert (await done(run('echo "$FOO"'))).stdout == "\n"
+    assert (await done(run("echo $SANDBOX_WIDE", envs={"SANDBOX_WIDE": "here"}))).stdout == "here\n"
+
+
+async def test_users(sandbox: Any, done: Done) -> None:
+    assert (await done(sandbox.commands.run("whoami; pwd"))).stdout == "user\n/home/user\n"
+    assert (await done(sandbox.commands.run("whoami; pwd", user="root"))).stdout == "root\n/root\n"
+    with pytest.raises(AuthenticationException, match="invalid username: 'ghost'"):
+        await done(sandbox.commands.run("true", user="ghost"))
+
+
+async def test_working_directories(sandbox: Any, done: Done, room: str) -> None:
+    assert (await done(sandbox.commands.run("pwd", cwd=room))).stdout == room + "\n"
+    relative = room.removeprefix("/home/user/")
+    assert (await done(sandbox.commands.run("pwd", cwd=relative))).stdout == room + "\n"
+    with pytest.raises(InvalidArgumentException, match=f"cwd '{room}/none' does not exist"):
+        await done(sandbox.commands.run("pwd", cwd=f"{room}/none"))
+
+
+async def test_a_background_child_keeps_the_stream_open(sandbox: Any, done: Done) -> None:
+    result = await done(sandbox.commands.run("(sleep 0.3; echo late) & echo soon"))
+    assert result.stdout == "soon\nlate\n"
+
+
+async def test_long_commands(sandbox: Any, done: Done) -> None:
+    text = "x" * 100_000
+    result = await done(sandbox.commands.run(f"echo {text} | wc -c"))
+    assert result.stdout.strip() == "100001"
+
+
+async def test_many_commands_at_once(sandbox: Any, done: Done) -> None:
+    if isinstance(sandbox, Sandbox):
+        pytest.skip("the synchronous face runs one at a time")
+    results = await asyncio.gather(*(sandbox.commands.run(f"echo {number}") for number in range(30)))
+    assert [result.stdout for result in results] == [f"{number}\n" for number in range(30)]
+
+
+# -- terminals
+
+
+def typed(handle: Any, enough: str) -> str:
+    """What a terminal showed until ``enough`` was there."""
+    shown = b""
+    for _, _, data in handle:
+        shown += data or b""
+        if enough.encode() in shown:
+            break
+    return shown.decode(errors="replace")
+
+
+def test_a_terminal(shared: Sandbox, room: str) -> None:
+    handle = shared.pty.create(PtySize(rows=24, cols=80), cwd=room, envs={"ABC": "123"})
+    shared.pty.send_stdin(handle.pid, b"echo [$ABC] $TERM; tput cols; pwd; tty\nexit\n")
+    shown = typed(handle, "exit\r\n")
+    assert "[123] xterm-256color\r\n80\r\n" in shown
+    assert room in shown
+    assert handle.wait().exit_code == 0
+
+
+def test_a_terminal_changes_its_size(shared: Sandbox) -> None:
+    handle = shared.pty.create(PtySize(rows=24, cols=80))
+    shared.pty.resize(handle.pid, PtySize(rows=30, cols=100))
+    shared.pty.send_stdin(handle.pid, b"echo $(tput cols)x$(tput lines); exit\n")
+    assert "100x30" in typed(handle, "100x30")
+    assert handle.wait().exit_code == 0
+
+
+def test_a_terminal_lives_between_connections(shared: Sandbox) -> None:
+    handle = shared.pty.create(PtySize(rows=24, cols=80))
+    handle.disconnect()
+    shared.pty.send_stdin(handle.pid, b"FOO=kept\n")
+    again = shared.pty.connect(handle.pid)
+    shared.pty.send_stdin(handle.pid, b"echo [$FOO]; exit\n")
+    assert "[kept]" in typed(again, "[kept]")
+    assert again.wait().exit_code == 0
+
+
+def test_terminals_are_killed_by_pid(shared: Sandbox) -> None:
+    handle = shared.pty.create(PtySize(rows=24, cols=80))
+    assert shared.pty.kill(handle.pid) is True
+    assert shared.pty.kill(handle.pid) is False
+    assert shared.pty.kill(999999) is False
+
+
+# -- the sandbox going away
+
+
+def test_a_command_whose_sandbox_is_killed_says_so(own_sandbox: Callable[..., Sandbox]) -> None:
+    mine = own_sandbox()
+    handle = mine.commands.run("sleep 100", background=True)
+    assert mine.kill() is True
+    with pytest.raises(TimeoutException, match="sandbox was killed or reached its end of life"):
+        handle.wait()
+    assert mine.is_running() is False
+    with pytest.raises(TimeoutException):
+        mine.commands.run("true")
+
+
+def test_health_is_quick_and_true(own_sandbox: Callable[..., Sandbox]) -> None:
+    mine = own_sandbox(timeout=60)
+    assert mine.is_running() is True
+    mine.pause()
+    began = time.monotonic()
+    assert mine.is_running() is False
+    assert time.monotonic() - began < 1
+
+
+def test_environment_and_processes_survive_a_pause(own_sandbox: Callable[..., Sandbox]) -> None:
+    mine = own_sandbox(envs={"KEPT": "yes"})
+    sleeper = mine.commands.run("sleep 3600", background=True)
+    later = mine.commands.run("sleep 0.5 && echo done > f", background=True)
+    mine.pause()
+    mine.connect()
+    assert mine.commands.run("echo $KEPT").stdout == "yes\n"
+    assert sleeper.pid in [process.pid for process in mine.commands.list()]
+    again = mine.commands.connect(sleeper.pid)
+    assert again.kill() is True
+    if later.pid in [process.pid for process in mine.commands.list()]:
+        mine.commands.connect(later.pid).wait()
+    assert mine.files.read("f") == "done\n"
