@@ -32,7 +32,7 @@ def check_root(path: Path) -> None:
     try:
         with path.open("rb") as file:
             usable = _Image(file, path).is_usable()
-    except (OSError, struct.error) as error:
+    except (OSError, OverflowError, ValueError, struct.error) as error:
         raise RootUnusable(f"the root image {path} cannot be read: {error}") from error
     if not usable:
         raise RootUnusable(
@@ -76,7 +76,10 @@ class _Image:
 
     def _read(self, at: int, size: int) -> bytes:
         self._file.seek(at)
-        return self._file.read(size)
+        data = self._file.read(size)
+        if len(data) < size:
+            raise ValueError("it ends too early")
+        return data
 
     def _inode(self, node: int) -> _Inode:
         at = self._meta_at + node * _NODE_SIZE
