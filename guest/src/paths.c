@@ -145,7 +145,7 @@ bool reply_entry(uint32_t id, uint8_t flags, const char *path) {
     if (error) {
         out.bytes = NULL; /* take the frame back */
         link_send(&out);
-        reply_error(id, error, "%s", strerror(error));
+        reply_error(id, error, "%s: %s", path, strerror(error));
         return false;
     }
     link_send(&out);

@@ -55,8 +55,8 @@ def start_agent(agent_binary: Path, tmp_path: Path) -> Iterator[Callable[..., Ag
 
     def start(*arguments: str, pass_fds: tuple[int, ...] = ()) -> Agent:
         home = tmp_path / f"machine{len(agents)}"
-        for directory in ("etc", "root", "home/user"):
-            (home / directory).mkdir(parents=True)
+        for name in ("etc", "root", "home/user"):
+            (home / name).mkdir(parents=True)
         os.chown(home / "home/user", 1000, 1000)
         for directory in (tmp_path.parent.parent, tmp_path.parent, tmp_path, home):
             directory.chmod(0o755)  # `user` must be able to reach its home

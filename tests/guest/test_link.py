@@ -16,6 +16,7 @@ from tests.guest.wire import (
     CLOSE,
     DATA,
     END,
+    EOF,
     EVENT,
     FULL_WINDOW,
     HELLO,
@@ -30,6 +31,7 @@ from tests.guest.wire import (
     STATS,
     UNQUIESCE,
     WATCH,
+    WINDOW,
     Frame,
     Wire,
     field,
@@ -108,7 +110,7 @@ def test_exec_streams_survive_attach_and_others_do_not(agent: Agent) -> None:
     assert listed[pid] == {20: u32(pid), 10: b"label\0bytes", 11: u32(stream), 12: u8(2)}
     (agent.home / "new").touch()
     wire.send(DATA, stream, b"again\n")
-    channels, end = wire.output(stream)
+    channels, _ = wire.output(stream)
     assert channels == {1: b"again\n"}
     assert not any(frame.stream == watch for frame in wire.held)
     wire.send(CLOSE, stream)
@@ -136,17 +138,18 @@ def test_attach_gives_a_stuck_process_a_fresh_window(wire: Wire) -> None:
     assert seen + len(channels[1]) == 1000000
 
 
-def test_input_given_before_attach_is_not_granted_twice(wire: Wire) -> None:
-    stream, _ = wire.exec("/bin/sh", "-c", "read x < /proc/self/fd/9; cat | wc -c", more=field(8, u8(1)))
-    stream, _ = wire.exec("/bin/sh", "-c", "kill -STOP $$; wc -c", more=field(8, u8(1)))
-    for _ in range(4):
-        wire.send(DATA, stream, b"x" * 65536)
-    wire.attach(2)
-    for _ in range(4):
-        wire.send(DATA, stream, b"x" * 65536)
-    wire.send(0x18, stream, u8(1) + field(1, u8(18)))
-    wire.send(0x13, stream)
+def test_input_given_before_attach_is_not_granted_twice(agent: Agent) -> None:
+    wire, gate = agent.wire, agent.home / "gate"
+    script = f"until [ -e {gate} ]; do sleep 0.02; done; wc -c"
+    stream, _ = wire.exec("/bin/sh", "-c", script, more=field(8, u8(1)))
+    for epoch in (2, 3):
+        for _ in range(4):
+            wire.send(DATA, stream, b"x" * 65536)
+        wire.attach(epoch)
+    gate.touch()
+    wire.send(EOF, stream)
     assert wire.output(stream)[0] == {1: b"524288\n"}
+    assert sum(number(frame.payload) for frame in wire.held if frame.type == WINDOW) == 0
 
 
 def test_hello_of_many_processes_comes_in_pieces(wire: Wire) -> None:

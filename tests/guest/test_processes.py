@@ -174,7 +174,7 @@ def test_bulk_output_is_complete(wire: Wire) -> None:
 
 
 def test_exit_is_told_while_a_child_keeps_the_output(wire: Wire) -> None:
-    stream, pid = wire.exec("/bin/sh", "-c", "(read x < /dev/tty; sleep 0.6; echo late) & echo early; exit 5")
+    stream, _ = wire.exec("/bin/sh", "-c", "(read x < /dev/tty; sleep 0.6; echo late) & echo early; exit 5")
     event = wire.on(stream, EVENT)
     assert event.payload[0] == 1
     assert os.waitstatus_to_exitcode(number(event.values[21])) == 5
@@ -204,7 +204,7 @@ def test_a_reaped_pid_is_gone_at_once(wire: Wire) -> None:
 def test_group_signal(wire: Wire) -> None:
     stream, pid = wire.exec("/bin/sh", "-c", "sleep 60 & sleep 60")
     assert wire.ask(SIGNAL, field(20, u32(pid)), field(22, u8(15)), field(23, u8(1))).errno == 0
-    channels, end = wire.output(stream)  # ends only because the background sleep died too
+    _, end = wire.output(stream)  # ends only because the background sleep died too
     assert os.waitstatus_to_exitcode(number(end.values[21])) == -15
 
 

@@ -1,4 +1,4 @@
-"""A codec of the guest protocol written for these tests alone, so that one misreading cannot hide in both ends."""
+"""A codec of the guest protocol for these tests alone, so that one misreading cannot hide in both ends."""
 
 from __future__ import annotations
 
@@ -220,9 +220,12 @@ class Wire:
                 window -= len(piece)
                 at += len(piece)
             while window == 0 or not self.quiet(0):
-                frame = self.on(stream, WINDOW, END)
-                if frame.type == END:
+                frame = self.receive()
+                if frame.stream != stream:
+                    self.held.append(frame)
+                elif frame.type == END:
                     return frame
-                window += number(frame.payload)
+                else:
+                    window += number(frame.payload)
         self.send(EOF, stream)
         return self.on(stream, END)
