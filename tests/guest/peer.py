@@ -100,7 +100,9 @@ class Peer:
         if self.guest_is_done:
             return
         asking = asyncio.create_task(self.guest.stats())
-        opened = asyncio.create_task(self.on(wire.OPEN))
+        opened = asyncio.create_task(
+            self.expect(lambda frame: frame.type == wire.OPEN and frame.payload[:1] == wire.u8(wire.STATS))
+        )
         fault = asyncio.create_task(self.faulted.wait())
         await asyncio.wait([opened, fault], return_when=asyncio.FIRST_COMPLETED)
         if opened.done() and not opened.exception():
@@ -149,9 +151,9 @@ class Native:
     keep: socket.socket
     faults: list[Exception]
 
-    async def sh(self, script: str, **more: bool) -> tuple[bytes, Exit]:
+    async def sh(self, script: str, *, stdin: bool = False) -> tuple[bytes, Exit]:
         """What a shell script writes on both channels, and how it ends."""
-        process = await self.guest.exec(ProcessConfig("/bin/sh", ("-c", script), {}, None), **more)
+        process = await self.guest.exec(ProcessConfig("/bin/sh", ("-c", script), {}, None), stdin=stdin)
         return await output(process)
 
     async def successor(self, epoch: int = 2) -> Guest:

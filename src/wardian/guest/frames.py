@@ -46,11 +46,6 @@ class Violation(Exception):
     """The guest sent something the protocol does not allow."""
 
 
-def frame(kind: int, flags: int, stream: int, payload: bytes | memoryview = b"") -> bytes:
-    """One whole packet."""
-    return HEADER.pack(kind, flags, 0, stream) + payload
-
-
 def field(tag: int, value: bytes) -> bytes:
     return _FIELD.pack(tag, len(value)) + value
 
