@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -320,18 +321,10 @@ def test_a_header_without_end_is_cut_off(server: Server) -> None:
     address = urlsplit(server.url)
     with socket.create_connection((address.hostname, address.port), timeout=10) as line:
         line.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nx-endless: ")
-        answer = b""
-        try:
+        with suppress(OSError):
             for _ in range(100):
                 line.sendall(b"y" * 8192)
-        except OSError:
-            pass  # it hung up, as it should
-        try:
-            while part := line.recv(4096):
-                answer += part
-        except OSError:
-            pass
-        assert answer == b"" or answer.startswith(b"HTTP/1.1 431 ")
+        assert line.recv(4096).startswith(b"HTTP/1.1 431 ")
 
 
 def test_a_killed_server_finds_everything_again(tmp_path: Path) -> None:

@@ -293,7 +293,13 @@ async def test_what_cannot_be_done_is_refused_before_anything_happens(
 async def test_unknown_options_that_say_nothing_are_let_pass(
     client: httpx.AsyncClient, service: Service
 ) -> None:
-    body = {"templateID": "base", "gpu": None, "newest": False, "network": {"x": []}, "iam": {"tokens": {}}}
+    body: dict[str, Any] = {
+        "templateID": "base",
+        "gpu": None,
+        "newest": False,
+        "network": {"x": []},
+        "iam": {"tokens": {}},
+    }
     assert (await client.post("/v2/sandboxes", json=body)).status_code == 201
 
 
@@ -550,7 +556,7 @@ async def test_keys_are_wanted_everywhere_but_for_health(client: httpx.AsyncClie
     message = refused(await client.get("/v2/sandboxes"), 401, "missing_api_key")
     assert message.startswith("API key is missing")
     for key in ("nonsense", new_key(), "e2b_" + "é" * 40):
-        answer = await client.get("/v2/sandboxes", headers={"X-API-KEY": key.encode()})
+        answer = await client.get("/v2/sandboxes", headers=[(b"X-API-KEY", key.encode())])
         assert refused(answer, 401, "invalid_api_key").startswith("Invalid API key")
     refused(await client.get("/no/such/path"), 401, "missing_api_key")
 

@@ -17,6 +17,8 @@ HEAD_BYTES_MAX = 64 * 1024
 """Twice what the control plane takes; the rest is for cookies on their way to a sandbox's own web server."""
 
 HEAD_TIMEOUT_S = 20.0
+LINGER_S = 1.0
+"""A connection closed while data is still coming is reset, and the client never reads why."""
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -24,6 +26,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     _head_bytes = 0
     _in_head = True
+    _refused = False
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -35,6 +38,8 @@ class BoundedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         super().data_received(data)
         if self._in_head and not self.transport.is_closing():
             self._head_bytes += len(data)
@@ -65,7 +70,7 @@ class BoundedHttp(HttpToolsProtocol):
         self.transport.close()
 
     def _refuse(self) -> None:
-        self._head_is_here()
+        self._refused = True
         code = "headers_too_large"
         status = HTTP_STATUS_OF_CODE[code]
         told: dict[str, Any] = {"code": status, "message": "the request's headers are too large"}
@@ -75,4 +80,6 @@ class BoundedHttp(HttpToolsProtocol):
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        self.transport.close()
+        self.transport.write_eof()
+        self._head_is_here()
+        self._deadline = self.loop.call_later(LINGER_S, self._give_up)

@@ -17,7 +17,6 @@ from types import FrameType
 import uvicorn
 import uvloop
 from rich.console import Console
-from rich.panel import Panel
 from rich.text import Text
 
 from wardian.api.http import BoundedHttp
@@ -127,26 +126,23 @@ def _greet_program(url: str, app: App) -> None:
 
 
 def _greet_person(url: str, app: App) -> None:
-    console = Console(highlight=False)
     words = Text()
-    words.append("Sandboxes at ")
+    words.append("Sandboxes at ", style="bold")
     words.append(url, style="bold cyan")
-    words.append(f"\n{_summary(app)}\n", style="dim")
-    words.append("\nFor the E2B SDK, in any language:\n\n")
+    words.append(f"\n{_summary(app)}\n\n", style="dim")
+    words.append("For the E2B SDK, in any language:\n\n")
     for name, value in (("E2B_API_URL", url), ("E2B_SANDBOX_URL", url), ("E2B_API_KEY", app.key)):
         words.append(f"  export {name}={value}\n", style="green")
     words.append(
-        "\nCtrl-C stops the server. Sandboxes live on, and the next server takes them over.", style="dim"
+        "\nCtrl-C stops the server. Sandboxes live on; the next server takes them over.", style="dim"
     )
-    if console.is_terminal:
-        console.print(Panel(words, title="wardian", title_align="left", border_style="cyan", expand=False))
-    else:
-        console.print(words, soft_wrap=True)
+    # Unframed and unwrapped: these lines are there to be copied.
+    Console(highlight=False).print(words, soft_wrap=True)
 
 
 def _summary(app: App) -> str:
     kept, lost = len(app.taken_over.attached), len(app.taken_over.lost)
-    parts = [f"isolation: {app.host.level} ({app.host.driver} {app.host.version})"]
+    parts = [f"isolation: {app.host.level} ({app.host.version})"]
     if kept:
         parts.append(f"{kept} running {'sandbox' if kept == 1 else 'sandboxes'} taken over")
     if lost:

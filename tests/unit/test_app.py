@@ -1,0 +1,95 @@
+"""What the composition root keeps by itself: the local key, and the images that sandboxes stand on."""
+
+from __future__ import annotations
+
+import os
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from wardian import app
+from wardian.api.auth import KEY_FORM
+from wardian.config import Settings
+from wardian.images.catalog import BuiltImage, Catalog, Manifest
+from wardian.images.roots import Roots
+from wardian.isolation.port import RootImage
+from wardian.model.errors import Conflict, Unavailable
+from wardian.store import keys
+from wardian.store.database import Database
+
+
+async def test_the_local_key_is_made_once_and_kept_private(tmp_path: Path) -> None:
+    database = await Database.open(tmp_path / "db")
+    path = tmp_path / "key"
+    first = await app._local_key(database, path)
+    assert KEY_FORM.fullmatch(first)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert await app._local_key(database, path) == first
+    assert await database.read(lambda conn: keys.tenant_of(conn, first)) == app.TENANT
+    await database.close()
+
+
+@pytest.mark.parametrize("damage", ["", "nonsense", "e2b_" + "0" * 40, None])
+async def test_a_lost_or_unknown_local_key_is_replaced(tmp_path: Path, damage: str | None) -> None:
+    database = await Database.open(tmp_path / "db")
+    path = tmp_path / "key"
+    first = await app._local_key(database, path)
+    path.unlink() if damage is None else path.write_text(damage)
+    second = await app._local_key(database, path)
+    assert second not in (first, damage)
+    assert await database.read(lambda conn: keys.tenant_of(conn, second)) == app.TENANT
+    await database.close()
+
+
+async def test_a_revoked_local_key_is_replaced(tmp_path: Path) -> None:
+    database = await Database.open(tmp_path / "db")
+    first = await app._local_key(database, tmp_path / "key")
+    (known,) = await database.read(lambda conn: keys.of_tenant(conn, app.TENANT))
+    await database.write(lambda conn: keys.revoke(conn, app.TENANT, known.id, at=1))
+    assert await app._local_key(database, tmp_path / "key") != first
+    await database.close()
+
+
+def built(tmp_path: Path, content: bytes, digest: str) -> BuiltImage:
+    path = tmp_path / "cache" / "rootfs.erofs"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    manifest = Manifest("base", "bookworm", "", digest, "", len(content), {})
+    return BuiltImage(RootImage(path, digest), manifest)
+
+
+def test_an_image_outlives_the_cache_it_came_from(tmp_path: Path) -> None:
+    content = b"a root file system"
+    digest = "sha256:" + sha256(content).hexdigest()
+    image = built(tmp_path, content, digest)
+    roots = Roots(tmp_path / "roots")
+    kept = roots.adopt(image, Catalog(tmp_path / "cache"))
+    os.unlink(image.root.path)
+    assert roots.find(digest) == kept
+    assert kept.path.read_bytes() == content
+    assert [path.name for path in (tmp_path / "roots").iterdir()] == [kept.path.name]
+
+
+def test_a_damaged_image_is_not_taken(tmp_path: Path) -> None:
+    image = built(tmp_path, b"not what it says", "sha256:" + "0" * 64)
+    with pytest.raises(Conflict, match="damaged"):
+        Roots(tmp_path / "roots").adopt(image, Catalog(tmp_path / "cache"))
+    with pytest.raises(Unavailable, match="gone"):
+        Roots(tmp_path / "roots").find("sha256:" + "0" * 64)
+
+
+def test_missing_programs_say_how_to_get_them(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="make setup"):
+        app.build_driver(Settings(tmp_path, programs=tmp_path))
+
+
+async def test_a_missing_base_image_is_said_before_anything_runs(tmp_path: Path) -> None:
+    settings = Settings(tmp_path / "data", cache_dir=tmp_path / "empty")
+    with pytest.raises(Unavailable, match="base image") as refused:
+        async with app.start(settings):
+            pytest.fail("it started")
+    assert refused.value.hint is not None
+    with pytest.raises(Unavailable):  # and not AlreadyServed: the lock was let go
+        async with app.start(settings):
+            pytest.fail("it started")
