@@ -7,12 +7,12 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
 from wardian.isolation.gvisor import urpc
-from wardian.isolation.gvisor.urpc import Urpc, UrpcBroken, UrpcRefused
+from wardian.isolation.gvisor.urpc import UrpcBroken, UrpcRefused
 
 Answer = Callable[[socket.socket], Awaitable[None]]
 
@@ -23,9 +23,10 @@ class Sentry:
     def __init__(self, *answers: Answer) -> None:
         self._answers = list(answers)
         self._tasks: list[asyncio.Task[None]] = []
-        self.client = Urpc(self._connect)
 
-    def _connect(self) -> socket.socket:
+    async def call(
+        self, method: str, arg: object = None, *, fds: Sequence[int] = (), timeout_s: float = 5
+    ) -> object:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
 
@@ -34,10 +35,9 @@ class Sentry:
                 await answer(theirs)
 
         self._tasks.append(asyncio.ensure_future(serve(self._answers.pop(0))))
-        return ours
+        return await urpc.call(ours, method, arg, fds=fds, timeout_s=timeout_s)
 
     async def close(self) -> None:
-        self.client.reset()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -64,7 +64,7 @@ GOOD = b'{"success":true,"err":"","result":{"a":"}"}}'
 async def test_a_call_brings_its_result_however_it_is_cut() -> None:
     pieces = [GOOD[i : i + 1] for i in range(len(GOOD))]
     for sentry in (Sentry(says(GOOD)), Sentry(says(*pieces)), Sentry(says(GOOD + b"\n"))):
-        assert await sentry.client.call("X") == {"a": "}"}
+        assert await sentry.call("X") == {"a": "}"}
         await sentry.close()
 
 
@@ -85,7 +85,7 @@ async def test_descriptors_go_with_the_first_byte() -> None:
         await loop.sock_sendall(sock, GOOD)
 
     sentry = Sentry(answer)
-    await sentry.client.call("Network.X", {"b": 1}, fds=[0, 1])
+    await sentry.call("Network.X", {"b": 1}, fds=[0, 1])
     assert seen == [{"method": "Network.X", "arg": {"b": 1}}, 2]
     await sentry.close()
 
@@ -93,7 +93,7 @@ async def test_descriptors_go_with_the_first_byte() -> None:
 async def test_a_refusal_carries_the_reason() -> None:
     sentry = Sentry(says(b'{"success":false,"err":"no such container"}'))
     with pytest.raises(UrpcRefused, match="no such container"):
-        await sentry.client.call("X")
+        await sentry.call("X")
     await sentry.close()
 
 
@@ -109,8 +109,8 @@ async def test_a_refusal_carries_the_reason() -> None:
 async def test_nonsense_is_an_error_and_the_next_call_starts_afresh(answer: Answer) -> None:
     sentry = Sentry(answer, says(GOOD))
     with pytest.raises(UrpcBroken):
-        await sentry.client.call("X")
-    assert await sentry.client.call("X") == {"a": "}"}
+        await sentry.call("X")
+    assert await sentry.call("X") == {"a": "}"}
     await sentry.close()
 
 
@@ -118,38 +118,59 @@ async def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(urpc, "REPLY_MAX", 100_000)
     sentry = Sentry(says(*[b"x" * 60_000] * 2))
     with pytest.raises(UrpcBroken, match="too long"):
-        await sentry.client.call("X")
+        await sentry.call("X")
     await sentry.close()
 
 
 async def test_silence_is_an_error() -> None:
     sentry = Sentry(says(b"{"), says(GOOD))
     with pytest.raises(UrpcBroken, match="not answered"):
-        await sentry.client.call("X", timeout_s=0.05)
-    assert await sentry.client.call("X") == {"a": "}"}
+        await sentry.call("X", timeout_s=0.05)
+    assert await sentry.call("X") == {"a": "}"}
     await sentry.close()
 
 
 async def test_the_answer_to_a_cancelled_call_is_nobody_elses() -> None:
     sentry = Sentry(says(b"{"), says(GOOD))
-    call = asyncio.ensure_future(sentry.client.call("X"))
+    call = asyncio.ensure_future(sentry.call("X"))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert await sentry.client.call("Y") == {"a": "}"}
+    assert await sentry.call("Y") == {"a": "}"}
     await sentry.close()
 
 
-async def test_calls_wait_for_each_other() -> None:
+async def test_calls_do_not_wait_for_each_other() -> None:
+    slow_may_go = asyncio.Event()
+
+    async def slow(sock: socket.socket) -> None:
+        await slow_may_go.wait()
+        await says(GOOD)(sock)
+
+    sentry = Sentry(slow, says(GOOD))
+    first = asyncio.ensure_future(sentry.call("Checkpoint"))
+    await asyncio.sleep(0)
+    await sentry.call("Pause")
+    assert not first.done()
+    slow_may_go.set()
+    await first
+    await sentry.close()
+
+
+async def test_a_call_leaves_no_connection_behind() -> None:
+    """A sentry that exits waits for every open one."""
+    ended = asyncio.Event()
+
     async def answer(sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        for number in range(5):
-            request = json.loads(await loop.sock_recv(sock, 65536))  # one at a time, or this does not parse
-            assert request["arg"] == number
-            await loop.sock_sendall(sock, json.dumps({"success": True, "result": number}).encode())
+        await loop.sock_recv(sock, 65536)
+        await loop.sock_sendall(sock, GOOD)
+        assert await loop.sock_recv(sock, 1) == b""
+        ended.set()
 
     sentry = Sentry(answer)
-    assert await asyncio.gather(*(sentry.client.call("X", n) for n in range(5))) == list(range(5))
+    await sentry.call("X")
+    await asyncio.wait_for(ended.wait(), 5)
     await sentry.close()

@@ -12,6 +12,7 @@ from wardian.isolation.gvisor import image as images
 from wardian.isolation.gvisor.cgroup import Limits
 from wardian.isolation.gvisor.directory import DISK, PAUSED
 from wardian.isolation.gvisor.process import start_time
+from wardian.isolation.gvisor.profile import FD_DISK
 from wardian.isolation.gvisor.sentry import Sentry
 from wardian.isolation.gvisor.substrate import Substrate
 from wardian.isolation.gvisor.urpc import UrpcRefused
@@ -95,7 +96,7 @@ class GvisorMachine(Machine):
     async def stats(self) -> MachineStats:
         try:
             usage = self._sentry.cgroup.usage()
-            disk = (self._sentry.directory / DISK).stat().st_blocks * 512
+            disk = self._disk_bytes()
         except OSError as error:
             raise MachineGone(f"machine {self.id} is gone") from error
         resources = self.spec.resources
@@ -127,6 +128,12 @@ class GvisorMachine(Machine):
         """Forget the machine in this process; it runs on."""
         self._stop_watching()
         await self._sentry.let_go()
+
+    def _disk_bytes(self) -> int:
+        image = self._sentry.directory / DISK
+        # A disk in memory is known only by the sentry's descriptor.
+        path = image if image.exists() else Path(f"/proc/{self._sentry.process.pid}/fd/{FD_DISK}")
+        return path.stat().st_blocks * 512
 
     async def _freeze(self) -> None:
         if not self._frozen:

@@ -61,7 +61,6 @@ class GvisorPrepared(Prepared):
                 )
             except (UrpcRefused, UrpcBroken, MachineGone) as error:
                 raise ImageRefused(f"the image cannot be restored, it is damaged: {error.message}") from error
-        self._sentry.reset_calls()
         return self._machine()
 
     async def discard(self) -> None:

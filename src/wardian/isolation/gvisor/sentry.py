@@ -13,11 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from wardian.isolation.gvisor import create
+from wardian.isolation.gvisor import create, urpc
 from wardian.isolation.gvisor.cgroup import Cgroup
 from wardian.isolation.gvisor.directory import CONTROL, KEEPER, STATUS, MachineDirectory
 from wardian.isolation.gvisor.process import HeldProcess
-from wardian.isolation.gvisor.urpc import CALL_TIMEOUT_S, Urpc, UrpcBroken
+from wardian.isolation.gvisor.urpc import CALL_TIMEOUT_S, UrpcBroken
 from wardian.isolation.port import MachineExit, MachineGone
 
 GREETING_TIMEOUT_S = 5.0
@@ -96,7 +96,6 @@ class Sentry:
         # Init of the machine's pid namespace: when it ends, everything has. Usually it is the sentry itself.
         self._init = greeting.sentry
         self.process = create.sentry_below(greeting.sentry, directory)
-        self._urpc = Urpc(lambda: directory.connect(CONTROL, socket.SOCK_STREAM))
         self._asked_to_die = False
         self._end = asyncio.create_task(self._await_end(), name=f"end of machine {machine_id}")
 
@@ -105,17 +104,16 @@ class Sentry:
     ) -> Any:
         """A urpc call. Raises :class:`MachineGone` if the machine died over it."""
         try:
-            return await self._urpc.call(method, arg, fds=fds, timeout_s=timeout_s)
-        except UrpcBroken as error:
+            control = self.directory.connect(CONTROL, socket.SOCK_STREAM)
+            return await urpc.call(control, method, arg, fds=fds, timeout_s=timeout_s)
+        except (OSError, UrpcBroken) as error:
             # A dying process closes its sockets a little before it is dead.
             if (await asyncio.wait([self._end], timeout=DYING_S))[0]:
                 end = self._end.result()
                 raise MachineGone(f"machine {self.id} is gone: {end.reason}") from error
+            if isinstance(error, OSError):
+                raise UrpcBroken(f"the sentry of {self.id} takes no calls: {error}") from error
             raise
-
-    def reset_calls(self) -> None:
-        """Forget the control connection: the sentry closed its end."""
-        self._urpc.reset()
 
     def stop(self) -> None:
         """SIGSTOP. Only for a sentry that is paused or has not started: stubs caught mid-hand-off would
@@ -191,7 +189,6 @@ class Sentry:
         return MachineExit("lost", "its keeper was killed")
 
     def _close(self) -> None:
-        self._urpc.reset()
         self.keeper.close()
         self._init.close()
         self.process.close()
