@@ -206,6 +206,13 @@ async def test_input_stops_at_the_window_and_goes_on_with_a_grant(peer: Peer) ->
     await process.close_stdin()
 
 
+async def test_a_write_of_exactly_the_window_does_not_wait_for_more(peer: Peer) -> None:
+    await peer.attached()
+    process, _ = await peer.started(stdin=True)
+    await process.write(b"x" * wire.FULL_WINDOW)
+    await process.close_stdin()
+
+
 async def test_a_writer_learns_that_the_process_has_ended(peer: Peer) -> None:
     await peer.attached()
     process, stream = await peer.started(stdin=True)

@@ -123,20 +123,22 @@ class Outflow:
 
     async def _send(self, rest: memoryview, channel: int) -> None:
         stream, link = self._stream, self._stream.link
-        while True:
-            if link.congested:
-                await link.clear()
-            while not self._credit and self._error is None:
-                self._waiter = asyncio.get_running_loop().create_future()
-                await self._waiter
-            if self._error is not None:
-                raise again(self._error)
+        while self._error is None:
             if not rest:
                 return
+            if link.congested:
+                await link.clear()
+            if not self._credit:
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+                continue
+            if self._error is not None:
+                break
             size = min(len(rest), self._credit, PAYLOAD_MAX)
             self._credit -= size
             link.send(DATA, channel, stream.id, rest[:size])
             rest = rest[size:]
+        raise again(self._error)
 
     async def finish(self, channel: int = CHANNEL_PLAIN) -> None:
         """Say that nothing more comes. Later sends raise Conflict."""
