@@ -141,7 +141,7 @@ class Body:
         self._send(frames.HELLO, 0, 0, hello)
 
     def _send(self, kind: int, flags: int, stream: int, payload: bytes = b"") -> None:
-        self._guest_end.send(frames.frame(kind, flags, stream, payload))
+        self._guest_end.send(frames.HEADER.pack(kind, flags, 0, stream) + payload)
 
     def end(self, reason: str) -> None:
         if self.ended.is_set():

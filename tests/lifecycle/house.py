@@ -6,6 +6,7 @@ nothing is said to the database.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from pathlib import Path
 
 from wardian.isolation.port import Driver, RootImage
 from wardian.model.resources import Resources
+from wardian.model.sandbox import Sandbox, State
 from wardian.model.template import Template
 from wardian.recorder.log import Recorder
 from wardian.sandboxes.leases import DirectoryLock, NodeLease
+from wardian.sandboxes.owner import Owner
 from wardian.sandboxes.pool import Bounds, Pool, PoolLimits
 from wardian.sandboxes.reconciler import Outcome
 from wardian.sandboxes.service import Sandboxes
@@ -23,6 +26,33 @@ from wardian.sandboxes.templates import Templates
 from wardian.sandboxes.workshop import Options, Workshop, no_checkpoint, now_us
 from wardian.snapshots.store import SnapshotStore
 from wardian.store.database import Database
+
+
+class WatchedSandboxes(Sandboxes):
+    """Lets a test wait for a state that comes about by itself."""
+
+    def __init__(self, works: Workshop, templates: Templates) -> None:
+        self._waiting: list[tuple[str, tuple[State, ...], asyncio.Future[Sandbox]]] = []
+        super().__init__(works, templates)
+
+    def _changed(self, owner: Owner) -> None:
+        super()._changed(owner)
+        for sandbox_id, states, future in self._waiting:
+            if sandbox_id == owner.sandbox.id and owner.sandbox.state in states and not future.done():
+                future.set_result(owner.sandbox)
+
+    async def until(self, sandbox_id: str, *states: State) -> Sandbox:
+        """The sandbox, as soon as it is in one of ``states``."""
+        if (owner := self._owners.get(sandbox_id)) is not None and owner.sandbox.state in states:
+            return owner.sandbox
+        future: asyncio.Future[Sandbox] = asyncio.get_running_loop().create_future()
+        entry = (sandbox_id, states, future)
+        self._waiting.append(entry)
+        try:
+            return await asyncio.wait_for(future, 30)
+        finally:
+            self._waiting.remove(entry)
+
 
 NO_POOL = PoolLimits(created=Bounds(0, 0), hot=Bounds(0, 0), concurrency=4)
 TENANT = "t1"
@@ -36,7 +66,7 @@ class House:
     lock: DirectoryLock
     works: Workshop
     templates: Templates
-    sandboxes: Sandboxes
+    sandboxes: WatchedSandboxes
     outcome: Outcome
 
     @classmethod
@@ -74,7 +104,7 @@ class House:
         await templates.put(
             Template("base", "base", None, root.digest, resources, created_at=1, env={"LANG": "C.UTF-8"})
         )
-        sandboxes = Sandboxes(works, templates)
+        sandboxes = WatchedSandboxes(works, templates)
         outcome = await sandboxes.start()
         return cls(data, lock, works, templates, sandboxes, outcome)
 
@@ -82,6 +112,27 @@ class House:
         """Stop in order. Sandboxes go on."""
         await self.sandboxes.close()
         await self.works.lease.release()
+        await self.works.snapshots.close()
+        await self.works.database.close()
+        self.lock.release()
+
+    async def crash(self) -> None:
+        """Let go as ``kill -9`` would, as far as one process can: every task stops where it stands."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.sandboxes._alarms.close()
+        for owner in self.sandboxes._owners.values():
+            owner._cancel_idle_timer()
+            owner.log.release()
+            if owner.guest is not None:
+                await owner.guest.close()
+        for shelf in self.works.pool._hot.values():
+            for hot in shelf.members:
+                await hot.guest.close()
+        for timer in self.works.pool._timers:
+            timer.cancel()
         await self.works.snapshots.close()
         await self.works.database.close()
         self.lock.release()
