@@ -196,7 +196,6 @@ class Owner:
         """Make a guest this sandbox's: what it asks of the host is answered in the sandbox's name."""
 
         async def connect(address: str, port: int, stream: Tunnel) -> None:
-            self.log.append("network.connect", address=address, port=port)
             await self.works.outbound.connect(self.sandbox, address, port, stream)
 
         async def resolve(query: bytes) -> bytes:
