@@ -327,8 +327,10 @@ def test_a_header_without_end_is_cut_off(server: Server) -> None:
         assert line.recv(4096).startswith(b"HTTP/1.1 431 ")
 
 
-def test_a_killed_server_finds_everything_again(tmp_path: Path) -> None:
+def test_a_killed_server_finds_everything_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also: the key is made once, and kept where only the owner may read it."""
+    monkeypatch.setenv("WARDIAN_POOL_HOT", "0")
+    monkeypatch.setenv("WARDIAN_POOL_CREATED", "0")
     first = serve(tmp_path)
     options: dict[str, Any] = {"api_url": first.url, "sandbox_url": first.url, "api_key": first.key}
     made = Sandbox.create(timeout=100, metadata={"a": "b"}, **options)

@@ -180,7 +180,7 @@ class NewSnapshot(Body):
             raise Unsupported(_NO_DISK_ONLY, code="filesystem_pause_unsupported")
         if not self.name:
             return None
-        name = self.name.lower()
+        name = template_reference(self.name)
         if not _NAME.fullmatch(name):
             raise Invalid(
                 f"invalid snapshot name {self.name[:64]!r}",

@@ -40,7 +40,7 @@ async def list_snapshots(
     kept, cursor = await plane.sandboxes.list_snapshots(
         tenant,
         sandbox_id=sandbox_id.partition("-")[0] if sandbox_id else None,
-        name=name.lower() if name else None,
+        name=template_reference(name) if name else None,
         limit=page_size(limit),
         cursor=checked_cursor(next_token),
     )
