@@ -24,7 +24,7 @@ from wardian.cli.processes import Command, capture, exit_status
 from wardian.model.errors import Invalid, Kind, NotFound, WardianError
 
 ERROR_MAX = 4096
-DIRECTORY = "FILE_TYPE_DIRECTORY"
+FILE, DIRECTORY = "FILE_TYPE_FILE", "FILE_TYPE_DIRECTORY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ async def upload(envd: Envd, source: Path, target: str) -> str:
         raise NotFound(f"{source}: no such file or directory")
     name = source.resolve().name
     entry = await _stat(envd, target)
-    if target.endswith("/") or (entry and entry["type"] == DIRECTORY):
+    if target.endswith("/") or (entry and entry.get("type") == DIRECTORY):
         target = f"{target.rstrip('/')}/{name}"
     if source.is_dir():
         return await _upload_tree(envd, source, target)
@@ -69,10 +69,13 @@ async def download(envd: Envd, source: str, target: Path) -> Path:
         target /= _safe_name(str(entry["name"]))
     elif not target.parent.is_dir():
         raise NotFound(f"{target.parent}: no such directory")
-    if entry["type"] == DIRECTORY:
+    kind = entry.get("type")
+    if kind == DIRECTORY:
         await _download_tree(envd, str(entry["path"]), target)
+    elif kind == FILE:
+        await _download_file(envd, str(entry["path"]), target, int(entry.get("mode", 0)))
     else:
-        await _download_file(envd, str(entry["path"]), target, int(entry.get("mode", 0o644)))
+        raise Invalid(f"{source}: neither a file nor a directory")
     return target
 
 

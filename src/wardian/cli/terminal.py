@@ -12,8 +12,20 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 
 from wardian.cli.envd import Envd
-from wardian.cli.processes import OWN_FAILURE, STDIN, BytesFrom, Command, exit_status, pty_size, write_output
+from wardian.cli.processes import (
+    OWN_FAILURE,
+    STDIN,
+    BytesFrom,
+    Command,
+    exit_status,
+    pty_size,
+    send_signal,
+    write_output,
+)
 from wardian.model.errors import Invalid, WardianError
+
+GOODBYE_S = 3
+"""How long hanging up may take when nothing answers any more."""
 
 
 class Escape:
@@ -55,7 +67,7 @@ def raw() -> Iterator[None]:
 
 
 async def attach(envd: Envd, command: Command) -> int:
-    """Run ``command`` on our terminal and return its exit status; 125 after the escape.
+    """Run ``command`` on our terminal and return its exit status; 125 after the escape or a hang-up.
 
     Raises :class:`Invalid` when standard input is no terminal, WardianError when the connection breaks.
     """
@@ -66,6 +78,8 @@ async def attach(envd: Envd, command: Command) -> int:
         loop, resized, left = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
         with raw():
             loop.add_signal_handler(signal.SIGWINCH, resized.set)
+            for signo in (signal.SIGHUP, signal.SIGTERM):
+                loop.add_signal_handler(signo, left.set)
             resized.set()  # it may have changed since we asked
             work = [
                 loop.create_task(_type(envd, pid, left)),
@@ -75,9 +89,14 @@ async def attach(envd: Envd, command: Command) -> int:
             leave = loop.create_task(left.wait())
             try:
                 await asyncio.wait((show, leave), return_when=asyncio.FIRST_COMPLETED)
-                return show.result() if show.done() else OWN_FAILURE
+                if show.done():
+                    return show.result()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(send_signal(envd, pid, signal.SIGHUP), GOODBYE_S)
+                return OWN_FAILURE
             finally:
-                loop.remove_signal_handler(signal.SIGWINCH)
+                for signo in (signal.SIGWINCH, signal.SIGHUP, signal.SIGTERM):
+                    loop.remove_signal_handler(signo)
                 for task in (*work, show, leave):
                     task.cancel()
                 await asyncio.gather(*work, show, leave, return_exceptions=True)

@@ -1,0 +1,50 @@
+"""What the README shows works, word for word."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.acceptance.conftest import Server
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 60
+
+
+def example() -> str:
+    """The README's first block of Python."""
+    block = re.search(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert block, "the README has no example"
+    return block[1]
+
+
+def test_the_first_example_runs(server: Server) -> None:
+    """Against a real server, with nothing set but what `wardian serve` prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", example()],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "the sandbox says 42\n"
+
+
+def test_the_quickstart_is_that_example() -> None:
+    """One text in two places, kept equal."""
+    assert (ROOT / "examples/quickstart.py").read_text().endswith(example())
+
+
+def test_the_commands_it_names_exist() -> None:
+    """Every `make` target and `wardian` command of the README."""
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"^make (\w+)", readme, re.M)):
+        assert re.search(rf"^{target}:", makefile, re.M), f"there is no make {target}"
+    for command in set(re.findall(r"\bwardian ((?:serve|doctor|sandbox|template)(?: [a-z]+)?)", readme)):
+        words = [word for word in command.split() if word not in ("on", "and", "prints")]
+        done = subprocess.run(
+            [sys.executable, "-m", "wardian.cli.main", *words, "--help"], capture_output=True
+        )
+        assert done.returncode == 0, f"there is no wardian {command}"
