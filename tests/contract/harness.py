@@ -14,7 +14,15 @@ from pathlib import Path
 from wardian.guest.guest import Guest, Identity, Output, Process, ProcessConfig
 from wardian.isolation.gvisor import GvisorDriver, Tools
 from wardian.isolation.gvisor.profile import Profile
-from wardian.isolation.port import Driver, Machine, MachineImage, MachineSpec, Prepared, RootImage
+from wardian.isolation.port import (
+    Driver,
+    Machine,
+    MachineGone,
+    MachineImage,
+    MachineSpec,
+    Prepared,
+    RootImage,
+)
 from wardian.model.resources import Resources
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -178,9 +186,11 @@ class House:
     async def close(self) -> None:
         for member in self.members:
             await member.guest.close()
-            await member.machine.kill()
+            with suppress(MachineGone):  # of a driver that let it go
+                await member.machine.kill()
         for prepared in self._prepared:
-            await prepared.discard()
+            with suppress(MachineGone):
+                await prepared.discard()
         await self.driver.sweep(set())
         await self.driver.close()
 
