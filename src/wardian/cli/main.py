@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +36,9 @@ def server_options(context: typer.Context, url: Url = None, key: Key = None, dat
 
 def version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"wardian {importlib.metadata.version('wardian')}")
+        from importlib.metadata import version as installed
+
+        typer.echo(f"wardian {installed('wardian')}")
         raise typer.Exit
 
 
