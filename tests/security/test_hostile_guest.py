@@ -298,6 +298,7 @@ async def test_a_hello_without_an_end_is_cut_off() -> None:
     async with scripted() as peer:
         attaching = asyncio.create_task(peer.guest.attach(7))
         await peer.token()
+        await peer.send(wire.HELLO, 0, peer.hello(0), flags=1)
         while not peer.guest_is_done:
             await peer.send(wire.HELLO, 0, wire.field(4, b"x" * 65000), flags=1)
         with pytest.raises(GuestFault):
@@ -405,6 +406,27 @@ async def test_a_guest_that_asks_and_never_reads_is_not_read_either() -> None:
             frame = await peer.receive()
             answered += frame.type == wire.REPLY
         assert link._reading
+
+
+async def test_a_guest_that_does_not_keep_quiet_is_ended() -> None:
+    async with scripted() as peer:
+        await peer.attached()
+
+        async def long_answer(query: bytes) -> bytes:
+            return b"x" * 60_000
+
+        peer.guest.on_resolve = long_answer
+        quiescing = asyncio.create_task(peer.guest.quiesce())
+        await peer.on(wire.QUIESCE)
+        await peer.send(wire.QUIESCED, 0)
+        await quiescing
+        asked = 0
+        while not peer.guest_is_done:
+            asked += 1
+            await peer.send(wire.OPEN, 2 * asked, wire.u8(wire.RESOLVE) + wire.field(6, b"q"))
+            await asyncio.sleep(0)
+        assert asked < 1000
+        await peer.faulted.wait()
 
 
 async def test_connections_and_look_ups_are_bounded() -> None:

@@ -73,6 +73,31 @@ async def test_a_hello_may_span_frames(peer: Peer) -> None:
     assert set(peer.guest.processes) == {60, 61}
 
 
+async def test_parts_of_a_hello_that_nobody_read_do_not_confuse(peer: Peer) -> None:
+    """The end of one whose beginning was read, then the beginning of one whose end was never sent."""
+    attaching = asyncio.create_task(peer.guest.attach(7))
+    token = await peer.token()
+    await peer.send(wire.HELLO, 0, listed(50, 1), flags=1)
+    await peer.send(wire.HELLO, 0, listed(51, 3))
+    await peer.send(wire.HELLO, 0, peer.hello(token ^ 1, listed(52, 5)), flags=1)
+    await peer.send(wire.HELLO, 0, peer.hello(token, listed(60, 7)), flags=1)
+    await peer.send(wire.HELLO, 0, listed(61, 9))
+    await attaching
+    assert set(peer.guest.processes) == {60, 61}
+
+
+async def test_an_exec_given_up_during_an_attach_is_found_by_it(peer: Peer) -> None:
+    await peer.attached()
+    starting = asyncio.create_task(peer.guest.exec(CONFIG))
+    stream = (await peer.on(wire.OPEN)).stream
+    starting.cancel()
+    await asyncio.wait([starting])
+    again = asyncio.create_task(peer.guest.attach(8))
+    await peer.send(wire.HELLO, 0, peer.hello(await peer.token(), listed(60, stream)))
+    await again
+    assert set(peer.guest.processes) == {60}
+
+
 async def test_attaching_anew_keeps_processes_and_their_subscribers(peer: Peer) -> None:
     await peer.attached()
     process, stream = await peer.started(100)

@@ -58,7 +58,9 @@ _log = logging.getLogger(__name__)
 CONNECTIONS_MAX = 1024
 RESOLUTIONS_MAX = 64
 _LISTINGS_MAX = 4  # at once: each may hold tens of megabytes
-_HELLO_MAX = 64 * 1024 * 1024
+_HELLO_MAX = 80 * 1024 * 1024  # 4160 processes with labels of 16 KiB
+_HELLO_BEGINS = b"\1"  # the version is its first field
+_ANSWER_MAX = 60 * 1024
 _STATS = {
     1: ("mem_total", 8),
     2: ("mem_available", 8),
@@ -327,6 +329,11 @@ class Guest:
     def _on_hello(self, flags: int, payload: bytes) -> None:
         if self._hello is None or self._hello.done() or flags not in (0, MORE):
             raise Violation("a HELLO out of place")
+        # Of a HELLO that an earlier host did not live to read, any part may be missing.
+        if payload.startswith(_HELLO_BEGINS):
+            self._hello_parts = []
+        elif not self._hello_parts:
+            return
         self._hello_parts.append(payload)
         if sum(map(len, self._hello_parts)) + 64 * len(self._hello_parts) > _HELLO_MAX:
             raise Violation("a HELLO without an end")
@@ -390,7 +397,7 @@ class Guest:
         reason, reply = errno.EIO, b""
         try:
             reply = await self.on_resolve(query)
-            reason = 0
+            reason = 0 if len(reply) <= _ANSWER_MAX else errno.EMSGSIZE
         except OSError:
             pass
         except Exception:

@@ -127,9 +127,10 @@ class Link:
         self._view = memoryview(self._buffer)
         self._queue: deque[tuple[bytes, bytes | memoryview]] = deque()
         self._queued = 0
-        self._held: deque[tuple[int, int, int, bytes | memoryview]] | None = None  # while quiesced
+        self._held: list[tuple[int, int, int, bytes | memoryview]] | None = None  # while quiesced
+        self._held_size = 0
         self._reading = False
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._waiters: set[asyncio.Future[None]] = set()
         self._broken: WardianError | None = None
         self.attaching = False
         """True from ATTACH to HELLO: what arrives for streams is left over from before."""
@@ -245,11 +246,18 @@ class Link:
         if self._broken is not None:
             return
         if self._held is not None and kind not in _WHILE_QUIESCED:
-            self._held.append((kind, flags, stream_id, payload))
+            self._keep_back(kind, flags, stream_id, payload)
             return
         header = HEADER.pack(kind, flags, 0, stream_id)
         if self._queue or not self._transmit(header, payload):
             self._enqueue(header, payload)
+
+    def _keep_back(self, kind: int, flags: int, stream_id: int, payload: bytes | memoryview) -> None:
+        assert self._held is not None
+        self._held.append((kind, flags, stream_id, payload))
+        self._held_size += len(payload) + _FRAME_COST
+        if self._held_size > _QUEUE_CHOKED:
+            self.fault("the guest goes on asking although it was told to be quiet")
 
     def _transmit(self, header: bytes, payload: bytes | memoryview) -> bool:
         """False: the socket is full."""
@@ -298,21 +306,23 @@ class Link:
         """Return when the link takes more. Raises why it is gone."""
         while self._broken is None and self.congested:
             waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            await waiter
+            self._waiters.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiters.discard(waiter)
         if self._broken is not None:
             raise self.failure()
 
     def _release_waiters(self) -> None:
-        waiters, self._waiters = self._waiters, deque()
-        for waiter in waiters:
+        for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
     def hold(self) -> None:
         """From QUIESCE on: keep back everything the protocol does not allow in that time."""
         if self._held is None:
-            self._held = deque()
+            self._held, self._held_size = [], 0
 
     def resume(self) -> None:
         """Undo ``hold``: send what was kept back."""

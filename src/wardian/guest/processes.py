@@ -173,8 +173,13 @@ class _ExecStream(Answered):
         self.error: WardianError | None = None  # why it is over, when it did not end in order
         self.on_over: Callable[[], None] | None = None
 
+    @property
+    def started(self) -> bool:
+        """Whether there is a process yet."""
+        return True
+
     def on_data(self, channel: int, payload: memoryview) -> None:
-        if channel not in self.channels or not self.reply.done():
+        if channel not in self.channels or not self.started:
             raise Violation("output on a wrong channel or too early")
         self.received += len(payload)
         if self.received - self.granted > WINDOW:
@@ -206,7 +211,7 @@ class _ExecStream(Answered):
         self.outflow.granted(size)
 
     def on_event(self, kind: int, payload: bytes) -> None:
-        if kind != EVENT_EXITED or not self.reply.done() or self.exit is not None:
+        if kind != EVENT_EXITED or not self.started or self.exit is not None:
             raise Violation("an EVENT out of place")
         self.ended(Fields(payload).integer(21, 4))
 
@@ -215,7 +220,7 @@ class _ExecStream(Answered):
         self.gone.set()
 
     def on_end(self, payload: bytes) -> None:
-        if not self.reply.done() or answer(payload)[0]:
+        if not self.started or answer(payload)[0]:
             raise Violation("an END out of place")
         if self.exit is None:
             self.ended(Fields(payload[4:]).integer(21, 4))
@@ -449,7 +454,7 @@ class Processes:
 
     def keeps(self, stream: object) -> bool:
         """Whether a stream survives an ATTACH."""
-        return isinstance(stream, _ExecStream) and stream.reply.done()
+        return isinstance(stream, _ExecStream) and stream.started
 
     def attached(self, listed: list[bytes]) -> None:
         """After HELLO: the processes it lists, and no others."""
@@ -509,6 +514,10 @@ class _Starting(_ExecStream):
         self._processes, self._config, self._pty, self._stdin = processes, config, pty, stdin
         self.process: Process | None = None
         self.unwanted = False  # the caller gave up: nobody knows the process, so it must not live on
+
+    @property
+    def started(self) -> bool:
+        return self.process is not None
 
     def accepted(self, fields: bytes) -> None:
         self.process = Process(self, _pid(Fields(fields)), self._config, pty=self._pty, stdin=self._stdin)

@@ -35,6 +35,7 @@ async def _connect(address: str, port: int) -> socket.socket:
     remote = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         remote.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        remote.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         async with asyncio.timeout(CONNECT_S):
             await asyncio.get_running_loop().sock_connect(remote, (address, port))
     except TimeoutError:
