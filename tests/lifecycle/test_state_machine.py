@@ -1,7 +1,7 @@
 """Sequences nobody thought of: the lifecycle against a model, with crashes, lost machines and failing parts.
 
-The machines are made of memory (``fakes.py``), everything above them is real: database, snapshots, logs, owners,
-pool, reconciler. After every step what the house says must be what the model says.
+The machines are made of memory (``fakes.py``), everything above them is real: database, snapshots, logs,
+owners, pool, reconciler. After every step what the house says must be what the model says.
 """
 
 from __future__ import annotations
@@ -312,7 +312,7 @@ class Lifecycle(RuleBasedStateMachine):
 
 
 Lifecycle.TestCase.settings = settings(
-    max_examples=25,
+    max_examples=15,
     stateful_step_count=20,
     deadline=None,
     derandomize=True,  # exploring is done by hand, with many more examples: a suite must not be a lottery

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from typing import Any
 
 from wardian.guest.guest import Guest, Identity
 from wardian.isolation.port import Machine, MachineImage, MachineSpec
 from wardian.model.errors import GuestFault
-from wardian.model.sandbox import Snapshot
+from wardian.model.sandbox import Event, Snapshot
 from wardian.sandboxes.owner import Owner
 from wardian.sandboxes.pool import Attach, Source
 from wardian.sandboxes.workshop import Workshop
@@ -47,12 +49,21 @@ async def destroy(machine: Machine | None, guest: Guest | None = None) -> None:
     await asyncio.shield(asyncio.ensure_future(end()))
 
 
+async def begin_capture(owner: Owner, event: Event, verb: str, data: Mapping[str, Any]) -> None:
+    """Write the intent of a capture. From here on uses of the guest queue up behind it."""
+    owner.hold()
+    try:
+        await owner.commit(event, intent=(verb, data))
+    except BaseException:
+        owner.release()
+        raise
+
+
 async def quiesce(owner: Owner) -> tuple[Machine, Guest]:
-    """Bring the sandbox's guest to rest for a capture: awake first, then silent. Uses queue from here on."""
+    """Bring the sandbox's guest to rest for a capture: awake first, then silent."""
     machine, guest = owner.machine, owner.guest
     assert machine is not None
     assert guest is not None
-    owner.hold()
     await machine.thaw()
     try:
         async with asyncio.timeout(owner.works.options.guest_timeout_s):

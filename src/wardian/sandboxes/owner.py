@@ -226,8 +226,8 @@ class Owner:
         self._cancel_idle_timer()
 
     def release(self) -> None:
-        """The guest may be used without a turn again."""
-        self._ready = self.guest is not None
+        """The guest may be used without a turn again, if there is one and it is awake."""
+        self._ready = self.guest is not None and self.machine is not None and not self.machine.frozen
         self.consider_idle()
 
     async def disown(self) -> Machine | None:

@@ -107,6 +107,7 @@ class Pool:
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._work = asyncio.Event()
+        self._full = asyncio.Event()
         self._last_take = 0.0
         self._refiller: asyncio.Task[None] | None = None
         self._timers: set[asyncio.TimerHandle] = set()
@@ -134,6 +135,10 @@ class Pool:
             sum(len(shelf.members) for shelf in self._created.values()),
             sum(len(shelf.members) for shelf in self._hot.values()),
         )
+
+    async def filled(self) -> None:
+        """Return when every shelf holds what it should (or a refill failed)."""
+        await self._full.wait()
 
     async def obtain(self, source: Source, attach: Attach) -> tuple[Machine, Guest]:
         """A machine made from ``source``, its guest attached by ``attach``.
@@ -219,6 +224,7 @@ class Pool:
         while True:
             await self._work.wait()
             self._work.clear()
+            self._full.clear()
             try:
                 while (step := self._next_step()) is not None:
                     await self._wait_for_quiet()
@@ -226,6 +232,8 @@ class Pool:
             except Exception:
                 _log.warning("the pool could not be refilled; trying again", exc_info=True)
                 self._look_again_in(RETRY_S)
+            if not self._work.is_set():
+                self._full.set()
 
     async def _wait_for_quiet(self) -> None:
         """Let the foreground go first: whoever just took a machine is about to use it."""

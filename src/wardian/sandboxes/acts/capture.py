@@ -13,7 +13,7 @@ from wardian.model.errors import Conflict, NotFound
 from wardian.model.sandbox import Event, Snapshot, State
 from wardian.sandboxes.acts.pause import publish, snapshot_row
 from wardian.sandboxes.identity import new_id
-from wardian.sandboxes.machines import quiesce
+from wardian.sandboxes.machines import begin_capture, quiesce
 from wardian.sandboxes.owner import Owner
 from wardian.store import snapshots
 
@@ -24,7 +24,7 @@ async def capture_for_fork(owner: Owner, directory: Path) -> MachineImage:
     """Capture into ``directory``; the image is good for as long as the directory is."""
     _check_running(owner)
     works = owner.works
-    await owner.commit(Event.SNAPSHOT, intent=(FORK, {}))
+    await begin_capture(owner, Event.SNAPSHOT, FORK, {})
     works.checkpoint("fork.intended")
     try:
         image = await _capture(owner, directory)
@@ -41,7 +41,7 @@ async def take_snapshot(owner: Owner, name: str | None) -> Snapshot:
     _check_running(owner)
     works = owner.works
     snapshot_id = new_id("s")
-    await owner.commit(Event.SNAPSHOT, intent=(SNAPSHOT, {"snapshot": snapshot_id}))
+    await begin_capture(owner, Event.SNAPSHOT, SNAPSHOT, {"snapshot": snapshot_id})
     works.checkpoint("snapshot.intended")
     try:
         async with works.snapshots.scratch() as directory:

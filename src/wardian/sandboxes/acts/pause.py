@@ -12,7 +12,7 @@ from wardian.isolation.port import MachineImage
 from wardian.model.errors import Conflict, WardianError
 from wardian.model.sandbox import Event, Sandbox, Snapshot, State
 from wardian.sandboxes.identity import new_id
-from wardian.sandboxes.machines import destroy, quiesce
+from wardian.sandboxes.machines import begin_capture, destroy, quiesce
 from wardian.sandboxes.owner import Owner
 from wardian.snapshots.manifest import Manifest
 from wardian.store import snapshots
@@ -32,7 +32,7 @@ async def pause(owner: Owner) -> None:
     if sandbox.state is State.PAUSED:
         raise AlreadyPaused(f"sandbox {sandbox.id} is already paused")
     snapshot_id = new_id("s")
-    await owner.commit(Event.PAUSE, intent=(VERB, {"snapshot": snapshot_id}))
+    await begin_capture(owner, Event.PAUSE, VERB, {"snapshot": snapshot_id})
     works.checkpoint("pause.intended")
     try:
         manifest, digest = await _capture(owner, snapshot_id)
