@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import sqlite3
@@ -327,15 +326,19 @@ def test_a_header_without_end_is_cut_off(server: Server) -> None:
         assert line.recv(4096).startswith(b"HTTP/1.1 431 ")
 
 
-def test_a_killed_server_finds_everything_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also: the key is made once, and kept where only the owner may read it."""
+@pytest.mark.parametrize("signo", [signal.SIGKILL, signal.SIGTERM], ids=lambda signo: signo.name)
+def test_the_next_server_finds_everything_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signo: signal.Signals
+) -> None:
+    """However the one before ended, with a stream open. The key is the same, and its owner's only."""
     monkeypatch.setenv("WARDIAN_POOL_HOT", "0")
     monkeypatch.setenv("WARDIAN_POOL_CREATED", "0")
     first = serve(tmp_path)
     options: dict[str, Any] = {"api_url": first.url, "sandbox_url": first.url, "api_key": first.key}
-    made = Sandbox.create(timeout=100, metadata={"a": "b"}, **options)
-    made.files.write("before", "the crash")
-    os.kill(first.process.pid, signal.SIGKILL)
+    made = Sandbox.create(timeout=100, **options)
+    made.files.write("before", "the end")
+    sleeper = made.commands.run("sleep 1000", background=True)
+    first.process.send_signal(signo)
     first.process.wait()
     stop(first)
     second = serve(tmp_path)
@@ -345,7 +348,9 @@ def test_a_killed_server_finds_everything_again(tmp_path: Path, monkeypatch: pyt
         assert first.key.encode() not in (tmp_path / "wardian.db").read_bytes()
         options |= {"api_url": second.url, "sandbox_url": second.url}
         again = Sandbox.connect(made.sandbox_id, **options)
-        assert again.files.read("before") == "the crash"
+        assert again.files.read("before") == "the end"
+        assert sleeper.pid in [process.pid for process in again.commands.list()]
         assert again.kill() is True
     finally:
         stop(second)
+    assert (tmp_path / "server.log").read_text() == "", "there was nothing to complain about"

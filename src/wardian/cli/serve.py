@@ -29,8 +29,8 @@ KEEP_ALIVE_S = 620
 """Longer than clients keep an idle connection: we must not hang up on a request that is on its way."""
 
 CONNECTIONS_MAX = 16_384
-GOODBYE_S = 5
-"""How long requests that are under way at a stop may take to end. Streams would never."""
+GOODBYE_S = 2
+"""How long requests that are under way at a stop may take to end. Streams never would: they are cut off."""
 
 
 def serve(settings: Settings, *, as_json: bool = False) -> None:
@@ -61,7 +61,7 @@ async def _serve(settings: Settings, greet: Callable[[str, App], None]) -> None:
             proxy_headers=False,
             log_config=None,
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=GOODBYE_S,
+            timeout_graceful_shutdown=2 * GOODBYE_S,
             limit_concurrency=CONNECTIONS_MAX,
         )
         server = _Server(config)
@@ -90,6 +90,16 @@ class _Server(uvicorn.Server):
         self._asked_before = True
 
     _asked_before = False
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        cutting = asyncio.get_running_loop().call_later(GOODBYE_S, self._cut_off)
+        await super().shutdown(sockets)
+        cutting.cancel()
+
+    def _cut_off(self) -> None:
+        """Hang up, as a client would: whoever serves a stream knows how to end then."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 def _listen(settings: Settings) -> socket.socket:
