@@ -13,10 +13,17 @@
 
 #include "agent.h"
 
-enum { GUARD_CALM_MS = 250, GUARD_BUSY_MS = 50, PIDS_MAX = 32768, ROUNDS = 20 };
+enum { GUARD_CALM_MS = 250, GUARD_BUSY_MS = 50, PROCESSES_MAX = 8192, CROWD = 32, ROUNDS = 20 };
 
+/* One process, as /proc tells. Static: this must work when there is no memory left. */
+static struct process {
+    pid_t pid, session;
+    uint64_t resident; /* bytes */
+    uint32_t threads;
+} processes[PROCESSES_MAX];
+static size_t process_total;
 static uint64_t guard_last;
-static bool guard_busy;
+static uint32_t guard_seen; /* tasks when the processes were last counted */
 
 static ssize_t slurp(const char *path, char *buffer, size_t capacity) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -26,9 +33,9 @@ static ssize_t slurp(const char *path, char *buffer, size_t capacity) {
     return got;
 }
 
-/* Every process but pid 1 and, run natively, only those of our own making. Never allocates. */
-static size_t list_pids(pid_t *pids, size_t max) {
-    static char bytes[16 << 10];
+/* Every pid but our own and 1; the numbers only when `list` is NULL. */
+static size_t list_processes(struct process *list, size_t max) {
+    static _Alignas(8) char bytes[16 << 10];
     size_t count = 0;
     int fd = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0) return 0;
@@ -36,14 +43,80 @@ static size_t list_pids(pid_t *pids, size_t max) {
         for (ssize_t at = 0; at < got;) {
             const struct dirent64 *entry = (void *)(bytes + at);
             int pid = atoi(entry->d_name);
-            if (pid > 1 && pid != getpid() && count < max) pids[count++] = pid;
             at += entry->d_reclen;
+            if (pid <= 1 || pid == getpid()) continue;
+            if (list && count < max) list[count] = (struct process){.pid = pid};
+            if (!list || count < max) count++;
         }
     close(fd);
     return count;
 }
 
-static pid_t pids[PIDS_MAX];
+/* What /proc/<pid>/stat says; the parent is returned, 0 when the process is gone. */
+static pid_t describe(struct process *process) {
+    char path[64], text[1024];
+    int parent = 0, session = 0;
+    long threads = 0, pages = 0;
+    snprintf(path, sizeof path, "/proc/%d/stat", process->pid);
+    const char *end = slurp(path, text, sizeof text) > 0 ? strrchr(text, ')') : NULL; /* a name may hold anything */
+    if (!end || sscanf(end + 1, " %*c %d %*d %d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %ld %*d %*u %*u %ld", &parent,
+                       &session, &threads, &pages) != 4)
+        return 0;
+    process->session = session;
+    process->threads = (uint32_t)threads;
+    process->resident = (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE);
+    return parent;
+}
+
+/* Natively there are others' processes too: ours descend from us. */
+static bool ours(pid_t parent) {
+    for (int i = 0; settings.native && parent != getpid(); i++) {
+        struct process process = {.pid = parent};
+        if (parent <= 1 || i == 64) return false;
+        parent = describe(&process);
+    }
+    return parent > 0;
+}
+
+/* Fill `processes`, sorted by session. */
+static int by_session(const void *a, const void *b) {
+    return ((const struct process *)a)->session - ((const struct process *)b)->session;
+}
+
+static void scan(void) {
+    size_t count = list_processes(processes, PROCESSES_MAX);
+    process_total = 0;
+    for (size_t i = 0; i < count; i++) {
+        struct process process = processes[i];
+        if (ours(describe(&process)) && process.session > 0) processes[process_total++] = process;
+    }
+    qsort(processes, process_total, sizeof *processes, by_session);
+}
+
+struct session {
+    pid_t id;
+    size_t count;
+    uint64_t resident, biggest; /* in all, and of the biggest process */
+    uint32_t threads;
+};
+
+/* The session that has the most of what `amount` says. */
+static struct session worst_session(uint64_t (*amount)(const struct session *)) {
+    struct session worst = {0}, now = {0};
+    for (size_t i = 0; i < process_total; i++) {
+        const struct process *process = &processes[i];
+        if (process->session != now.id) now = (struct session){.id = process->session};
+        now.count++;
+        now.threads += process->threads;
+        now.resident += process->resident;
+        if (process->resident > now.biggest) now.biggest = process->resident;
+        if (amount(&now) > amount(&worst)) worst = now;
+    }
+    return worst;
+}
+
+static uint64_t threads_of(const struct session *session) { return session->threads; }
+static uint64_t resident_of(const struct session *session) { return session->resident; }
 
 static void process_name(pid_t pid, char *name, size_t capacity) {
     char path[64];
@@ -62,108 +135,79 @@ static void notice(const char *kind, pid_t pid, const char *name, uint64_t bytes
     link_send(&out);
 }
 
-static uint64_t resident_bytes(pid_t pid) {
-    char path[64], text[256];
-    unsigned long resident = 0;
-    snprintf(path, sizeof path, "/proc/%d/statm", pid);
-    if (slurp(path, text, sizeof text) <= 0 || sscanf(text, "%*u %lu", &resident) != 1) return 0;
-    return (uint64_t)resident * (uint64_t)sysconf(_SC_PAGESIZE);
-}
-
-static bool ours(pid_t pid) { /* natively there are others' processes too */
-    if (!settings.native) return true;
-    char path[64], text[512];
-    for (int i = 0; pid > 1 && i < 64; i++) {
-        snprintf(path, sizeof path, "/proc/%d/stat", pid);
-        const char *end = slurp(path, text, sizeof text) > 0 ? strrchr(text, ')') : NULL;
-        if (!end || sscanf(end + 1, " %*c %d", &pid) != 1) return false;
-        if (pid == getpid()) return true;
-    }
-    return false;
-}
-
-void relieve(void) {
-    uint64_t biggest = 0;
-    pid_t victim = 0;
-    char name[64];
-    size_t count = list_pids(pids, PIDS_MAX);
-    for (size_t i = 0; i < count; i++) {
-        uint64_t bytes = resident_bytes(pids[i]);
-        if (bytes <= biggest || !ours(pids[i])) continue;
-        biggest = bytes;
-        victim = pids[i];
-    }
-    if (!victim) return;
-    process_name(victim, name, sizeof name);
-    if (kill(victim, SIGKILL) == 0) notice("oom_kill", victim, name, biggest, 1);
-}
-
-/* ---- the fork guard ---- */
-
-static unsigned process_count(void) {
-    struct sysinfo info;
-    return sysinfo(&info) ? 0 : info.procs;
-}
-
-static int by_session(const void *a, const void *b) { return ((const pid_t *)a)[1] - ((const pid_t *)b)[1]; }
-
-/* The session with the most processes, and how many they are, out of `all`. */
-static pid_t biggest_session(size_t *size, size_t *all) {
-    static pid_t pairs[PIDS_MAX / 4][2];
-    size_t count = list_pids(pids, PIDS_MAX / 4), used = 0;
-    for (size_t i = 0; i < count; i++) {
-        pid_t session = getsid(pids[i]);
-        if (session <= 0 || !ours(pids[i])) continue;
-        pairs[used][0] = pids[i];
-        pairs[used++][1] = session;
-    }
-    qsort(pairs, used, sizeof *pairs, by_session);
-    pid_t biggest = 0;
-    *size = 0;
-    *all = used;
-    for (size_t i = 0, from = 0; i < used; i++) {
-        if (pairs[i][1] != pairs[from][1]) from = i;
-        if (i - from + 1 > *size) {
-            *size = i - from + 1;
-            biggest = pairs[i][1];
-        }
-    }
-    return biggest;
+/* Hundreds of runnable processes leave us no processor to look at them with, so everything is stopped meanwhile. */
+static void hold_everything(bool hold) {
+    if (settings.native) return;
+    kill(-1, hold ? SIGSTOP : SIGCONT);
+    if (hold) kill(-1, SIGSTOP); /* those that were just being born */
 }
 
 /* Kill every process of the session, again and again until no new one has come. */
 static uint32_t kill_session(pid_t session) {
     uint32_t killed = 0;
     for (int round = 0; round < ROUNDS; round++) {
-        if (kill(-session, SIGKILL) && errno == EPERM) return killed;
-        size_t count = list_pids(pids, PIDS_MAX), found = 0;
-        for (size_t i = 0; i < count; i++)
-            if (getsid(pids[i]) == session && kill(pids[i], SIGKILL) == 0) found++;
-        if (found > killed) killed = (uint32_t)found;
+        uint32_t found = 0;
+        kill(-session, SIGKILL);
+        scan();
+        for (size_t i = 0; i < process_total; i++)
+            if (processes[i].session == session && kill(processes[i].pid, SIGKILL) == 0)
+                found++;
         exec_reap();
+        killed = found > killed ? found : killed;
         if (!found) break;
     }
     return killed;
 }
 
-static void stop_bomb(void) {
-    size_t size, all;
+static unsigned task_count(void) { /* threads included */
+    struct sysinfo info;
+    return sysinfo(&info) ? 0 : info.procs;
+}
+
+/* The biggest process, or, when a crowd of small ones has the memory, the session they belong to. */
+void relieve(void) {
     char name[64];
-    pid_t session = biggest_session(&size, &all);
-    if (!session || all <= settings.processes_max) return;
-    process_name(session, name, sizeof name);
-    if (size < all / 4 && !settings.native) { /* they flee into sessions of their own: everything must go */
-        kill(-1, SIGKILL);
-        notice("fork_guard", session, "every process", 0, (uint32_t)all);
-        return;
+    bool crowded = task_count() > CROWD;
+    if (crowded) hold_everything(true);
+    scan();
+    const struct process *victim = NULL;
+    for (size_t i = 0; i < process_total; i++)
+        if (!victim || processes[i].resident > victim->resident) victim = &processes[i];
+    struct session session = worst_session(resident_of);
+    if (session.count > CROWD && session.biggest < session.resident / 4) {
+        process_name(session.id, name, sizeof name);
+        uint32_t killed = kill_session(session.id);
+        notice("oom_kill", session.id, name, session.resident, killed > session.count ? killed : (uint32_t)session.count);
+    } else if (victim) {
+        struct process doomed = *victim;
+        process_name(doomed.pid, name, sizeof name);
+        if (kill(doomed.pid, SIGKILL) == 0) notice("oom_kill", doomed.pid, name, doomed.resident, 1);
     }
-    uint32_t killed = kill_session(session);
-    notice("fork_guard", session, name, 0, killed > size ? killed : (uint32_t)size);
+    if (crowded) hold_everything(false);
+}
+
+/* ---- the fork guard ---- */
+
+static void stop_bomb(void) {
+    char name[64];
+    hold_everything(true);
+    scan();
+    struct session session = worst_session(threads_of);
+    process_name(session.id, name, sizeof name);
+    if (session.count < process_total / 4 && !settings.native) { /* they flee into sessions of their own: everything must go */
+        kill(-1, SIGKILL);
+        notice("fork_guard", session.id, "every process", 0, (uint32_t)process_total);
+    } else if (session.id) {
+        uint32_t killed = kill_session(session.id);
+        notice("fork_guard", session.id, name, session.resident, killed > session.count ? killed : (uint32_t)session.count);
+    }
+    hold_everything(false);
 }
 
 int guard_timeout(void) {
     if (!settings.processes_max || !processes_exist()) return -1;
-    uint64_t passed = now_ms() - guard_last, interval = guard_busy ? GUARD_BUSY_MS : GUARD_CALM_MS;
+    bool busy = guard_seen > settings.processes_max / 4;
+    uint64_t passed = now_ms() - guard_last, interval = busy ? GUARD_BUSY_MS : GUARD_CALM_MS;
     return passed >= interval ? 0 : (int)(interval - passed);
 }
 
@@ -171,10 +215,13 @@ void guard_start(void) { guard_last = now_ms(); }
 
 void guard_check(void) {
     if (guard_timeout() != 0) return;
-    unsigned count = process_count();
+    uint32_t limit = settings.processes_max, tasks = task_count(), before = guard_seen;
     guard_last = now_ms();
-    guard_busy = count > settings.processes_max / 4;
-    if (count > settings.processes_max) stop_bomb();
+    guard_seen = tasks;
+    if (tasks <= limit) return;
+    /* Threads are tasks too: count the processes, unless nothing has been added since. */
+    if (tasks <= before && tasks <= 4 * limit) return;
+    if (tasks > 4 * limit || list_processes(NULL, 0) > limit) stop_bomb();
 }
 
 /* ---- STATS ---- */
@@ -198,7 +245,7 @@ void op_stats(uint32_t id, struct request *request) {
     put_uint(&out, 2, 8, meminfo(text, "MemAvailable:"));
     put_uint(&out, 3, 8, (uint64_t)disk.f_blocks * (uint64_t)disk.f_bsize);
     put_uint(&out, 4, 8, (uint64_t)(disk.f_blocks - disk.f_bfree) * (uint64_t)disk.f_bsize);
-    put_uint(&out, 5, 4, (uint32_t)list_pids(pids, PIDS_MAX));
+    put_uint(&out, 5, 4, (uint32_t)list_processes(NULL, 0));
     put_uint(&out, 6, 8, (uint64_t)up.tv_sec * 1000000000 + (uint64_t)up.tv_nsec);
     put_uint(&out, 7, 8, meminfo(text, "\nCached:"));
     link_send(&out);
