@@ -167,6 +167,8 @@ void op_dial(uint32_t id, struct request *request);
 void op_stats(uint32_t id, struct request *request);
 
 /* exec.c */
+struct winsize;
+void terminal_resize(int master, const struct winsize *size, pid_t session);
 void exec_reap(void);
 void exec_list(void (*each)(const struct out *process)); /* every exec, as HELLO tells it */
 void exec_attached(void);             /* after HELLO: windows afresh, ends told again */
@@ -177,6 +179,10 @@ void exec_get_ready(void);            /* prepare what the next exec will need, w
 /* tunnel.c: what the guest opens outwards */
 void tunnel_listen(void);
 void tunnel_accept(void); /* what has knocked meanwhile */
+
+/* sudo.c */
+void sudo_listen(void);
+void sudo_accept(void); /* let in who has asked meanwhile */
 
 /* identity.c */
 void machine_setup(void);

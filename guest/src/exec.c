@@ -1,4 +1,5 @@
 /* Processes: starting them, their input and output, their end. */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -446,8 +447,19 @@ static void exec_control(struct stream *stream, uint8_t verb, struct request *re
         if (!request->bad) kill(whole_group ? -exec->pid : exec->pid, signal_number);
     } else if (verb == 2 && exec->pty && exec->out.fd >= 0) {
         struct winsize size = {.ws_col = (unsigned short)request_uint(request, 6, 2, 80), .ws_row = (unsigned short)request_uint(request, 7, 2, 24)};
-        if (!request->bad) ioctl(exec->out.fd, TIOCSWINSZ, &size);
+        if (!request->bad) terminal_resize(exec->out.fd, &size, exec->pid);
     }
+}
+
+/* gVisor tells nobody that a terminal has another size, nor who is in its foreground: everybody on it is told. */
+void terminal_resize(int master, const struct winsize *size, pid_t session) {
+    DIR *processes = ioctl(master, TIOCSWINSZ, size) ? NULL : opendir("/proc");
+    if (!processes) return;
+    for (struct dirent *entry; (entry = readdir(processes));) {
+        pid_t pid = (pid_t)atoi(entry->d_name);
+        if (pid > 1 && getsid(pid) == session) kill(pid, SIGWINCH);
+    }
+    closedir(processes);
 }
 
 static const struct kind executing = {

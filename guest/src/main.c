@@ -121,6 +121,7 @@ static void loop(void) {
         if (state == RUNNING) {
             handle_signals();
             tunnel_accept();
+            sudo_accept();
             stream_run_queue();
             guard_check();
         }
@@ -182,6 +183,7 @@ int main(int argc, char **argv) {
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     start_signals();
     tunnel_listen();
+    sudo_listen();
     link_start();
     loop();
 }

@@ -94,6 +94,10 @@ BASE_FILES: Mapping[str, ExtraFile] = {
     "root/.bashrc": ExtraFile(BASHRC),
     "root/.bash_profile": ExtraFile(b""),
     "usr/bin/python": ExtraFile(link="python3"),
+    # Debian's own cannot work where set-user-ID bits mean nothing; others may depend on its package.
+    "usr/bin/sudo": ExtraFile(
+        resources.files(__package__).joinpath("guest_sudo.py").read_bytes(), mode=0o755
+    ),
 }
 
 
