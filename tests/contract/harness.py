@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from wardian.guest.guest import Guest, Identity, Output, Process, ProcessConfig
@@ -227,13 +228,15 @@ class Holdings:
             with suppress(OSError):
                 if str(state_dir) in backing.read_text():
                     loops.add(backing.parts[3])
+        # Only our own: other test sessions may be running on this host.
+        root, mark = Path("/sys/fs/cgroup"), hashlib.sha256(os.fsencode(state_dir)).hexdigest()[:12]
         task = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
         return cls(
             fds=frozenset(fd for fd in fds if "/proc/" not in fd),
             children=frozenset(Path(task).read_text().split()),
             loops=frozenset(loops),
             mounts=len(Path("/proc/self/mountinfo").read_text().splitlines()),
-            groups=frozenset(Path("/sys/fs/cgroup").glob("**/wardian-test-*/*/")),
+            groups=frozenset(path for depth in ("", "*/") for path in root.glob(f"{depth}*-{mark}/*/")),
             machines=frozenset(state_dir.glob("machines/*")),
         )
 
@@ -241,9 +244,14 @@ class Holdings:
 async def assert_nothing_leaked(before: Holdings, state_dir: Path) -> None:
     """Compare with ``before``; the kernel takes loop devices down on its own, a moment after their last
     user."""
-    for _ in range(200):
+    for _ in range(1000):
         after = Holdings.now(state_dir)
         if not after.loops:
             break
         await asyncio.sleep(0.01)
-    assert after == before
+    leaked = {
+        field.name: (getattr(before, field.name), getattr(after, field.name))
+        for field in fields(Holdings)
+        if getattr(before, field.name) != getattr(after, field.name)
+    }
+    assert not leaked
