@@ -143,10 +143,11 @@ static void make_disk(void)
     char path[64], options[64];
     if (disk_fd >= 0) {
         loop_device(path, sizeof path);
-        need(!mount(path, root_dir, "ext4", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME, "discard"), "mount disk");
+        /* Not noexec: the sentry maps what the guest runs or loads from its disk straight from this file. */
+        need(!mount(path, root_dir, "ext4", MS_NOSUID | MS_NODEV | MS_NOATIME, "discard"), "mount disk");
     } else {
         snprintf(options, sizeof options, "size=%ldm,nr_inodes=8", tmpdisk_mib);
-        need(!mount("disk", root_dir, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options), "mount tmpfs disk");
+        need(!mount("disk", root_dir, "tmpfs", MS_NOSUID | MS_NODEV, options), "mount tmpfs disk");
     }
     if (create_mode) return; // runsc opens its file there itself
     int file = open(root_dir, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);

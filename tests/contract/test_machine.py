@@ -224,3 +224,10 @@ async def test_a_closed_driver_leaves_its_machines_running(house: House) -> None
     house.driver = house.second_driver()
     again = await house.move_in(await house.driver.attach(record))
     assert await again.sh("echo still here") == "still here\n"
+
+
+async def test_what_is_written_inside_can_be_run(house: House) -> None:
+    """Programs and libraries on the machine's disk are mapped as code, not only those of its root image."""
+    member = await house.start()
+    assert await member.sh("cp /bin/sh /tmp/copy && /tmp/copy -c 'echo ran'") == "ran\n"
+    assert await member.sh("cp /bin/sh ~/copy && ~/copy -c 'echo ran'", user="user") == "ran\n"
