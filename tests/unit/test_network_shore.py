@@ -229,7 +229,7 @@ async def test_a_flood_of_look_ups_is_not_a_flood_of_records(coast: Coast) -> No
     query = dns.message.make_query("example.com", "A").to_wire()
     for _ in range(200):
         await coast.shore.resolve(OFFLINE, query)
-    assert 64 <= len(coast.events) <= 90
+    assert 64 <= len(coast.events) < 150
     coast.shore._gauges["s1"].tokens = 1
     await coast.shore.resolve(OFFLINE, query)
     unrecorded = sum(int(str(event.get("unrecorded", 0))) for _, event in coast.events)

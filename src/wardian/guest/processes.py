@@ -36,7 +36,7 @@ KEEP_ENDED_S = 30.0
 KEEP_ENDED_MAX = 1024
 FIRST_SUBSCRIBER_GRACE_S = 1.0
 """How long a new process' output is kept for its first subscriber."""
-REAP_WAIT_S = 1.0
+REAP_WAIT_S = 5.0
 LABEL_MAX = 16 * 1024
 _LISTED_MAX = STREAMS_MAX + 64  # what HELLO may list: every stream, and the ended ones the agent remembers
 _PID_MAX = 1 << 22
@@ -363,7 +363,7 @@ class Process:
     async def signal(self, signo: int, *, group: bool = False) -> None:
         """Signal the process, or its whole group.
 
-        SIGKILL returns when it has been reaped (or after a second).
+        SIGKILL returns when it has been reaped (or after some seconds).
         """
         self._alive()
         if not 1 <= signo <= 64:
