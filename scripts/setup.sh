@@ -23,7 +23,10 @@ if [ "$(id -u)" -ne 0 ]; then
     as_root=sudo
 fi
 echo "· Python           installing python3"
-$as_root apt-get -qq update
-$as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends python3 >/dev/null
+install() {
+    $as_root apt-get -qq update &&
+        $as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends python3
+}
+said=$(install 2>&1) || { echo "$said" >&2; exit 1; }
 new_enough /usr/bin/python3 || { echo "this Debian's Python is older than 3.11: Debian 12 or newer is needed" >&2; exit 1; }
 exec /usr/bin/python3 "$here/setup.py" "$@"
