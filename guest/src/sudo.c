@@ -33,6 +33,7 @@ struct numbers {
 };
 struct asked {
     struct numbers numbers;
+    struct ucred peer; /* not SO_PEERCRED: gVisor answers that with our own */
     int fds[FDS];
     char *user, *directory, **argv, **envp;
 };
@@ -70,19 +71,26 @@ static bool write_all(int fd, const void *from, size_t size) {
     return true;
 }
 
-/* The numbers, and exactly the descriptors that belong to them. */
+/* The numbers, exactly the descriptors that belong to them, and who the kernel says has sent them. */
 static bool receive_numbers(int connection, struct asked *asked) {
     union {
         struct cmsghdr align;
-        char bytes[CMSG_SPACE(sizeof asked->fds)];
+        char bytes[CMSG_SPACE(sizeof asked->fds) + CMSG_SPACE(sizeof asked->peer)];
     } control;
+    bool fds = false, peer = false;
     struct iovec iov = {&asked->numbers, sizeof asked->numbers};
     struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
     if (recvmsg(connection, &message, MSG_CMSG_CLOEXEC) != sizeof asked->numbers || message.msg_flags & MSG_CTRUNC) return false;
-    struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
-    if (!rights || rights->cmsg_type != SCM_RIGHTS || rights->cmsg_len != CMSG_LEN(sizeof asked->fds)) return false;
-    memcpy(asked->fds, CMSG_DATA(rights), sizeof asked->fds);
-    return true;
+    for (struct cmsghdr *part = CMSG_FIRSTHDR(&message); part; part = CMSG_NXTHDR(&message, part)) {
+        if (part->cmsg_type == SCM_RIGHTS && part->cmsg_len == CMSG_LEN(sizeof asked->fds)) {
+            memcpy(asked->fds, CMSG_DATA(part), sizeof asked->fds);
+            fds = true;
+        } else if (part->cmsg_type == SCM_CREDENTIALS && part->cmsg_len == CMSG_LEN(sizeof asked->peer)) {
+            memcpy(&asked->peer, CMSG_DATA(part), sizeof asked->peer);
+            peer = true;
+        }
+    }
+    return fds && peer;
 }
 
 static bool receive(int connection, struct asked *asked) {
@@ -108,13 +116,10 @@ static bool receive(int connection, struct asked *asked) {
 }
 
 /* root, and the members of the group sudo. */
-static bool may_ask(int connection) {
-    struct ucred peer;
-    socklen_t size = sizeof peer;
+static bool may_ask(uid_t uid) {
     char number[16];
-    if (getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &peer, &size)) return false;
-    if (peer.uid == 0) return true;
-    snprintf(number, sizeof number, "%u", peer.uid);
+    if (uid == 0) return true;
+    snprintf(number, sizeof number, "%u", uid);
     const struct user *user = user_find(number);
     for (size_t i = 0; user && i < user->group_count; i++)
         if (!strcmp(group_name(user->groups[i]), "sudo")) return true;
@@ -209,8 +214,8 @@ static _Noreturn void serve(int connection) {
     if (connection != 3) dup2(connection, 3);
     syscall(SYS_close_range, 4u, ~0u, 0u);
     fcntl(3, F_SETFD, FD_CLOEXEC);
-    if (!receive(3, &asked)) _exit(1);
-    const struct user *user = may_ask(3) ? user_find(asked.user) : NULL;
+    if (setsockopt(3, SOL_SOCKET, SO_PASSCRED, &(int){1}, sizeof(int)) || !receive(3, &asked)) _exit(1);
+    const struct user *user = may_ask(asked.peer.uid) ? user_find(asked.user) : NULL;
     if (!user) {
         dprintf(asked.fds[ERR], "sudo: not for you, or no such user: %.64s\n", asked.user);
         finish(3, 1 << 8);

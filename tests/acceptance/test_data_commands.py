@@ -157,6 +157,37 @@ async def test_users(sandbox: Any, done: Done) -> None:
         await done(sandbox.commands.run("true", user="ghost"))
 
 
+async def test_sudo_asks_for_no_password(sandbox: Any, done: Done, room: str) -> None:
+    run = sandbox.commands.run
+    assert (await done(run('sudo whoami; sudo echo "[$FOO]"'))).stdout == "root\n[]\n"
+    told = await done(run("echo in | sudo sh -c 'cat; pwd; echo err >&2; exit 7'; echo $?", cwd=room))
+    assert (told.stdout, told.stderr) == (f"in\n{room}\n7\n", "err\n")
+    told = await done(run("A=1 sudo -E sh -c 'echo $A $SUDO_USER $HOME'; sudo B=2 -- sh -c 'echo $B $HOME'"))
+    assert told.stdout == "1 user /home/user\n2 /root\n"
+    assert (await done(run("sudo -u user id -un; sudo -i pwd"))).stdout == "user\n/root\n"
+    told = await done(run("sudo -n nothing-of-that-name; sudo -u ghost true; sudo -C 3 true; true"))
+    assert told.stderr.splitlines() == [
+        "sudo: nothing-of-that-name: command not found",
+        "sudo: unknown user ghost",
+        "sudo: option -C is not supported in this sandbox",
+    ]
+
+
+async def test_sudo_passes_signals_on(sandbox: Any, done: Done) -> None:
+    handle = await done(sandbox.commands.run("exec sudo sh -c 'echo up; exec sleep 100'", background=True))
+    listed = "until pgrep -u root -x sleep; do :; done"
+    await done(sandbox.commands.run(listed))
+    await done(sandbox.commands.run(f"kill -TERM {handle.pid}"))
+    with pytest.raises(CommandExitException) as caught:
+        await done(handle.wait())
+    assert caught.value.exit_code == 128 + 15
+
+
+async def test_sudo_is_not_for_everybody(sandbox: Any, done: Done) -> None:
+    told = await done(sandbox.commands.run("cd /; sudo id; true", user="nobody"))
+    assert (told.stdout, told.stderr) == ("", "sudo: not for you, or no such user: root\n")
+
+
 async def test_working_directories(sandbox: Any, done: Done, room: str) -> None:
     assert (await done(sandbox.commands.run("pwd", cwd=room))).stdout == room + "\n"
     relative = room.removeprefix("/home/user/")
@@ -210,6 +241,17 @@ def test_a_terminal_changes_its_size(shared: Sandbox) -> None:
     shared.pty.resize(handle.pid, PtySize(rows=30, cols=100))
     shared.pty.send_stdin(handle.pid, b"echo $(tput cols)x$(tput lines); exit\n")
     assert "100x30" in typed(handle, "100x30")
+    assert handle.wait().exit_code == 0
+
+
+def test_a_terminal_of_root_changes_its_size_too(shared: Sandbox) -> None:
+    handle = shared.pty.create(PtySize(rows=24, cols=80))
+    waits = "trap 'stty size' WINCH; echo re\\ady; until read -t 0.05 x; do :; done"
+    shared.pty.send_stdin(handle.pid, f'sudo bash -c "{waits}"; exit\n'.encode())
+    assert "ready" in typed(handle, "ready")
+    shared.pty.resize(handle.pid, PtySize(rows=30, cols=100))
+    assert "30 100" in typed(handle, "30 100")
+    shared.pty.send_stdin(handle.pid, b"\n")
     assert handle.wait().exit_code == 0
 
 

@@ -57,23 +57,23 @@ class Request:
         self.options: dict[str, str] = {}
         self.variables: dict[str, str] = {}
         at = iter(words)
-        self.command = [*self._options(at), *at]
-        while self.command and "=" in self.command[0].lstrip("="):
-            name, _, value = self.command.pop(0).partition("=")
+        while (first := self._options(at)) and "=" in first.lstrip("="):
+            name, _, value = first.partition("=")
             self.variables[name] = value
+        self.command = [first, *at] if first else []
 
-    def _options(self, at: Iterator[str]) -> list[str]:
+    def _options(self, at: Iterator[str]) -> str | None:
         """Take options up to the first word that is none; that word is returned."""
         for word in at:
             if word == "--":
-                return []
+                return next(at, None)
             if not word.startswith("-") or word == "-":
-                return [word]
+                return word
             if word.startswith("--"):
                 self._long(word[2:], at)
             else:
                 self._short(word[1:], at)
-        return []
+        return None
 
     def _long(self, word: str, at: Iterator[str]) -> None:
         name, has_value, value = word.partition("=")
@@ -225,6 +225,7 @@ def main() -> int:
     variables = [f"{name}={value}" for name, value in environment(request, target, command).items()]
     directory = request.options.get("D", target.pw_dir if "i" in request else "")
     agent = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    agent.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # or the kernel does not say who we are
     try:
         agent.connect(AGENT)
     except OSError as error:
