@@ -143,7 +143,7 @@ static void make_disk(void)
     char path[64], options[64];
     if (disk_fd >= 0) {
         loop_device(path, sizeof path);
-        /* Not noexec: the sentry maps what the guest runs or loads from its disk straight from this file. */
+        // Not noexec: what the guest runs or loads from its disk is mapped straight from this file.
         need(!mount(path, root_dir, "ext4", MS_NOSUID | MS_NODEV | MS_NOATIME, "discard"), "mount disk");
     } else {
         snprintf(options, sizeof options, "size=%ldm,nr_inodes=8", tmpdisk_mib);

@@ -52,6 +52,7 @@ async def test_a_whole_life(other_house: House, tmp_path: Path) -> None:
     lines = lines_of(process)
     assert await anext(lines) == "ready"
     assert "No space left" in await member.sh("head -c 200000000 /dev/zero > /big; rm /big")
+    assert await member.sh("cp /bin/uname /root/copy && /root/copy -s") == "Linux\n"
     await member.machine.freeze()
     before = (await member.machine.stats()).cpu_ns
     assert (await member.machine.stats()).cpu_ns - before < 1_000_000

@@ -31,6 +31,12 @@ async def test_a_machine_starts_and_runs_programs(house: House) -> None:
     assert await member.sh("id -u", user="user") == "1000\n"
 
 
+@pytest.mark.parametrize("place", ["/root", "/tmp", "/dev/shm"])
+async def test_programs_written_inside_run(house: House, place: str) -> None:
+    member = await house.start()
+    assert await member.sh(f"cp /bin/uname {place}/copy && {place}/copy -s") == "Linux\n"
+
+
 async def test_a_parked_machine_burns_no_cpu_and_starts(house: House) -> None:
     prepared = await house.prepare()
     await prepared.park()
