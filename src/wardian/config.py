@@ -91,20 +91,26 @@ class Settings:
                 raise BadSetting(f"{name} must be between {low} and {high}, not {getattr(self, name)}")
 
 
+def _whole(text: str) -> int:
+    if not text.strip().lstrip("-").isdecimal():
+        raise ValueError(f"not a whole number: {text!r}")
+    return int(text)
+
+
 def _networks(text: str) -> tuple[Network, ...]:
     return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
 
 
 _READERS: Mapping[str, Any] = {
     "host": str,
-    "port": int,
+    "port": _whole,
     "domain": str,
     "programs": Path,
     "runsc": Path,
-    "pool_hot": int,
-    "pool_created": int,
-    "sandboxes_max": int,
-    "timeout_max_hours": int,
+    "pool_hot": _whole,
+    "pool_created": _whole,
+    "sandboxes_max": _whole,
+    "timeout_max_hours": _whole,
     "allowed_networks": _networks,
 }
 """How each setting that the environment may give is read. ``WARDIAN_DATA`` and ``WARDIAN_CACHE`` concern

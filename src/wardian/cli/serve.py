@@ -107,8 +107,9 @@ def _listen(settings: Settings) -> socket.socket:
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
+        why = str(error.strerror).partition(" (while")[0]  # the rest repeats the address
         raise Unavailable(
-            f"cannot listen on {settings.host} port {settings.port}: {error.strerror}",
+            f"cannot listen on {settings.host} port {settings.port}: {why}",
             code="cannot_listen",
             hint="another server may be there; choose a port with --port, or 0 for any free one",
         ) from error

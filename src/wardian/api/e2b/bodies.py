@@ -111,7 +111,7 @@ class NewSandbox(Body):
         if self.volumeMounts:
             raise Unsupported("volumes are not supported", code="volumes_unsupported")
         if self.mcp:
-            raise Unsupported("there is no MCP gateway here", code="mcp_unsupported")
+            raise Unsupported("Failed to start MCP gateway: no template here has one", code="mcp_unsupported")
         if self.iam and self.iam.get("tokens"):
             raise Unsupported("workload identity tokens (iam) are not supported", code="iam_unsupported")
 
