@@ -36,8 +36,8 @@ void machine_setup(void) {
     int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
     if (fd >= 0 && write(fd, "100", 3) < 0) say("oom_score_adj: %s", strerror(errno)); /* for our children: pid 1 itself is never chosen */
     if (fd >= 0) close(fd);
-    if (settings.processes_max) { /* theirs too; it does not bind root */
-        struct rlimit limit = {settings.processes_max, settings.processes_max};
+    if (settings.processes_max) { /* theirs too; it does not bind root. Twice: at the limit itself the fork guard acts, at once and for good */
+        struct rlimit limit = {2 * settings.processes_max, 2 * settings.processes_max};
         if (setrlimit(RLIMIT_NPROC, &limit)) say("RLIMIT_NPROC: %s", strerror(errno));
     }
 }

@@ -23,7 +23,7 @@ static struct process {
 } processes[PROCESSES_MAX];
 static size_t process_total;
 static uint64_t guard_last;
-static uint32_t guard_seen; /* tasks when the processes were last counted */
+static uint32_t guard_seen, guard_counted; /* tasks at the last look; up to how many the processes have been counted */
 
 static ssize_t slurp(const char *path, char *buffer, size_t capacity) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -78,6 +78,32 @@ static bool ours(pid_t parent) {
     return parent > 0;
 }
 
+static unsigned task_count(void) { /* threads included */
+    struct sysinfo info;
+    return sysinfo(&info) ? 0 : info.procs;
+}
+
+/* Hundreds of runnable processes leave us no processor to look at them with, so everything is stopped meanwhile.
+   A process that is just being born escapes one such signal, and may have children: hence the repetitions. */
+static bool holding;
+
+static void hold_again(void) {
+    if (holding) kill(-1, SIGSTOP);
+}
+
+static void hold_everything(bool hold) {
+    if (settings.native) return;
+    holding = hold;
+    if (!hold) kill(-1, SIGCONT);
+    unsigned before, after = 0;
+    for (int round = 0; hold && round < ROUNDS; round++) {
+        before = after;
+        hold_again();
+        after = task_count();
+        if (after == before) break;
+    }
+}
+
 /* Fill `processes`, sorted by session. */
 static int by_session(const void *a, const void *b) {
     return ((const struct process *)a)->session - ((const struct process *)b)->session;
@@ -88,13 +114,14 @@ static void scan(void) {
     process_total = 0;
     for (size_t i = 0; i < count; i++) {
         struct process process = processes[i];
+        if (i % 16 == 0) hold_again();
         if (ours(describe(&process)) && process.session > 0) processes[process_total++] = process;
     }
     qsort(processes, process_total, sizeof *processes, by_session);
 }
 
 struct session {
-    pid_t id;
+    pid_t id, member; /* the leader may be gone: one that is there */
     size_t count;
     uint64_t resident, biggest; /* in all, and of the biggest process */
     uint32_t threads;
@@ -105,7 +132,7 @@ static struct session worst_session(uint64_t (*amount)(const struct session *)) 
     struct session worst = {0}, now = {0};
     for (size_t i = 0; i < process_total; i++) {
         const struct process *process = &processes[i];
-        if (process->session != now.id) now = (struct session){.id = process->session};
+        if (process->session != now.id) now = (struct session){.id = process->session, .member = process->pid};
         now.count++;
         now.threads += process->threads;
         now.resident += process->resident;
@@ -135,13 +162,6 @@ static void notice(const char *kind, pid_t pid, const char *name, uint64_t bytes
     link_send(&out);
 }
 
-/* Hundreds of runnable processes leave us no processor to look at them with, so everything is stopped meanwhile. */
-static void hold_everything(bool hold) {
-    if (settings.native) return;
-    kill(-1, hold ? SIGSTOP : SIGCONT);
-    if (hold) kill(-1, SIGSTOP); /* those that were just being born */
-}
-
 /* Kill every process of the session, again and again until no new one has come. */
 static uint32_t kill_session(pid_t session) {
     uint32_t killed = 0;
@@ -159,11 +179,6 @@ static uint32_t kill_session(pid_t session) {
     return killed;
 }
 
-static unsigned task_count(void) { /* threads included */
-    struct sysinfo info;
-    return sysinfo(&info) ? 0 : info.procs;
-}
-
 /* The biggest process, or, when a crowd of small ones has the memory, the session they belong to. */
 void relieve(void) {
     char name[64];
@@ -175,7 +190,7 @@ void relieve(void) {
         if (!victim || processes[i].resident > victim->resident) victim = &processes[i];
     struct session session = worst_session(resident_of);
     if (session.count > CROWD && session.biggest < session.resident / 4) {
-        process_name(session.id, name, sizeof name);
+        process_name(session.member, name, sizeof name);
         uint32_t killed = kill_session(session.id);
         notice("oom_kill", session.id, name, session.resident, killed > session.count ? killed : (uint32_t)session.count);
     } else if (victim) {
@@ -188,14 +203,20 @@ void relieve(void) {
 
 /* ---- the fork guard ---- */
 
-static void stop_bomb(void) {
+/* More tasks than the limit. Threads are tasks too, so only counting tells; kill when it is processes, or far too many. */
+static void stop_bomb(uint32_t tasks) {
     char name[64];
     hold_everything(true);
     scan();
     struct session session = worst_session(threads_of);
-    process_name(session.id, name, sizeof name);
-    if (session.count < process_total / 4 && !settings.native) { /* they flee into sessions of their own: everything must go */
-        kill(-1, SIGKILL);
+    process_name(session.member, name, sizeof name);
+    if (process_total <= settings.processes_max && tasks <= 4 * settings.processes_max) {
+        guard_counted = tasks + tasks / 8; /* threads: look again when there are notably more */
+    } else if (session.count < process_total / 4 && !settings.native) { /* they flee into sessions of their own */
+        for (int round = 0; round < ROUNDS && (round == 0 || list_processes(NULL, 0)); round++) {
+            kill(-1, SIGKILL);
+            exec_reap();
+        }
         notice("fork_guard", session.id, "every process", 0, (uint32_t)process_total);
     } else if (session.id) {
         uint32_t killed = kill_session(session.id);
@@ -215,13 +236,10 @@ void guard_start(void) { guard_last = now_ms(); }
 
 void guard_check(void) {
     if (guard_timeout() != 0) return;
-    uint32_t limit = settings.processes_max, tasks = task_count(), before = guard_seen;
+    guard_seen = task_count();
+    if (guard_seen <= settings.processes_max) guard_counted = 0;
+    else if (guard_seen > guard_counted) stop_bomb(guard_seen);
     guard_last = now_ms();
-    guard_seen = tasks;
-    if (tasks <= limit) return;
-    /* Threads are tasks too: count the processes, unless nothing has been added since. */
-    if (tasks <= before && tasks <= 4 * limit) return;
-    if (tasks > 4 * limit || list_processes(NULL, 0) > limit) stop_bomb();
 }
 
 /* ---- STATS ---- */
