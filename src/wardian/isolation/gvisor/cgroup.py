@@ -83,6 +83,10 @@ class Cgroup(ABC):
         """Measure. Raises ``FileNotFoundError`` when the groups are gone."""
 
     @abstractmethod
+    def cpu_ns(self) -> int:
+        """Processor time used so far. Raises ``FileNotFoundError`` when the groups are gone."""
+
+    @abstractmethod
     def oom_kills(self) -> int:
         """How often the kernel killed here for want of memory."""
 
@@ -97,6 +101,13 @@ class Cgroup(ABC):
             return [int(line) for line in (self.directories[0] / "cgroup.procs").read_text().split()]
         except OSError:
             return []
+
+    def threads(self) -> list[int]:
+        """Every thread inside."""
+        for name in ("cgroup.threads", "tasks"):  # version 2, version 1
+            with suppress(OSError):
+                return [int(line) for line in (self.directories[0] / name).read_text().split()]
+        return []
 
     async def remove(self) -> None:
         """Remove the groups, waiting for the dead to leave them. Raises :class:`CgroupError` if they never
@@ -148,11 +159,14 @@ class CgroupV1(Cgroup):
     def usage(self) -> Usage:
         used, cache = self._memory()
         return Usage(
-            cpu_ns=_number(self._at["cpuacct"] / "cpuacct.usage"),
+            cpu_ns=self.cpu_ns(),
             memory_bytes=used,
             cache_bytes=cache,
             processes=len(self.pids()),
         )
+
+    def cpu_ns(self) -> int:
+        return _number(self._at["cpuacct"] / "cpuacct.usage")
 
     def _memory(self) -> tuple[int, int]:
         total = _number(self._at["memory"] / "memory.usage_in_bytes")
@@ -216,11 +230,14 @@ class CgroupV2(Cgroup):
     def usage(self) -> Usage:
         used, cache = self._memory()
         return Usage(
-            cpu_ns=_table(self._at / "cpu.stat")["usage_usec"] * 1000,
+            cpu_ns=self.cpu_ns(),
             memory_bytes=used,
             cache_bytes=cache,
             processes=len(self.pids()),
         )
+
+    def cpu_ns(self) -> int:
+        return _table(self._at / "cpu.stat")["usage_usec"] * 1000
 
     def _memory(self) -> tuple[int, int]:
         stat = _table(self._at / "memory.stat")

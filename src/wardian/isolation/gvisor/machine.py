@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from wardian.isolation.gvisor import image as images
 from wardian.isolation.gvisor.cgroup import Limits
 from wardian.isolation.gvisor.directory import DISK, PAUSED
+from wardian.isolation.gvisor.placement import Placement
 from wardian.isolation.gvisor.process import start_time
 from wardian.isolation.gvisor.profile import FD_DISK
 from wardian.isolation.gvisor.sentry import Sentry
@@ -54,6 +55,9 @@ class GvisorMachine(Machine):
         self._turn = asyncio.Lock()
         self._repair: asyncio.Future[None] | None = None
         self._stop_watching: Callable[[], None] = lambda: None
+        self._placement = Placement(sentry.cgroup)
+        if not frozen:
+            self._placement.begin()
         self._record = {
             "driver": images.DRIVER_NAME,
             "id": self.id,
@@ -117,16 +121,19 @@ class GvisorMachine(Machine):
 
     async def kill(self) -> None:
         self._stop_watching()
+        self._placement.stop()
         await self._sentry.kill()
 
     async def wait(self) -> MachineExit:
         end = await self._sentry.wait()
         self._stop_watching()
+        self._placement.stop()
         return end
 
     async def let_go(self) -> None:
         """Forget the machine in this process; it runs on."""
         self._stop_watching()
+        self._placement.stop()
         await self._sentry.let_go()
 
     def _disk_bytes(self) -> int:
@@ -138,6 +145,7 @@ class GvisorMachine(Machine):
     async def _freeze(self) -> None:
         if not self._frozen:
             await self._pause()
+            self._placement.stop()
             self._sentry.stop()
             self._frozen = True
 
@@ -146,6 +154,7 @@ class GvisorMachine(Machine):
             self._sentry.proceed()
             await self._resume()
             self._frozen = False
+            self._placement.begin()
 
     async def _pause(self) -> None:
         # Pauses are counted by the sentry, and one Resume too many kills it. The mark lets a later process,
