@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from e2b import (
+    AsyncSandbox,
     AuthenticationException,
     CommandExitException,
     InvalidArgumentException,
@@ -21,6 +22,7 @@ from e2b.sandbox.commands.command_handle import PtySize
 Done = Callable[[Any], Awaitable[Any]]
 
 ECHO_MESSAGE = "Hello, World!"
+LIFETIME_S = 3600
 
 
 def first_output(handle: Any) -> str:
@@ -207,9 +209,8 @@ async def test_long_commands(sandbox: Any, done: Done) -> None:
     assert result.stdout.strip() == "100001"
 
 
-async def test_many_commands_at_once(sandbox: Any, done: Done) -> None:
-    if isinstance(sandbox, Sandbox):
-        pytest.skip("the synchronous face runs one at a time")
+async def test_many_commands_at_once(shared: Sandbox) -> None:
+    sandbox = await AsyncSandbox.connect(shared.sandbox_id, timeout=LIFETIME_S)
     results = await asyncio.gather(*(sandbox.commands.run(f"echo {number}") for number in range(30)))
     assert [result.stdout for result in results] == [f"{number}\n" for number in range(30)]
 

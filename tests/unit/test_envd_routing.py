@@ -37,6 +37,8 @@ def headers(**named: str) -> dict[bytes, bytes]:
         ({"host": "127.0.0.1", "e2b_sandbox_id": f"{ID}-client", "e2b_sandbox_port": "80"}, Target(ID, 80)),
         ({"host": f"1-{ID}.x", "e2b_sandbox_id": "other", "e2b_sandbox_port": "2"}, Target(ID, 1)),
         ({"host": "api.example.com"}, None),
+        ({"host": "10-0-0-1.example.com"}, None),
+        ({"host": "3000-api.example.com"}, None),
         ({}, None),
     ],
 )

@@ -14,7 +14,7 @@ from wardian.api.envd.faults import errno_of, rpc_error
 from wardian.api.envd.plane import Plane
 from wardian.api.envd.rpc import Call, ClientStream, ServerStream, Stream, Unary
 from wardian.guest.guest import Exit, Guest, Output, Process, ProcessConfig
-from wardian.model.errors import WardianError
+from wardian.model.errors import Unavailable, WardianError
 from wardian.model.sandbox import LIVE, Sandbox
 
 CHUNK_MAX = 32 * 1024
@@ -45,7 +45,7 @@ def sandbox_environment(sandbox: Sandbox) -> dict[str, str]:
 # -- streams
 
 
-async def start(call: Call, request: Fields, stream: Stream) -> None:
+async def start(call: Call, request: Fields, stream: Stream) -> bytes:
     """Start a process and follow it. It outlives the connection, but not the call's deadline."""
     asked = request.nested("process")
     config = ProcessConfig(
@@ -80,7 +80,7 @@ async def start(call: Call, request: Fields, stream: Stream) -> None:
     )
     timer = _kill_at(call, process)
     try:
-        await _follow(call, process, events, stream)
+        end = await _follow(call, process, events, stream)
     except BaseException:
         # Somebody must see the end of it, for the record, when this connection will not.
         call.plane.spawn(_see_out(call, process, events))
@@ -89,17 +89,19 @@ async def start(call: Call, request: Fields, stream: Stream) -> None:
         _record_exit(call, process)
         if timer is not None:
             timer.cancel()
+        return end
 
 
-async def connect(call: Call, request: Fields, stream: Stream) -> None:
+async def connect(call: Call, request: Fields, stream: Stream) -> bytes:
     """Follow a process that runs already, or ended a moment ago."""
     process = _find(call.guest, request.nested("process"), ended=True)
     events = process.subscribe()
     async with closing(events):
-        await _follow(call, process, events, stream)
+        return await _follow(call, process, events, stream)
 
 
-async def _follow(call: Call, process: Process, events: Events, stream: Stream) -> None:
+async def _follow(call: Call, process: Process, events: Events, stream: Stream) -> bytes:
+    """Tell the start and the output; return the message of the end."""
     await stream.send(b'{"event":{"start":{"pid":%d}}}' % process.pid)
     async with stream.kept_alive(_KEEPALIVE, call.keepalive_s):
         async for event in events:
@@ -110,7 +112,8 @@ async def _follow(call: Call, process: Process, events: Events, stream: Stream) 
                         head + b2a_base64(data[at : at + CHUNK_MAX], newline=False) + _DATA_TAIL
                     )
             else:
-                await stream.send(encode({"event": {"end": _end(event)}}))
+                return encode({"event": {"end": _end(event)}})
+    raise Unavailable("the process can no longer be followed", code="process_lost")
 
 
 def _end(event: Exit) -> Mapping[str, Any]:

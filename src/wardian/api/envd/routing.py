@@ -15,7 +15,9 @@ ENVD_PORT = 49983
 ID_HEADER, PORT_HEADER = b"e2b-sandbox-id", b"e2b-sandbox-port"
 PORT_MAX = 65535
 
-_HOST = re.compile(r"([0-9]{1,10})-([a-z0-9]{1,64})(?:-[a-z0-9]+)?(?:\.|$)", re.IGNORECASE)
+_HOST = re.compile(r"([0-9]{1,10})-(i[a-z0-9]{10,63})(?:-[a-z0-9]+)?(?:\.|$)", re.IGNORECASE)
+"""Strict about the id, so that a server may itself be called ``10-0-0-1.example.com``."""
+
 _ID = re.compile(r"([a-z0-9]{1,64})(?:-[a-z0-9]+)?", re.IGNORECASE)
 
 

@@ -59,9 +59,10 @@ class Stream:
         await self._start()
         await self._exchange.write(envelope(payload))
 
-    async def end(self, error: RpcError | None = None) -> None:
+    async def end(self, error: RpcError | None = None, *, last: bytes | None = None) -> None:
         await self._start()
-        await self._exchange.write(end_of_stream(error), last=True)
+        message = b"" if last is None else envelope(last)
+        await self._exchange.write(message + end_of_stream(error), last=True)
 
     async def _start(self) -> None:
         if not self._exchange.started:
@@ -88,7 +89,8 @@ class Stream:
 
 
 Unary = Callable[[Call, Fields], Awaitable[Mapping[str, Any]]]
-ServerStream = Callable[[Call, Fields, Stream], Awaitable[None]]
+ServerStream = Callable[[Call, Fields, Stream], Awaitable[bytes | None]]
+"""May return its last message, which then leaves in one piece with the end of the stream."""
 ClientStream = Callable[[Call, AsyncIterator[Fields]], Awaitable[Mapping[str, Any]]]
 
 
@@ -160,12 +162,12 @@ async def _explained(plane: Plane, sandbox: Sandbox, error: RpcError | WardianEr
 async def serve_stream(plane: Plane, sandbox: Sandbox, exchange: Exchange, handler: ServerStream) -> None:
     """Answer a server-streaming call: one message in, many out."""
 
-    async def work(stream: Stream, deadline: float | None) -> None:
+    async def work(stream: Stream, deadline: float | None) -> bytes | None:
         message = await _first_message(exchange)
         async with plane.guest(sandbox.id) as guest:
             call = _call(plane, sandbox, guest, exchange, deadline)
             async with exchange.attended(deadline):
-                await handler(call, message, stream)
+                return await handler(call, message, stream)
 
     await _streamed(plane, sandbox, exchange, work)
 
@@ -175,14 +177,13 @@ async def serve_client_stream(
 ) -> None:
     """Answer a client-streaming call: many messages in, one out."""
 
-    async def work(stream: Stream, deadline: float | None) -> None:
+    async def work(_: Stream, deadline: float | None) -> bytes:
         try:
             async with asyncio.timeout_at(deadline), plane.guest(sandbox.id) as guest:
                 call = _call(plane, sandbox, guest, exchange, deadline)
-                answer = await handler(call, _messages(exchange))
+                return encode(await handler(call, _messages(exchange)))
         except TimeoutError:
             raise RpcError("deadline_exceeded", "the operation timed out") from None
-        await stream.send(encode(answer))
 
     await _streamed(plane, sandbox, exchange, work)
 
@@ -191,20 +192,20 @@ async def _streamed(
     plane: Plane,
     sandbox: Sandbox,
     exchange: Exchange,
-    work: Callable[[Stream, float | None], Awaitable[None]],
+    work: Callable[[Stream, float | None], Awaitable[bytes | None]],
 ) -> None:
     """Run ``work`` and end its stream. A guest lost on the way cuts the connection."""
     if not await _accepts(exchange, STREAM_TYPE, b"connect-content-encoding"):
         return
     stream = Stream(exchange)
     try:
-        await work(stream, _deadline(exchange))
+        last = await work(stream, _deadline(exchange))
     except (RpcError, WardianError, OSError) as error:
         if exchange.started and is_lost(error):
             raise Cut(str(error)) from error
         await stream.end(await _explained(plane, sandbox, error))
     else:
-        await stream.end()
+        await stream.end(last=last)
 
 
 async def _first_message(exchange: Exchange) -> Fields:
