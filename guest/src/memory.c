@@ -13,7 +13,7 @@
 
 #include "agent.h"
 
-enum { GUARD_CALM_MS = 250, GUARD_BUSY_MS = 50, PROCESSES_MAX = 8192, CROWD = 32, ROUNDS = 20 };
+enum { GUARD_CALM_MS = 250, GUARD_BUSY_MS = 50, PROCESSES_MAX = 8192, CROWD = 32, ROUNDS = 20, RELIEF_MS = 1000 };
 
 /* One process, as /proc tells. Static: this must work when there is no memory left. */
 static struct process {
@@ -181,7 +181,10 @@ static uint32_t kill_session(pid_t session) {
 
 /* The biggest process, or, when a crowd of small ones has the memory, the session they belong to. */
 void relieve(void) {
+    static pid_t last;
+    static uint64_t last_when;
     char name[64];
+    if (last && now_ms() - last_when < RELIEF_MS && kill(last, 0) == 0) return; /* its memory is on its way back */
     bool crowded = task_count() > CROWD;
     if (crowded) hold_everything(true);
     scan();
@@ -197,6 +200,8 @@ void relieve(void) {
         struct process doomed = *victim;
         process_name(doomed.pid, name, sizeof name);
         if (kill(doomed.pid, SIGKILL) == 0) notice("oom_kill", doomed.pid, name, doomed.resident, 1);
+        last = doomed.pid;
+        last_when = now_ms();
     }
     if (crowded) hold_everything(false);
 }
@@ -239,6 +244,7 @@ void guard_check(void) {
     guard_seen = task_count();
     if (guard_seen <= settings.processes_max) guard_counted = 0;
     else if (guard_seen > guard_counted) stop_bomb(guard_seen);
+    if (guard_seen > settings.processes_max && guard_counted < guard_seen) guard_counted = task_count(); /* the dying count too */
     guard_last = now_ms();
 }
 
