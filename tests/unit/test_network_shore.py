@@ -174,6 +174,15 @@ async def test_what_is_denied_is_refused_and_recorded(
     assert (event["allowed"], event["reason"], event["address"]) == (False, reason, address)
 
 
+async def test_the_host_itself_is_out_of_reach_on_its_public_addresses_too(
+    coast: Coast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wardian.network.shore.is_own", lambda address: address == "1.1.1.1")
+    await coast.open(2, 443, "1.1.1.1")
+    assert (await coast.peer.on(wire.REPLY)).errno == errno.ECONNREFUSED
+    assert coast.events[-1][1]["reason"] == "own_address"
+
+
 async def test_a_connection_reset_far_away_is_reset_inside(coast: Coast) -> None:
     async def slam(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
