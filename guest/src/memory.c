@@ -216,7 +216,7 @@ static void stop_bomb(uint32_t tasks) {
     struct session session = worst_session(threads_of);
     process_name(session.member, name, sizeof name);
     if (process_total <= settings.processes_max && tasks <= 4 * settings.processes_max) {
-        guard_counted = tasks + tasks / 8; /* threads: look again when there are notably more */
+        guard_counted = settings.native ? 0 : tasks + tasks / 8; /* threads: look again when there are notably more */
     } else if (session.count < process_total / 4 && !settings.native) { /* they flee into sessions of their own */
         for (int round = 0; round < ROUNDS && (round == 0 || list_processes(NULL, 0)); round++) {
             kill(-1, SIGKILL);
@@ -244,7 +244,7 @@ void guard_check(void) {
     guard_seen = task_count();
     if (guard_seen <= settings.processes_max) guard_counted = 0;
     else if (guard_seen > guard_counted) stop_bomb(guard_seen);
-    if (guard_seen > settings.processes_max && guard_counted < guard_seen) guard_counted = task_count(); /* the dying count too */
+    if (!settings.native && guard_seen > settings.processes_max && guard_counted < guard_seen) guard_counted = task_count(); /* the dying count too */
     guard_last = now_ms();
 }
 

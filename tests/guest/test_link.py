@@ -269,6 +269,22 @@ def test_relieve_kills_the_biggest(agent: Agent) -> None:
     assert agent.wire.output(small)[1]
 
 
+def test_the_fork_guard_kills_the_crowd_and_nobody_else(start_agent: Callable[..., Agent]) -> None:
+    """On a host every process counts as a task, so the limit is always exceeded and ours are counted."""
+    wire = start_agent("--processes-max", "8").wire
+    wire.attach()
+    other, _ = wire.exec("/bin/cat", more=field(8, u8(1)))
+    crowd, pid = wire.exec("/bin/sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do sleep 60 & done; wait")
+    notice = wire.expect(lambda frame: frame.type == NOTICE)
+    assert notice.values[1] == b"fork_guard"
+    assert number(notice.values[2]) == pid
+    assert os.waitstatus_to_exitcode(number(wire.output(crowd)[1].values[21])) == -9
+    wire.send(DATA, other, b"unhurt")
+    assert wire.on(other, DATA).payload == b"unhurt"
+    wire.send(EOF, other)
+    assert wire.output(other)[1].errno == 0
+
+
 def test_the_end_of_the_link_ends_the_agent(start_agent: Callable[..., Agent]) -> None:
     start_agent().wire.attach()  # stop() asserts the rest
 
