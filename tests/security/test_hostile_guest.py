@@ -16,6 +16,7 @@ from tests.guest.peer import Peer, output, scripted
 from tests.unit.test_guest_link import ENTRY, connect, listed, reading
 
 from wardian.guest.guest import ProcessConfig, Tunnel
+from wardian.guest.pace import Bucket
 from wardian.model.errors import GuestFault, LimitExceeded, WardianError
 
 Attack = Callable[[Peer], Awaitable[None]]
@@ -406,6 +407,24 @@ async def test_a_guest_that_asks_and_never_reads_is_not_read_either() -> None:
             frame = await peer.receive()
             answered += frame.type == wire.REPLY
         assert link._reading
+
+
+async def test_a_flood_of_small_frames_is_read_slowly() -> None:
+    """Late frames of a stream that is over cost only our time, but of that a guest has only so much."""
+    async with scripted() as peer:
+        await peer.attached()
+        await connect(peer, 2)
+        await peer.on(wire.REPLY)
+        link = peer.guest._link
+        link._bucket = Bucket(10, 500)
+        paused = 0
+        for _ in range(300):
+            await peer.send(wire.DATA, 2, b"late")
+            paused += not link._reading
+        assert paused
+        await peer.settled()
+        assert link._reading
+        assert not peer.faults
 
 
 async def test_a_guest_that_does_not_keep_quiet_is_ended() -> None:

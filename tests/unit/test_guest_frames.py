@@ -15,7 +15,8 @@ from wardian.guest.control import parse_hello
 from wardian.guest.errors import answer, at_exec, at_path
 from wardian.guest.files import parse_entry
 from wardian.guest.frames import FieldReader, Fields, Violation
-from wardian.guest.processes import LABEL_MAX, decode_label, decode_status, encode_label
+from wardian.guest.labels import LABEL_MAX, decode_label, decode_status, encode_label
+from wardian.guest.pace import Bucket
 from wardian.guest.values import ProcessConfig
 
 pairs = st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=200)), max_size=20)
@@ -119,6 +120,20 @@ def test_a_backlog_joins_small_pieces_and_gives_none_larger_than_a_frame() -> No
     assert sum(sizes) == 200_000
     assert len(sizes) <= 4
     assert max(sizes) <= 65536
+
+
+def test_a_bucket_gives_what_it_holds_and_no_more() -> None:
+    now = 100.0
+    bucket = Bucket(3, 2, lambda: now)
+    assert [bucket.take() for _ in range(4)] == [True, True, True, False]
+    now += 0.5
+    assert [bucket.take(), bucket.take()] == [True, False]
+    now += 1000
+    assert bucket.spend(2) == 0
+    assert bucket.spend(5) == 2.0
+    now += 2
+    assert not bucket.take()
+    assert bucket.spend(0) == 0
 
 
 @given(configs)

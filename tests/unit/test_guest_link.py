@@ -10,7 +10,7 @@ from tests.guest import wire
 from tests.guest.peer import Peer, output, scripted
 
 from wardian.guest.guest import Exit, Output, ProcessConfig, Tunnel
-from wardian.guest.processes import encode_label
+from wardian.guest.labels import encode_label
 from wardian.model.errors import Conflict, GuestFault, Invalid, NotFound, Unavailable
 
 CONFIG = ProcessConfig("x", (), {}, None)

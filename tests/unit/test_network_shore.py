@@ -239,7 +239,7 @@ async def test_a_flood_of_look_ups_is_not_a_flood_of_records(coast: Coast) -> No
     for _ in range(200):
         await coast.shore.resolve(OFFLINE, query)
     assert 64 <= len(coast.events) < 150
-    coast.shore._gauges["s1"].tokens = 1
+    coast.shore._gauges["s1"].bucket.spend(-1)
     await coast.shore.resolve(OFFLINE, query)
     unrecorded = sum(int(str(event.get("unrecorded", 0))) for _, event in coast.events)
     assert len(coast.events) + unrecorded == 201

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from wardian.guest.frames import VERSION, Fields, Violation, field, number, shown
+from wardian.guest.pace import Bucket
 from wardian.guest.values import Identity
 from wardian.model.errors import Invalid
 
@@ -67,8 +68,7 @@ class Notices:
     """Reads notices, and lets through no more than a few: each becomes a record somewhere."""
 
     def __init__(self) -> None:
-        self._tokens = _NOTICES_BURST
-        self._at = time.monotonic()
+        self._bucket = Bucket(_NOTICES_BURST, _NOTICES_PER_S)
 
     def take(self, payload: bytes) -> tuple[str, Mapping[str, object]] | None:
         """Kind and facts; None for one too many. All of it is what the guest claims."""
@@ -82,10 +82,4 @@ class Notices:
                 facts[name] = fields.integer(tag, size)
         if fields.optional(3) is not None:
             facts["name"] = fields.text(3, limit=256)
-        now = time.monotonic()
-        self._tokens = min(_NOTICES_BURST, self._tokens + (now - self._at) * _NOTICES_PER_S)
-        self._at = now
-        if self._tokens < 1:
-            return None
-        self._tokens -= 1
-        return kind, facts
+        return (kind, facts) if self._bucket.take() else None

@@ -45,8 +45,9 @@ from wardian.guest.frames import (
     field,
     number,
 )
+from wardian.guest.labels import encode_label
 from wardian.guest.link import Link
-from wardian.guest.processes import Process, Processes, encode_label, size_fields
+from wardian.guest.processes import Process, Processes, size_fields
 from wardian.guest.streams import begin, call, parsed
 from wardian.guest.tunnels import Incoming, Tunnel
 from wardian.guest.values import Entry, Exit, Identity, Output, ProcessConfig, WatchEvent

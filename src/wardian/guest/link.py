@@ -41,6 +41,7 @@ from wardian.guest.frames import (
     UNQUIESCE,
     Violation,
 )
+from wardian.guest.pace import Bucket
 from wardian.model.errors import GuestFault, Invalid, LimitExceeded, Unavailable, WardianError
 
 _log = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ CLOSING_MAX = 65536
 """Streams that we closed and whose END the guest still owes. An honest one answers within a round trip."""
 
 _TURN_FRAMES, _TURN_BYTES = 64, 1 << 20  # read per wake-up, so that one link cannot hold the loop
+_BURST, _FRAMES_PER_S = 8192.0, 16384.0  # of small frames: what one guest may make us handle
+_FRAME_FAIR = 4096  # from this size on a frame is worth its handling
 _QUEUE_HIGH, _QUEUE_LOW, _QUEUE_CHOKED = 1 << 20, 1 << 18, 8 << 20
 _FRAME_COST = 64  # of an empty frame in the queue, so that many small ones count
 _GATHER_FROM = 2048  # from this payload size on, sendmsg is cheaper than joining header and payload
@@ -130,6 +133,7 @@ class Link:
         self._held: list[tuple[int, int, int, bytes | memoryview]] | None = None  # while quiesced
         self._held_size = 0
         self._reading = False
+        self._bucket = Bucket(_BURST, _FRAMES_PER_S)
         self._waiters: set[asyncio.Future[None]] = set()
         self._broken: WardianError | None = None
         self.attaching = False
@@ -344,16 +348,16 @@ class Link:
 
     def _readable(self) -> None:
         """Handle what has arrived, within a turn's budget; the loop calls again when there is more."""
-        receive, buffer, budget = self._sock.recv_into, self._buffer, _TURN_BYTES
+        receive, buffer = self._sock.recv_into, self._buffer
+        frames = total = 0
         try:
-            for _ in range(_TURN_FRAMES):
+            while frames < _TURN_FRAMES and total < _TURN_BYTES and self._reading:
                 size = receive(buffer)
                 self._frame(size)
-                budget -= size
-                if budget <= 0 or not self._reading:
-                    return
+                total += size
+                frames += 1
         except (BlockingIOError, InterruptedError):
-            return
+            pass
         except Violation as violation:
             self.fault(f"the guest broke the protocol: {violation}")
         except OSError as error:
@@ -361,6 +365,19 @@ class Link:
         except Exception:
             _log.exception("a frame from a guest was not handled")
             self.fault("a frame from the guest could not be handled")
+        self._pay(frames - total // _FRAME_FAIR)
+
+    def _pay(self, small_frames: int) -> None:
+        """A guest that floods us with small frames is read more slowly: others want our time too."""
+        if small_frames > 0 and self._broken is None:
+            rest = self._bucket.spend(small_frames)
+            if rest and self._loop is not None:
+                self._read(False)
+                self._loop.call_later(rest, self._rested)
+
+    def _rested(self) -> None:
+        if self._broken is None and self._queued <= _QUEUE_CHOKED:
+            self._read(True)
 
     def _frame(self, size: int) -> None:
         if not HEADER_SIZE <= size <= FRAME_MAX:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal as signals
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -26,6 +25,7 @@ from wardian.guest.frames import (
     Violation,
     number,
 )
+from wardian.guest.labels import decode_label, decode_status
 from wardian.guest.link import STREAMS_MAX, Link
 from wardian.guest.streams import GRANT_FROM, Answered, Outflow, again
 from wardian.guest.values import Exit, Output, ProcessConfig
@@ -37,90 +37,13 @@ KEEP_ENDED_MAX = 1024
 FIRST_SUBSCRIBER_GRACE_S = 1.0
 """How long a new process' output is kept for its first subscriber."""
 REAP_WAIT_S = 5.0
-LABEL_MAX = 16 * 1024
+
 _LISTED_MAX = STREAMS_MAX + 64  # what HELLO may list: every stream, and the ended ones the agent remembers
 _PID_MAX = 1 << 22
 _STREAM_ID_MAX = 1 << 31
 
 _CHANNELS = {CHANNEL_STDOUT: "stdout", CHANNEL_STDERR: "stderr", CHANNEL_PTY: "pty"}
 _PTY, _STDIN_OPEN, _EXITED = 1, 2, 4  # flags of a process in HELLO
-
-_SIGNAL_WORDS = {
-    signals.SIGHUP: "hangup",
-    signals.SIGINT: "interrupt",
-    signals.SIGQUIT: "quit",
-    signals.SIGILL: "illegal instruction",
-    signals.SIGTRAP: "trace/breakpoint trap",
-    signals.SIGABRT: "aborted",
-    signals.SIGBUS: "bus error",
-    signals.SIGFPE: "floating point exception",
-    signals.SIGKILL: "killed",
-    signals.SIGUSR1: "user defined signal 1",
-    signals.SIGSEGV: "segmentation fault",
-    signals.SIGUSR2: "user defined signal 2",
-    signals.SIGPIPE: "broken pipe",
-    signals.SIGALRM: "alarm clock",
-    signals.SIGTERM: "terminated",
-}
-
-
-def decode_status(status: int) -> Exit:
-    """A Linux wait status of a process that ended."""
-    signo, code = status & 0x7F, status >> 8
-    if status > 0xFFFF or signo == 0x7F or (signo and code):
-        raise Violation(f"{status:#x} is no wait status")
-    if signo:
-        try:
-            words = _SIGNAL_WORDS.get(signals.Signals(signo), f"signal {signo}")
-        except ValueError:
-            words = f"signal {signo}"
-        dumped = " (core dumped)" if status & 0x80 else ""
-        return Exit(exit_code=-1, exited=False, status=f"signal: {words}{dumped}", signal=signo)
-    return Exit(exit_code=code, exited=True, status=f"exit status {code}")
-
-
-def encode_label(config: ProcessConfig) -> bytes:
-    """The configuration as an exec's label: as much of it as fits."""
-    whole = {
-        "cmd": config.cmd,
-        "args": list(config.args),
-        "envs": dict(config.envs),
-        "cwd": config.cwd,
-        "tag": config.tag,
-    }
-    tag = config.tag and config.tag[:256]
-    shorter: list[dict[str, object]] = [
-        {},
-        {"envs": {}},
-        {"envs": {}, "args": []},
-        _least(config.cmd[:256], tag),
-    ]
-    for less in shorter:
-        label = json.dumps({**whole, **less}, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(label) <= LABEL_MAX:
-            break
-    return label
-
-
-def _least(cmd: str, tag: str | None) -> dict[str, object]:
-    return {"cmd": cmd, "args": [], "envs": {}, "cwd": None, "tag": tag}
-
-
-def decode_label(label: bytes) -> ProcessConfig:
-    """Undo :func:`encode_label`; anything else is a violation."""
-    try:
-        if len(label) > LABEL_MAX:
-            raise ValueError
-        value = json.loads(label)
-        cmd, args, envs, cwd, tag = (value[key] for key in ("cmd", "args", "envs", "cwd", "tag"))
-        texts = [cmd, *args, *envs.keys(), *envs.values(), *(item for item in (cwd, tag) if item is not None)]
-        proper = len(value) == 5 and type(args) is list and all(isinstance(text, str) for text in texts)
-        "".join(texts).encode()  # no lone surrogates
-        if not proper:
-            raise ValueError
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise Violation("a process label that is not ours") from None
-    return ProcessConfig(cmd=cmd, args=tuple(args), envs=envs, cwd=cwd, tag=tag)
 
 
 class _Queue:

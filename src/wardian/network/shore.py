@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from wardian.guest.guest import Tunnel
+from wardian.guest.pace import Bucket
 from wardian.model.sandbox import Sandbox
 from wardian.network.dns import Resolver
 from wardian.network.outbound import is_own, relay
@@ -29,8 +29,7 @@ _GAUGES_MAX = 4096
 class _Gauge:
     """How much one sandbox has had recorded of late: a flood must not become one of records."""
 
-    tokens: float = RECORDS_BURST
-    at: float = field(default_factory=time.monotonic)
+    bucket: Bucket = field(default_factory=lambda: Bucket(RECORDS_BURST, RECORDS_PER_S))
     unrecorded: int = 0
 
 
@@ -108,13 +107,9 @@ class Shore:
             if len(self._gauges) >= _GAUGES_MAX:
                 del self._gauges[next(iter(self._gauges))]
             gauge = self._gauges[sandbox_id] = _Gauge()
-        now = time.monotonic()
-        gauge.tokens = min(RECORDS_BURST, gauge.tokens + (now - gauge.at) * RECORDS_PER_S)
-        gauge.at = now
-        if gauge.tokens < 1:
+        if not gauge.bucket.take():
             gauge.unrecorded += 1
             return
-        gauge.tokens -= 1
         if gauge.unrecorded:
             event["unrecorded"] = gauge.unrecorded
             gauge.unrecorded = 0
