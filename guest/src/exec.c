@@ -2,6 +2,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -25,6 +26,7 @@ struct exec {
     int status;
     bool pty, exited;
     struct source out, err, in; /* a pty is `out`, both ways */
+    int held[2];                /* the process's ends of its pipes: while we hold them, its end wakes us once, not thrice */
     struct backlog input;
     size_t debt; /* of `input`: bytes of an earlier attachment, never granted again */
     uint8_t *label;
@@ -168,6 +170,7 @@ static struct exec *make_exec(int *child_out, int *child_err) {
     int out[2] = {-1, -1}, err[2] = {-1, -1};
     struct exec *exec = calloc(1, sizeof *exec);
     if (!exec) return NULL;
+    exec->held[0] = exec->held[1] = -1;
     exec->out = exec->err = exec->in = (struct source){.fd = -1, .wake = stream_wake, .owner = &exec->stream, .writable = true, .flows = true};
     if (open_pipe(out, 0) && open_pipe(err, 0)) {
         exec->out.fd = out[0];
@@ -274,6 +277,8 @@ static void exec_close(struct stream *stream) {
     source_close(&exec->out);
     source_close(&exec->err);
     source_close(&exec->in);
+    close_if(exec->held[0]);
+    close_if(exec->held[1]);
     backlog_free(&exec->input);
     free(exec->label);
 }
@@ -315,6 +320,11 @@ static void launch_exec(uint32_t id, struct request *request, struct launch *lau
         link_flush();
         exec->next = execs;
         execs = exec;
+        if (!exec->pty) {
+            exec->held[0] = launch->out;
+            exec->held[1] = launch->err;
+            launch->out = launch->err = -1;
+        }
         if (!children) guard_start();
         children = true;
     }
@@ -476,6 +486,23 @@ void op_signal(uint32_t id, struct request *request) {
 
 /* ---- ending ---- */
 
+/* The process is gone: let go of its ends of the pipes, and see whether anybody else has them. */
+static void let_go(struct exec *exec) {
+    struct source *sources[] = {&exec->out, &exec->err};
+    struct pollfd now[2];
+    for (int i = 0; i < 2; i++) {
+        close_if(exec->held[i]);
+        exec->held[i] = -1;
+        now[i] = (struct pollfd){sources[i]->fd, POLLIN, 0};
+    }
+    if (exec->pty || poll(now, 2, 0) < 0) return;
+    for (int i = 0; i < 2; i++) {
+        sources[i]->empty = now[i].revents == POLLHUP;
+        sources[i]->hangup = now[i].revents & POLLHUP;
+        sources[i]->readable = true;
+    }
+}
+
 void exec_reap(void) {
     int status;
     pid_t pid;
@@ -485,6 +512,7 @@ void exec_reap(void) {
         if (!exec) continue; /* an orphan */
         exec->exited = true;
         exec->status = status;
+        let_go(exec);
         struct out out = link_fields(EVENT, 0, exec->stream.id);
         put_raw(&out, 1, 1);
         put_uint(&out, 21, 4, (uint32_t)status);
