@@ -189,18 +189,20 @@ class CgroupV1(Cgroup):
             with suppress(OSError):  # the machine ended meanwhile
                 for file, argument in (
                     ("memory.usage_in_bytes", str(limits.pressure_bytes)),
+                    ("memory.usage_in_bytes", str((limits.pressure_bytes + limits.memory_bytes) // 2)),
                     ("memory.pressure_level", "low"),
                 ):
                     with (memory / file).open("rb") as watched:
                         control = f"{registered} {watched.fileno()} {argument}"
                         (memory / "cgroup.event_control").write_text(control)
+                os.eventfd_write(registered, 1)  # it may be over already
             os.close(registered)
 
         # In a thread: each registration waits some 7 ms for an RCU grace period of the kernel.
         loop.run_in_executor(None, register)
 
         def look() -> None:
-            with suppress(OSError, BlockingIOError):
+            with suppress(OSError):
                 os.eventfd_read(event)
                 if self._memory()[0] >= limits.pressure_bytes:
                     callback()
@@ -253,7 +255,7 @@ class CgroupV2(Cgroup):
         watch = _inotify(self._at / "memory.events")
 
         def look() -> None:
-            with suppress(OSError, BlockingIOError):
+            with suppress(OSError):
                 os.read(watch, 4096)
                 if self._memory()[0] >= limits.pressure_bytes * 98 // 100:  # held just below by the throttle
                     callback()
@@ -314,7 +316,10 @@ class Hierarchies:
                 for directory in (self.roots[""], self.roots[""] / parent):
                     (directory / "cgroup.subtree_control").write_text(wanted)
         except OSError as error:
-            raise CgroupError(f"cannot make the control group {parent}: {error}") from error
+            raise CgroupError(
+                f"cannot make the control group {parent}: {error}",
+                hint="run the server as root, outside of containers or in one with cgroups of its own",
+            ) from error
 
     def tidy(self, parent: str) -> None:
         """Remove the parent groups if they are empty."""

@@ -134,7 +134,12 @@ class GvisorDriver(Driver):
             build=record["build"],
             cpu_features=frozenset(record["cpu_features"]),
         )
-        frozen = await settle_pause(sentry)
+        try:
+            frozen = await settle_pause(sentry)
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(sentry.let_go()))
+            sentry.link.close()
+            raise
         self._hold(sentry)
         limits = cgroups.Limits.of(spec.resources)
         return GvisorMachine(sentry, spec, substrate, limits, frozen=frozen)
@@ -145,8 +150,11 @@ class GvisorDriver(Driver):
             found |= {path.name for path in parent.glob("*") if path.is_dir()}
         doomed = sorted(found - known)
         for machine_id in doomed:
+            if machine_id in self._held:
+                await self._held[machine_id].kill()  # its link belongs to whoever got the machine
+                continue
             try:
-                sentry = self._held.get(machine_id) or await self._reach(machine_id)
+                sentry = await self._reach(machine_id)
             except MachineGone:
                 continue  # and what it had left is removed
             await sentry.kill()

@@ -92,6 +92,7 @@ class GvisorMachine(Machine):
             image = await self._undivided(self._capture(directory, stay_paused=not keep_running))
         except asyncio.CancelledError:
             self._repair = asyncio.ensure_future(self._undivided(self._give_up_capture()))
+            self._repair.add_done_callback(_forget)
             raise
         if not keep_running:
             await self.kill()
@@ -207,8 +208,13 @@ class GvisorMachine(Machine):
                 return await work
 
         task = asyncio.ensure_future(in_turn())
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # the caller may be gone
+        task.add_done_callback(_forget)  # the caller may be gone
         return await asyncio.shield(task)
+
+
+def _forget(done: asyncio.Future[Any]) -> None:
+    if not done.cancelled():
+        done.exception()
 
 
 def machine_spec(record: Mapping[str, Any]) -> MachineSpec:
