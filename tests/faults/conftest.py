@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import pytest
 from tests.contract.harness import REPOSITORY, gvisor_tools, make_programs, make_root
-from tests.faults.scenarios import CGROUP_PARENT
+from tests.faults.scenarios import CGROUP_PARENT, groups_of
 
 from wardian.isolation.gvisor import GvisorDriver
 from wardian.isolation.port import Capabilities, RootImage
@@ -99,7 +99,7 @@ class Host:
         mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if mark in line]
         assert mounts == []
         assert list((self.state / "machines").glob("*")) == []
-        assert [p for p in Path("/sys/fs/cgroup").glob(f"*/{CGROUP_PARENT}-*/m*") if p.is_dir()] == []
+        assert groups_of(self.state) == []
         assert [p.name for p in (self.data / "snapshots").iterdir()] == [".scratch"]
         assert list((self.data / "snapshots/.scratch").iterdir()) == []
         assert processes_of(mark) == []

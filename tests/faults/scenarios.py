@@ -1,11 +1,12 @@
 """What a server process does in a fault test: set something up, then do one thing, and perhaps die in it.
 
-Each scenario returns JSON-able facts. ``at`` arms the death: the process kills itself with SIGKILL when it reaches
-the checkpoint of that name, after the set-up.
+Each scenario returns JSON-able facts. ``at`` arms the death: the process kills itself with SIGKILL when it
+reaches the checkpoint of that name, after the set-up.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -69,6 +70,14 @@ class Place:
             options=Options(freeze_idle=False),
             checkpoint=death.checkpoint,
         )
+
+
+def groups_of(state: Path) -> list[Path]:
+    """The control groups of the machines of one driver's state directory, in every hierarchy."""
+    mark = hashlib.sha256(os.fsencode(state.resolve())).hexdigest()[:12]  # as the driver names them
+    root = Path("/sys/fs/cgroup")
+    found = {*root.glob(f"*-{mark}/m*"), *root.glob(f"*/*-{mark}/m*")}
+    return sorted(path for path in found if path.is_dir())
 
 
 async def sh(house: House, sandbox_id: str, script: str) -> str:
@@ -151,7 +160,7 @@ async def _run_on(house: House, death: Death) -> dict[str, Any]:
 
 
 async def _survey(house: House, death: Death) -> dict[str, Any]:
-    """What a new server finds: every sandbox, and whether what counted in it still does. Then ends them all."""
+    """What a new server finds: every sandbox, and whether it still counts. Then ends them all."""
     found: dict[str, Any] = {}
     for sandbox in (await house.sandboxes.list(TENANT, ListQuery())).items:
         state = sandbox.public_state

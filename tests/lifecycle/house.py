@@ -32,19 +32,21 @@ class WatchedSandboxes(Sandboxes):
     """Lets a test wait for a state that comes about by itself."""
 
     def __init__(self, works: Workshop, templates: Templates) -> None:
+        self._seen: dict[str, Sandbox] = {}
         self._waiting: list[tuple[str, tuple[State, ...], asyncio.Future[Sandbox]]] = []
         super().__init__(works, templates)
 
     def _changed(self, owner: Owner) -> None:
         super()._changed(owner)
+        self._seen[owner.sandbox.id] = owner.sandbox
         for sandbox_id, states, future in self._waiting:
             if sandbox_id == owner.sandbox.id and owner.sandbox.state in states and not future.done():
                 future.set_result(owner.sandbox)
 
     async def until(self, sandbox_id: str, *states: State) -> Sandbox:
         """The sandbox, as soon as it is in one of ``states``."""
-        if (owner := self._owners.get(sandbox_id)) is not None and owner.sandbox.state in states:
-            return owner.sandbox
+        if (seen := self._seen.get(sandbox_id)) is not None and seen.state in states:
+            return seen
         future: asyncio.Future[Sandbox] = asyncio.get_running_loop().create_future()
         entry = (sandbox_id, states, future)
         self._waiting.append(entry)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from wardian.guest.guest import Guest, Identity
 from wardian.isolation.port import Machine, MachineImage, MachineSpec
-from wardian.model.errors import GuestFault
+from wardian.model.errors import GuestFault, WardianError
 from wardian.model.sandbox import Event, Snapshot
 from wardian.sandboxes.owner import Owner
 from wardian.sandboxes.pool import Attach, Source
 from wardian.sandboxes.workshop import Workshop
+from wardian.snapshots.store import disk_error, disk_full, is_full
 
 
 def attached_to(owner: Owner, epoch: int, identity: Identity | None) -> Attach:
@@ -57,6 +59,18 @@ async def begin_capture(owner: Owner, event: Event, verb: str, data: Mapping[str
     except BaseException:
         owner.release()
         raise
+
+
+async def capture(machine: Machine, directory: Path) -> MachineImage:
+    """Capture a machine that goes on. A failure for want of disk space says so, whatever the driver saw."""
+    try:
+        return await machine.capture(directory, keep_running=True)
+    except WardianError as error:
+        if is_full(directory):
+            raise disk_full() from error
+        raise
+    except OSError as error:
+        raise disk_error(error) from error
 
 
 async def quiesce(owner: Owner) -> tuple[Machine, Guest]:

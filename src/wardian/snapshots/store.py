@@ -34,6 +34,7 @@ from wardian.snapshots.manifest import (
 )
 
 SCRATCH = ".scratch"
+FULL_BYTES = 64 * 1024
 _CHUNK = 1 << 20
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -203,10 +204,20 @@ class SnapshotStore:
         return await asyncio.get_running_loop().run_in_executor(self._threads, fn, *args)
 
 
+def is_full(directory: Path) -> bool:
+    """Whether the disk under ``directory`` has no room left to speak of."""
+    facts = os.statvfs(directory)
+    return facts.f_bavail * facts.f_frsize < FULL_BYTES or facts.f_favail == 0 < facts.f_files
+
+
+def disk_full() -> DiskFull:
+    return DiskFull("no space left on the host's data disk", hint="free some space, then try again")
+
+
 def disk_error(error: OSError) -> WardianError:
     """A failed write to the data disk, in words."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull("no space left on the host's data disk", hint="free some space, then try again")
+        return disk_full()
     return WardianError(f"the host's data disk failed: {error}", code="disk_error")
 
 

@@ -13,7 +13,7 @@ from wardian.model.errors import Conflict, NotFound
 from wardian.model.sandbox import Event, Snapshot, State
 from wardian.sandboxes.acts.pause import publish, snapshot_row
 from wardian.sandboxes.identity import new_id
-from wardian.sandboxes.machines import begin_capture, quiesce
+from wardian.sandboxes.machines import begin_capture, capture, quiesce
 from wardian.sandboxes.owner import Owner
 from wardian.store import snapshots
 
@@ -68,7 +68,7 @@ async def _capture(owner: Owner, directory: Path) -> MachineImage:
     try:
         machine, guest = await quiesce(owner)
         try:
-            return await machine.capture(directory, keep_running=True)
+            return await capture(machine, directory)
         finally:
             await guest.unquiesce()
     finally:

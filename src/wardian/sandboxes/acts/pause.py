@@ -12,7 +12,7 @@ from wardian.isolation.port import MachineImage
 from wardian.model.errors import Conflict, WardianError
 from wardian.model.sandbox import Event, Sandbox, Snapshot, State
 from wardian.sandboxes.identity import new_id
-from wardian.sandboxes.machines import begin_capture, destroy, quiesce
+from wardian.sandboxes.machines import begin_capture, capture, destroy, quiesce
 from wardian.sandboxes.owner import Owner
 from wardian.snapshots.manifest import Manifest
 from wardian.store import snapshots
@@ -52,7 +52,7 @@ async def _capture(owner: Owner, snapshot_id: str) -> tuple[Manifest, str]:
         machine, _ = await quiesce(owner)
         works.checkpoint("pause.quiesced")
         await machine.freeze()  # what runs on after the capture would be undone by the resume
-        image = await machine.capture(directory, keep_running=True)
+        image = await capture(machine, directory)
         works.checkpoint("pause.captured")
         return await publish(owner, snapshot_id, image)
 
