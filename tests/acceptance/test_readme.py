@@ -44,7 +44,4 @@ def test_the_commands_it_names_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.M), f"there is no make {target}"
     for command in set(re.findall(r"\bwardian ((?:serve|doctor|sandbox|template)(?: [a-z]+)?)", readme)):
         words = [word for word in command.split() if word not in ("on", "and", "prints")]
-        done = subprocess.run(
-            [sys.executable, "-m", "wardian.cli.main", *words, "--help"], capture_output=True
-        )
-        assert done.returncode == 0, f"there is no wardian {command}"
+        assert CliRunner().invoke(app, [*words, "--help"]).exit_code == 0, f"there is no wardian {command}"
