@@ -159,6 +159,21 @@ async def test_a_server_killed_at_any_step_of_making_machines_leaves_nothing_uns
         assert os.listdir(state_dir / "machines") == []
 
 
+async def test_a_server_with_many_open_files_boots_machines(house: House, tmp_path: Path) -> None:
+    """Descriptor numbers are part of a snapshot; the launcher moves ours there from wherever they are."""
+    few = await house.start()
+    image = await few.capture(tmp_path / "image", keep_running=False)
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(700)]
+    try:
+        clone = await house.restore(image)
+        assert await clone.sh("echo clone") == "clone\n"
+        again = await clone.capture(tmp_path / "again", keep_running=False)
+    finally:
+        for fd in held:
+            os.close(fd)
+    assert await (await house.restore(again)).sh("echo again") == "again\n"
+
+
 async def test_a_runsc_that_fails_is_reported_and_cleaned_up(house: House, tmp_path: Path) -> None:
     script = tmp_path / "runsc"
     script.write_text('#!/bin/sh\n[ "$1" = --version ] && echo runsc version 0.0~20240729.0 || exit 3\n')

@@ -141,7 +141,10 @@ class Prepared(ABC):
 
     @abstractmethod
     async def discard(self) -> None:
-        """Destroy it and everything it holds. Idempotent."""
+        """Destroy it, also what it became, and everything it holds. Idempotent.
+
+        Not after the machine it became was handed on: that one has a ``kill``.
+        """
 
 
 class Machine(ABC):
@@ -151,7 +154,10 @@ class Machine(ABC):
     spec: MachineSpec
     level: IsolationLevel
     link: socket.socket
-    """Host end of the link: non-blocking ``SOCK_SEQPACKET``. The guest protocol owns it from here on."""
+    """Host end of the link: non-blocking ``SOCK_SEQPACKET``.
+
+    Whoever gets the machine owns it and closes it; ``kill`` does not.
+    """
 
     @property
     @abstractmethod
