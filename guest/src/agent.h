@@ -146,8 +146,9 @@ const char *rooted(const char *path); /* the path, below settings.native when th
 bool place_find(struct place *place, struct request *request, uint32_t id);
 int path_resolve(char out[PATH_MAX], const struct user *user, const char *path); /* errno */
 int make_parents(const char *path, const struct user *user);                   /* errno */
-int entry_put(struct out *out, const char *path, struct stat *seen);           /* errno; the entry, tag 30 */
-bool reply_entry(uint32_t id, uint8_t flags, const char *path); /* false: it was an error */
+/* The entry (tag 30); errno. Of a symlink with `fd` >= 0, the size and so on are those of the open file it leads to. */
+int entry_put(struct out *out, const char *path, int fd, struct stat *seen);
+bool reply_entry(uint32_t id, uint8_t flags, const char *path, int fd); /* false: it was an error */
 /* Replace the user.e2b.* attributes by these (name NUL value); errno. */
 int set_metadata(int fd, const struct field *fields, size_t count, bool fresh);
 
@@ -178,6 +179,7 @@ void exec_get_ready(void);            /* prepare what the next exec will need, w
 
 /* tunnel.c: what the guest opens outwards */
 void tunnel_listen(void);
+void tunnel_abort(struct stream *stream); /* reset the connection when it ends, if it is a tunnel's */
 void tunnel_accept(void); /* what has knocked meanwhile */
 
 /* sudo.c */

@@ -13,7 +13,7 @@ enum { METADATA_MAX = 64 };
 
 void op_stat(uint32_t id, struct request *request) {
     struct place place;
-    if (place_find(&place, request, id)) reply_entry(id, FIN, place.path);
+    if (place_find(&place, request, id)) reply_entry(id, FIN, place.path, -1);
 }
 
 void op_mkdir(uint32_t id, struct request *request) {
@@ -25,7 +25,7 @@ void op_mkdir(uint32_t id, struct request *request) {
     else if (!error && chown(place.path, place.user->uid, place.user->gid)) error = errno;
     if (error == EEXIST && stat(place.path, &info) == 0 && !S_ISDIR(info.st_mode)) error = ENOTDIR;
     if (error) reply_error(id, error, "%s: %s", place.path, strerror(error));
-    else reply_entry(id, FIN, place.path);
+    else reply_entry(id, FIN, place.path, -1);
 }
 
 void op_move(uint32_t id, struct request *request) {
@@ -39,7 +39,7 @@ void op_move(uint32_t id, struct request *request) {
     if (!error) error = make_parents(destination, place.user);
     if (!error && rename(place.path, destination)) error = errno;
     if (error) reply_error(id, error, "%s: %s", place.path, strerror(error));
-    else reply_entry(id, FIN, destination);
+    else reply_entry(id, FIN, destination, -1);
 }
 
 /* ---- READ and WRITE: streams around a file ---- */
@@ -86,7 +86,7 @@ static void write_eof(struct stream *stream) {
     struct file *file = (struct file *)stream;
     struct out out = link_fields(END, 0, stream->id);
     put_raw(&out, 4, 0);
-    int error = entry_put(&out, file->path, NULL);
+    int error = entry_put(&out, file->path, file->source.fd, NULL);
     if (error) {
         out.size = 0;
         put_raw(&out, 4, (uint32_t)error);
@@ -109,7 +109,7 @@ static void file_stream(uint32_t id, const struct kind *kind, int fd, const char
     file->left = left;
     strcpy(file->path, path);
     if (kind == &reading) {
-        if (reply_entry(id, 0, path)) stream_enqueue(&file->stream);
+        if (reply_entry(id, 0, path, fd)) stream_enqueue(&file->stream);
         else stream_drop(&file->stream);
     } else {
         reply_ok(id, 0);

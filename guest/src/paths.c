@@ -109,7 +109,7 @@ static void put_metadata(struct out *out, const char *path) {
     }
 }
 
-int entry_put(struct out *out, const char *path, struct stat *seen) {
+int entry_put(struct out *out, const char *path, int fd, struct stat *seen) {
     struct stat info, target;
     char resolved[PATH_MAX];
     if (lstat(path, &info)) return errno;
@@ -120,6 +120,7 @@ int entry_put(struct out *out, const char *path, struct stat *seen) {
         type = stat(path, &target) ? 3 : type_of(target.st_mode);
         if (!realpath(path, resolved)) snprintf(resolved, sizeof resolved, "%s", path);
     }
+    if (link && fd >= 0 && fstat(fd, &info)) return errno;
     const char *name = strrchr(path, '/');
     size_t mark = nest_begin(out, 30);
     put_text(out, 1, name && name[1] ? name + 1 : "/");
@@ -138,10 +139,10 @@ int entry_put(struct out *out, const char *path, struct stat *seen) {
     return 0;
 }
 
-bool reply_entry(uint32_t id, uint8_t flags, const char *path) {
+bool reply_entry(uint32_t id, uint8_t flags, const char *path, int fd) {
     struct out out = link_fields(REPLY, flags, id);
     put_raw(&out, 4, 0);
-    int error = entry_put(&out, path, NULL);
+    int error = entry_put(&out, path, fd, NULL);
     if (error) {
         out.bytes = NULL; /* take the frame back */
         link_send(&out);

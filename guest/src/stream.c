@@ -354,6 +354,7 @@ static bool link_frame(uint8_t type, uint8_t flags, uint8_t *payload, size_t siz
     case ATTACH:
         if (!request_parse(&request, payload, size)) return false;
         for (size_t i = 0; i < OPENINGS_MAX; i++) opening_close(&openings[i]);
+        stream_each(tunnel_abort);
         stream_each(forget);
         attach(&request);
         return true;

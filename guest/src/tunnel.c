@@ -185,6 +185,12 @@ static void outward_end(struct stream *stream, uint32_t error) {
 static const struct kind outward = {
     .run = tunnel_run, .data = tunnel_data, .eof = tunnel_eof, .reply = outward_reply, .end = outward_end, .close = tunnel_close};
 
+void tunnel_abort(struct stream *stream) {
+    struct tunnel *tunnel = (struct tunnel *)stream;
+    bool is_tunnel = stream->kind == &dialling || stream->kind == &outward;
+    if (is_tunnel && tunnel->socket.fd >= 0 && !tunnel->host_over) reset(tunnel); /* cut short must not look complete */
+}
+
 static struct source listener = {.fd = -1}, resolver = {.fd = -1};
 
 /* Where the guest's program wanted to go. */

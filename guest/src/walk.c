@@ -113,7 +113,7 @@ static void list_next(struct list *list, struct level *level) {
     if ((size_t)snprintf(list->path + level->path_size, PATH_MAX - level->path_size, "/%s", name) >= PATH_MAX - level->path_size) return;
     struct out out = {.bytes = list->bytes, .size = list->filled, .capacity = ENTRIES_BYTES};
     struct stat info;
-    if (entry_put(&out, list->path, &info) || out.over) return; /* gone meanwhile */
+    if (entry_put(&out, list->path, -1, &info) || out.over) return; /* gone meanwhile */
     list->filled = out.size;
     if (S_ISDIR(info.st_mode) && list->height < list->depth && list->height < LEVELS_MAX) level_open(list);
 }

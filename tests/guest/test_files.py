@@ -206,6 +206,17 @@ def test_read(agent: Agent) -> None:
     assert len(wire.read("/proc/sys/kernel/random/boot_id")) == 37
 
 
+def test_through_a_symlink(agent: Agent) -> None:
+    (agent.home / "target").write_bytes(b"twelve bytes")
+    (agent.home / "link").symlink_to("target")
+    stream = agent.wire.open(READ, field(1, "root"), field(2, str(agent.home / "link")))
+    found = entry_of(agent.wire.on(stream, REPLY))
+    assert (found.name, found.size, found.target) == ("link", 12, str(agent.home / "target"))
+    assert agent.wire.output(stream)[0] == {0: b"twelve bytes"}
+    assert entry_of(agent.wire.write(str(agent.home / "link"), b"three")).size == 5
+    assert (agent.home / "target").read_bytes() == b"three"
+
+
 def test_read_refusals(agent: Agent) -> None:
     os.mkfifo(agent.home / "fifo")
     wire = agent.wire
