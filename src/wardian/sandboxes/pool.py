@@ -75,6 +75,14 @@ class _Hot:
     watch: asyncio.Task[None] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A hot member that is being woken for somebody. It must be used by ``obtain``, or released."""
+
+    hot: _Hot
+    waking: asyncio.Task[None]
+
+
 @dataclass(slots=True)
 class _Shelf(Generic[_M]):
     """The waiting members of one kind, and the demand for them."""
@@ -140,15 +148,31 @@ class Pool:
         """Return when every shelf holds what it should (or a refill failed)."""
         await self._full.wait()
 
-    async def obtain(self, source: Source, attach: Attach) -> tuple[Machine, Guest]:
+    def reserve(self, source: Source) -> Reservation | None:
+        """Begin to wake a hot member, so that it is awake by the time the caller's intent is written."""
+        hot = self._take_hot(source.template_id)
+        if hot is None:
+            return None
+        return Reservation(hot, asyncio.create_task(hot.machine.thaw(), name="pool wake"))
+
+    async def release(self, reservation: Reservation) -> None:
+        """Destroy a reserved member that nobody wants after all."""
+        await asyncio.wait({reservation.waking})
+        await self._destroy(reservation.hot)
+
+    async def obtain(
+        self, source: Source, attach: Attach, reservation: Reservation | None = None
+    ) -> tuple[Machine, Guest]:
         """A machine made from ``source``, its guest attached by ``attach``.
 
         A hot member if there is one, else a created one, else a new one. Whatever fails to attach is
         destroyed; a dead member is replaced.
         """
-        while (hot := self._take_hot(source.template_id)) is not None:
+        while (reservation := reservation or self.reserve(source)) is not None:
+            hot, waking = reservation.hot, reservation.waking
+            reservation = None
             try:
-                await hot.machine.thaw()
+                await waking
                 await attach(hot.guest)
                 return hot.machine, hot.guest
             except Exception:

@@ -125,9 +125,15 @@ class Sandboxes:
         """A new sandbox, running. With an idempotency key used before, the sandbox that use made."""
         self._check_timeout(spec.timeout_s)
         origin = await self._origin(tenant, spec.template)
-        owner, made = await self._add(tenant, origin, spec)
+        reservation = self._works.pool.reserve(origin.source)
+        made = False
+        try:
+            owner, made = await self._add(tenant, origin, spec)
+        finally:
+            if not made and reservation is not None:
+                await asyncio.shield(self._works.pool.release(reservation))
         if made:
-            await owner.turn(lambda: create.create(owner, origin.source))
+            await owner.turn(lambda: create.create(owner, origin.source, reservation))
         else:
             await owner.turn(_nothing)  # whoever is making it finishes first
             self._check_present(owner)

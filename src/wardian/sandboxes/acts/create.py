@@ -10,18 +10,20 @@ from wardian.model.sandbox import EndReason, Event
 from wardian.sandboxes.identity import identity_of
 from wardian.sandboxes.machines import attached_to, destroy
 from wardian.sandboxes.owner import Owner
-from wardian.sandboxes.pool import Source
+from wardian.sandboxes.pool import Reservation, Source
 
 VERB = "create"
 
 
-async def create(owner: Owner, source: Source) -> None:
+async def create(owner: Owner, source: Source, reservation: Reservation | None = None) -> None:
     """Give a sandbox in ``creating``, whose row and intent are written, its machine."""
     works = owner.works
     works.checkpoint("create.intended")
     try:
         machine, guest = await works.pool.obtain(
-            source, attached_to(owner, owner.sandbox.epoch, identity_of(owner.sandbox, fresh_boot=True))
+            source,
+            attached_to(owner, owner.sandbox.epoch, identity_of(owner.sandbox, fresh_boot=True)),
+            reservation,
         )
     except Exception as error:
         await give_up(owner, str(error))
