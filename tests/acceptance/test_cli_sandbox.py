@@ -118,6 +118,17 @@ def test_streams_and_status_are_the_commands_own(run: Run, shared: Sandbox) -> N
     assert outcome == Outcome(7, b"to out\n", "to err\n")
 
 
+def test_output_as_json(run: Run, shared: Sandbox) -> None:
+    """For programs that want it in one piece; failures to start look alike."""
+    script = "echo to out; echo to err >&2; exit 7"
+    outcome = run("sandbox", "exec", "--json", shared.sandbox_id, "--", "sh", "-c", script)
+    assert outcome.code == 7
+    assert json.loads(outcome.out) == {"exitCode": 7, "stdout": "to out\n", "stderr": "to err\n"}
+    failed = run("sandbox", "exec", "--json", shared.sandbox_id, "no-such-program")
+    assert failed.code == 127
+    assert "no-such-program" in json.loads(failed.err)["error"]["message"]
+
+
 def test_bytes_go_through_unchanged(run: Run, shared: Sandbox) -> None:
     """Every byte value, in both directions, and the end of input too."""
     data = bytes(range(256)) * 4096

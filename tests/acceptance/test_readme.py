@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from e2b import Sandbox
 from tests.acceptance.conftest import Server
+from typer.testing import CliRunner
+
+from wardian.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60
@@ -35,6 +39,24 @@ def test_the_first_example_runs(server: Server) -> None:
 def test_the_quickstart_is_that_example() -> None:
     """One text in two places, kept equal."""
     assert (ROOT / "examples/quickstart.py").read_text().endswith(example())
+
+
+def test_the_commands_it_shows_run(server: Server, tmp_path: Path) -> None:
+    """The whole life of a sandbox on the command line, but for the terminal, which wants a person."""
+    block = re.search(r"^```sh\n(wardian doctor.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert block, "the README shows no commands"
+    lines = [line for line in block[1].splitlines() if "sandbox shell" not in line]
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project/main.py").touch()
+    wardian = f'wardian() {{ {sys.executable} -m wardian.cli.main "$@"; }}'
+    script = "\n".join(["set -e", wardian, *lines, "echo $id"])
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    for sandbox_id in set(re.findall(r"^i[a-z0-9]{19}$", done.stdout, re.M)):
+        Sandbox.kill(sandbox_id)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "\n42\n" in done.stdout
 
 
 def test_the_commands_it_names_exist() -> None:

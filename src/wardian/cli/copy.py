@@ -155,10 +155,9 @@ async def _stat(envd: Envd, path: str) -> dict[str, Any] | None:
 
 
 async def _must(envd: Envd, argv: list[str]) -> None:
-    status, _, complaints = await capture(envd, argv)
+    status, kept = await capture(envd, argv)
     if status:
-        said = complaints.decode(errors="replace").strip()
-        raise CopyFailed(f"`{shlex.join(argv)}` in the sandbox failed: {said}")
+        raise CopyFailed(f"`{shlex.join(argv)}` in the sandbox failed: {kept.text('stderr').strip()}")
 
 
 def _safe_name(name: str) -> str:

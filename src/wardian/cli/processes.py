@@ -116,8 +116,10 @@ class BytesFrom:
                 return
 
 
-async def execute(envd: Envd, command: Command) -> int:
+async def execute(envd: Envd, command: Command, write: Callable[[str, bytes], None] | None = None) -> int:
     """Run ``command`` with our standard streams as its own and return its exit status.
+
+    Its output goes to ``write`` (channel, bytes) instead, if that is given.
 
     Ctrl-C, SIGTERM and SIGHUP go to the command's process group; the third Ctrl-C kills it. If nobody
     takes its output any more, it is ended too. Raises WardianError when it cannot start or the link breaks.
@@ -135,7 +137,8 @@ async def execute(envd: Envd, command: Command) -> int:
         try:
             async for event in events:
                 if data := event["event"].get("data"):
-                    write_output(data)
+                    for channel, text in data.items():
+                        (write or write_output)(channel, base64.b64decode(text))
                 elif "end" in event["event"]:
                     return exit_status(event["event"]["end"])
         except BrokenPipeError:
@@ -151,15 +154,15 @@ async def execute(envd: Envd, command: Command) -> int:
     raise WardianError("the command's stream ended without its end", code="stream_broken")
 
 
-async def capture(envd: Envd, argv: Sequence[str], *, user: str | None = None) -> tuple[int, bytes, bytes]:
-    """Run a short helper inside; its status, output and error output. For what is small."""
-    command, output = Command(argv, stdin=False), {"stdout": bytearray(), "stderr": bytearray()}
-    async with envd.follow("process.Process/Start", command.request, user=user) as events:
+async def capture(envd: Envd, argv: Sequence[str], *, user: str | None = None) -> tuple[int, Kept]:
+    """Run a short helper inside; its status and output. For what is small."""
+    kept = Kept()
+    async with envd.follow("process.Process/Start", Command(argv, stdin=False).request, user=user) as events:
         async for event in events:
             for channel, text in (event["event"].get("data") or {}).items():
-                output[channel] += base64.b64decode(text)
+                kept.write(channel, base64.b64decode(text))
             if "end" in event["event"]:
-                return exit_status(event["event"]["end"]), bytes(output["stdout"]), bytes(output["stderr"])
+                return exit_status(event["event"]["end"]), kept
     raise WardianError("the command's stream ended without its end", code="stream_broken")
 
 
@@ -200,10 +203,24 @@ def forward_signals(send: Callable[[int], None]) -> Callable[[], None]:
     return undo
 
 
-def write_output(data: Mapping[str, str]) -> None:
-    """The bytes of a ``data`` event, to the stream of ours that they belong to."""
-    for channel, text in data.items():
-        write_all(STDERR if channel == "stderr" else STDOUT, base64.b64decode(text))
+class Kept:
+    """Output that is kept instead of being shown."""
+
+    def __init__(self) -> None:
+        self._bytes: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
+
+    def write(self, channel: str, data: bytes) -> None:
+        """Add to what was written to ``channel``: stdout or stderr."""
+        self._bytes[channel] += data
+
+    def text(self, channel: str) -> str:
+        """All of it, with what is no UTF-8 replaced."""
+        return self._bytes[channel].decode(errors="replace")
+
+
+def write_output(channel: str, data: bytes) -> None:
+    """To the stream of ours that ``channel`` (stdout, stderr or pty) stands for."""
+    write_all(STDERR if channel == "stderr" else STDOUT, data)
 
 
 def write_all(fd: int, data: bytes) -> None:

@@ -13,7 +13,7 @@ import typer
 
 from wardian.cli import copy, processes, remote, terminal
 from wardian.cli.envd import Envd
-from wardian.cli.output import EXIT_CODES, Json, errors, note, out, print_json, table
+from wardian.cli.output import EXIT_CODES, Json, errors, fail, note, out, print_json, table
 from wardian.cli.remote import Address, Remote
 from wardian.model.errors import Conflict, Invalid, Kind, WardianError
 
@@ -183,6 +183,9 @@ def exec_(
         bool, typer.Option("--no-stdin", "-n", help="Do not pass standard input on.")
     ] = False,
     tty: Annotated[bool, typer.Option("--tty", help="Give it a terminal, as `shell` does.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print exitCode, stdout and stderr as JSON at the end, as text.")
+    ] = False,
 ) -> None:
     """Run a command in a sandbox and end with its exit code.
 
@@ -196,7 +199,7 @@ def exec_(
     argv = command[1:] if command[:1] == ["--"] else command
     size = terminal.size() if tty else None
     wanted = processes.Command(argv, cwd=cwd, env=pairs_or_fail(env), size=size, stdin=not no_stdin)
-    _run_inside(context, sandbox, user, wanted)
+    _run_inside(context, sandbox, user, wanted, as_json=as_json)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -219,22 +222,36 @@ def shell(
     _run_inside(context, sandbox, user, wanted)
 
 
-def _run_inside(context: typer.Context, sandbox: str, user: str | None, command: processes.Command) -> None:
-    with errors(code=processes.OWN_FAILURE):
-        try:
-            status = remote.run(_inside(address(context), sandbox, user, command))
-        except WardianError as error:
-            if (code := processes.start_failure(error)) != processes.OWN_FAILURE:
-                with errors(code=code):
-                    raise
-            raise
+def _run_inside(
+    context: typer.Context,
+    sandbox: str,
+    user: str | None,
+    command: processes.Command,
+    *,
+    as_json: bool = False,
+) -> None:
+    try:
+        if command.size and as_json:
+            raise Invalid("a terminal's output is no JSON: leave out --tty or --json")
+        status = remote.run(_inside(address(context), sandbox, user, command, as_json=as_json))
+    except WardianError as error:
+        fail(error, as_json=as_json, code=processes.start_failure(error))
     raise typer.Exit(status)
 
 
-async def _inside(server: Address, name: str, user: str | None, command: processes.Command) -> int:
+async def _inside(
+    server: Address, name: str, user: str | None, command: processes.Command, *, as_json: bool
+) -> int:
     async with remote.connect(server) as there:
         envd = Envd(there, await awake(there, name), user)
-        return await (terminal.attach if command.size else processes.execute)(envd, command)
+        if command.size:
+            return await terminal.attach(envd, command)
+        if not as_json:
+            return await processes.execute(envd, command)
+        kept = processes.Kept()
+        status = await processes.execute(envd, command, kept.write)
+        print_json({"exitCode": status, "stdout": kept.text("stdout"), "stderr": kept.text("stderr")})
+        return status
 
 
 async def awake(there: Remote, name: str) -> dict[str, Any]:

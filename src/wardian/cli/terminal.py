@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import signal
 import sys
@@ -105,7 +106,8 @@ async def attach(envd: Envd, command: Command) -> int:
 async def _show(events: AsyncIterator[dict[str, dict[str, dict[str, str]]]]) -> int:
     async for event in events:
         if data := event["event"].get("data"):
-            write_output(data)
+            for channel, text in data.items():
+                write_output(channel, base64.b64decode(text))
         elif "end" in event["event"]:
             return exit_status(event["event"]["end"])
     raise WardianError("the terminal's stream ended without its end", code="stream_broken")
