@@ -1,4 +1,4 @@
-"""``kill -9`` of the server at every step of every act: the next one finds nothing lost and leaves nothing behind."""
+"""``kill -9`` of the server at every step of every act: the next one loses nothing and leaves nothing."""
 
 from __future__ import annotations
 

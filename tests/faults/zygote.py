@@ -1,5 +1,6 @@
-"""A process that has everything imported and forks a server per request: starting Python anew would take longer
-than all the rest of a fault test. Requests and answers are JSON lines on stdin and stdout.
+"""A process that has everything imported and forks a server per request.
+
+Starting Python anew would take longer than the rest of a fault test. Requests and answers are JSON lines.
 """
 
 from __future__ import annotations

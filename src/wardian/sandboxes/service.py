@@ -15,26 +15,22 @@ from typing import Any
 from sqlalchemy import Connection
 
 from wardian.guest.guest import Guest
-from wardian.isolation.port import MachineImage, MachineSpec
+from wardian.isolation.port import MachineImage
 from wardian.meter import intervals as meter
 from wardian.model.errors import Invalid, LimitExceeded, NotFound, WardianError
 from wardian.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxSpec, Snapshot, State
-from wardian.model.template import Template
 from wardian.model.usage import Usage
 from wardian.sandboxes import cursors
 from wardian.sandboxes.acts import capture, create, pause, resume
 from wardian.sandboxes.acts import end as ending
 from wardian.sandboxes.alarms import Alarms
-from wardian.sandboxes.identity import new_id, new_token
-from wardian.sandboxes.machines import source_of
+from wardian.sandboxes.origins import Origin, Origins, insert, new_sandbox
 from wardian.sandboxes.owner import Hooks, Owner, not_found
-from wardian.sandboxes.pool import Source
 from wardian.sandboxes.reconciler import Outcome, reconcile
 from wardian.sandboxes.sampler import Metric, Sampler
 from wardian.sandboxes.templates import Templates
 from wardian.sandboxes.workshop import Workshop
-from wardian.store import intents, sandboxes, snapshots
-from wardian.store.intents import Intent
+from wardian.store import sandboxes, snapshots
 
 __all__ = ["ListQuery", "Metric", "Page", "Sandboxes"]
 
@@ -72,24 +68,13 @@ class Page:
     total_running: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Origin:
-    """What a create starts from: a template, or a kept snapshot used as one."""
-
-    id: str
-    alias: str | None
-    spec: MachineSpec
-    source: Source
-    env: Mapping[str, str]
-    snapshot: Snapshot | None = None
-
-
 class Sandboxes:
     """The sandboxes of one node. :meth:`start` before use, :meth:`close` after; machines outlive both."""
 
     def __init__(self, works: Workshop, templates: Templates) -> None:
         self._works = works
         self._templates = templates
+        self._origins = Origins(works, templates)
         self._owners: dict[str, Owner] = {}
         self._hooks = Hooks(changed=self._changed, resume=self._resume_on_traffic, lost=ending.end)
         self._alarms = Alarms(self._ring, now_us=works.now_us)
@@ -107,7 +92,7 @@ class Sandboxes:
         for owner in list(self._owners.values()):
             self._changed(owner)
         for template in await self._templates.public():
-            works.pool.keep_warm((await self._origin_of(template)).source)
+            works.pool.keep_warm((await self._origins.of_template(template)).source)
         works.pool.start()
         self._sampler.start()
         return outcome
@@ -124,7 +109,7 @@ class Sandboxes:
     async def create(self, tenant: str, spec: SandboxSpec) -> Sandbox:
         """A new sandbox, running. With an idempotency key used before, the sandbox that use made."""
         self._check_timeout(spec.timeout_s)
-        origin = await self._origin(tenant, spec.template)
+        origin = await self._origins.find(tenant, spec.template)
         reservation = self._works.pool.reserve(origin.source)
         made = False
         try:
@@ -139,14 +124,10 @@ class Sandboxes:
             self._check_present(owner)
         return owner.sandbox
 
-    async def _add(
-        self, tenant: str, origin: _Origin, spec: SandboxSpec, *, parent: Sandbox | None = None
-    ) -> tuple[Owner, bool]:
+    async def _add(self, tenant: str, origin: Origin, spec: SandboxSpec) -> tuple[Owner, bool]:
         """Write the row and intent of a new sandbox. False: its idempotency key names one that is there."""
         works = self._works
-        sandbox = self._new_sandbox(tenant, origin, spec)
-        if parent is not None:
-            sandbox = replace(sandbox, parent_id=parent.id, epoch=parent.epoch + 1)
+        sandbox = new_sandbox(works, tenant, origin, spec)
         owner = Owner(works, sandbox, self._hooks)
 
         def transaction(conn: Connection) -> Sandbox | None:
@@ -156,7 +137,7 @@ class Sandboxes:
                 if found is not None:
                     return found
             self._check_quota(conn, tenant)
-            _insert(conn, sandbox, node_id=works.lease.node_id)
+            insert(conn, sandbox, node_id=works.lease.node_id)
             return None
 
         self._owners[sandbox.id] = owner
@@ -173,56 +154,12 @@ class Sandboxes:
         _log_creation(owner)
         return owner, True
 
-    def _new_sandbox(self, tenant: str, origin: _Origin, spec: SandboxSpec) -> Sandbox:
-        now = self._works.now_us()
-        snapshot = origin.snapshot
-        return Sandbox(
-            id=new_id("i"),
-            tenant=tenant,
-            template_id=origin.id,
-            template_alias=origin.alias,
-            template_digest=origin.spec.root.digest,
-            state=State.CREATING,
-            epoch=1,
-            isolation=self._works.driver.level.value,
-            resources=origin.spec.resources,
-            spec=replace(spec, env={**origin.env, **spec.env}),
-            access_token=new_token() if spec.secure else None,
-            traffic_token=None if spec.allow_public_traffic else new_token(),
-            created_at=now,
-            started_at=now,
-            end_at=now + spec.timeout_s * 1_000_000,
-            snapshot_id=None if snapshot is None else snapshot.id,
-        )
-
     def _check_quota(self, conn: Connection, tenant: str) -> None:
         most = self._works.options.sandboxes_max
         if sandboxes.count(conn, tenant, set(State) - {State.ENDED}) >= most:
             raise LimitExceeded(
                 f"you have {most} sandboxes, which is the limit", hint="kill some, then try again"
             )
-
-    async def _origin(self, tenant: str, reference: str) -> _Origin:
-        template = await self._templates.find(tenant, reference)
-        if template is not None:
-            return await self._origin_of(template)
-        row = await self._works.database.read(lambda conn: snapshots.find(conn, tenant, reference))
-        if row is None:
-            raise NotFound(f"template '{reference}' not found", code="template_not_found")
-        source = source_of(self._works, row)
-        return _Origin(row.id, next(iter(row.names), None), source.spec, source, {}, row)
-
-    async def _origin_of(self, template: Template) -> _Origin:
-        works = self._works
-        source = Source(
-            MachineSpec(works.root_image(template.root_digest), template.resources), template_id=template.id
-        )
-        snapshot_id = template.snapshot_id
-        if snapshot_id is not None:
-            row = await works.database.read(lambda conn: snapshots.get(conn, snapshot_id))
-            if row is not None:
-                source = source_of(works, row, template_id=template.id)
-        return _Origin(template.id, template.alias, source.spec, source, template.env)
 
     async def get(self, tenant: str, sandbox_id: str) -> Sandbox:
         return self._owner(tenant, sandbox_id).sandbox
@@ -360,18 +297,14 @@ class Sandboxes:
     async def _fork_one(
         self, parent: Sandbox, image: MachineImage, timeout_s: int | None
     ) -> Sandbox | WardianError:
-        async def load() -> MachineImage:
-            return image
-
-        spec = MachineSpec(self._works.root_image(image.root_digest), image.resources)
-        origin = _Origin(parent.template_id, parent.template_alias, spec, Source(spec, load), {})
+        origin = self._origins.of_fork(parent, image)
         asked = replace(
             parent.spec,
             timeout_s=parent.spec.timeout_s if timeout_s is None else timeout_s,
             idempotency_key=None,
         )
         try:
-            owner, _ = await self._add(parent.tenant, origin, asked, parent=parent)
+            owner, _ = await self._add(parent.tenant, origin, asked)
             await owner.turn(lambda: create.create(owner, origin.source))
         except WardianError as error:
             return error
@@ -519,12 +452,6 @@ async def _nothing() -> None:
 def _check_running(owner: Owner) -> None:
     if owner.sandbox.state not in _PUBLIC_STATES["running"]:
         raise not_found(owner.sandbox.id)
-
-
-def _insert(conn: Connection, sandbox: Sandbox, *, node_id: str) -> None:
-    sandboxes.add(conn, sandbox, node_id=node_id)
-    intents.open_intent(conn, Intent(sandbox.id, create.VERB, {}, sandbox.created_at))
-    meter.begin(conn, sandbox)
 
 
 def _log_creation(owner: Owner) -> None:
