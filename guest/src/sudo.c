@@ -212,7 +212,7 @@ static _Noreturn void serve(int connection) {
     sigset_t mask;
     int slave = -1;
     if (connection != 3) dup2(connection, 3);
-    syscall(SYS_close_range, 4u, ~0u, 0u);
+    if (syscall(SYS_close_range, 4u, (unsigned)INT_MAX, 0u)) _exit(1); /* gVisor takes no more than INT_MAX */
     fcntl(3, F_SETFD, FD_CLOEXEC);
     if (setsockopt(3, SOL_SOCKET, SO_PASSCRED, &(int){1}, sizeof(int)) || !receive(3, &asked)) _exit(1);
     const struct user *user = may_ask(asked.peer.uid) ? user_find(asked.user) : NULL;
@@ -230,6 +230,7 @@ static _Noreturn void serve(int connection) {
     if (pid == 0) become(&asked, user, master < 0 ? -1 : slave);
     if (pid < 0) finish(3, 1 << 8);
     if (slave >= 0) close(slave);
+    for (int i = IN; i < FDS && master < 0; i++) close(asked.fds[i]); /* the program's alone, so that they end with it */
     attend(3, &asked, pid, master, ends);
 }
 
