@@ -27,6 +27,7 @@ UID_BASE = 0x7000_0000
 
 BOOT_TIMEOUT_S = 30.0
 LINK_BUFFER = 1 << 20
+_SO_SNDBUFFORCE = 32
 KEEPER_BACKLOG = 8
 ENVIRONMENT = ("GOGC=200",)
 
@@ -144,6 +145,8 @@ def _options(plan: Boot, parcel: _Parcel, booting: int) -> list[str]:
     host_end, guest_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (host_end, guest_end):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LINK_BUFFER)
+        with suppress(OSError):  # beyond the host's wmem_max, where we may
+            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, LINK_BUFFER)
     log, logging = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     direct = plan.profile.direct
     options = [
