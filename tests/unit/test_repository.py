@@ -1,4 +1,4 @@
-"""The repository keeps its own word: promises point at real proof, decisions are numbered, links lead somewhere."""
+"""The repository keeps its word: promises point at real proof, decisions are numbered, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ def test_decisions_are_numbered_without_gaps() -> None:
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-@pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]), ids=lambda p: p.name)
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_relative_links_lead_somewhere(page: Path) -> None:
     """A link in the documentation that leads nowhere is a defect."""
     for target in re.findall(r"\]\((?!https?://|#|mailto:)([^)#]+)", page.read_text()):
