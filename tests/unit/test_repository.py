@@ -1,4 +1,4 @@
-"""The repository keeps its word: promises point at real proof, decisions are numbered, links lead somewhere."""
+"""The repository keeps its word: promises have proof, decisions are numbered, links lead somewhere."""
 
 from __future__ import annotations
 
