@@ -242,16 +242,16 @@ class Holdings:
 
 
 async def assert_nothing_leaked(before: Holdings, state_dir: Path) -> None:
-    """Compare with ``before``; the kernel takes loop devices down on its own, a moment after their last
-    user."""
+    """Compare with ``before``, at last: the kernel takes loop devices down a moment after their last user."""
+    leaked: dict[str, object] = {}
     for _ in range(1000):
         after = Holdings.now(state_dir)
-        if not after.loops:
-            break
+        leaked = {
+            field.name: (getattr(before, field.name), getattr(after, field.name))
+            for field in fields(Holdings)
+            if getattr(before, field.name) != getattr(after, field.name)
+        }
+        if not leaked:
+            return
         await asyncio.sleep(0.01)
-    leaked = {
-        field.name: (getattr(before, field.name), getattr(after, field.name))
-        for field in fields(Holdings)
-        if getattr(before, field.name) != getattr(after, field.name)
-    }
-    assert not leaked
+    raise AssertionError(f"left behind: {leaked}")

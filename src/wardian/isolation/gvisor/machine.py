@@ -124,6 +124,8 @@ class GvisorMachine(Machine):
         self._stop_watching()
         self._placement.stop()
         await self._sentry.kill()
+        async with self._turn:
+            pass  # what a cancelled call had left under way has failed by now, and let go of its files
 
     async def wait(self) -> MachineExit:
         end = await self._sentry.wait()
