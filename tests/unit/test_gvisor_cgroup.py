@@ -70,7 +70,7 @@ def group(tmp_path: Path) -> CgroupV2:
     return group
 
 
-LIMITS = Limits.of(Resources(cpu_count=1, memory_mib=128))
+LIMITS = Limits.of(Resources(cpu_count=1, memory_mib=128, processes_max=1024))
 
 
 def _fill(group: CgroupV2, *, current: int, inactive: int = 0) -> None:

@@ -24,7 +24,7 @@ class Resources:
     cpu_count: int = 2
     memory_mib: int = 512
     disk_mib: int = 2048
-    processes_max: int = 1024
+    processes_max: int = 256  # a fork bomb must end before its pages fill the default memory (2-3 MiB each)
 
     def __post_init__(self) -> None:
         for name, low, high in (
