@@ -185,6 +185,15 @@ async def test_sudo_passes_signals_on(sandbox: Any, done: Done) -> None:
     assert caught.value.exit_code == 128 + 15
 
 
+async def test_sudo_keeps_nothing_of_the_agent_open(shared: Sandbox) -> None:
+    handle = shared.commands.run("sudo sleep 100", background=True)
+    shared.commands.run("until pgrep -u root -x sleep; do :; done", timeout=20)
+    link = shared.commands.run("readlink /proc/1/fd/7", user="root").stdout.strip()
+    held = shared.commands.run("ls -l /proc/[0-9]*/fd 2>/dev/null", user="root").stdout
+    assert held.count(f" -> {link}\n") == 1
+    handle.kill()
+
+
 async def test_sudo_is_not_for_everybody(sandbox: Any, done: Done) -> None:
     told = await done(sandbox.commands.run("cd /; sudo id; true", user="nobody"))
     assert (told.stdout, told.stderr) == ("", "sudo: not for you, or no such user: root\n")
