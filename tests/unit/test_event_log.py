@@ -30,6 +30,7 @@ def test_records_are_numbered_timed_and_chained(tmp_path: Path) -> None:
     assert second["seq"] == 2
     assert log.verify() == 2
     log.sync()
+    log.release()
 
 
 def test_a_later_process_goes_on_where_the_earlier_stopped(tmp_path: Path) -> None:
@@ -37,6 +38,7 @@ def test_a_later_process_goes_on_where_the_earlier_stopped(tmp_path: Path) -> No
         log = new_log(tmp_path)
         log.append("n", number=number)
         log.sync()
+        log.release()
     log = new_log(tmp_path)
     assert [record["number"] for record in log.read()] == [0, 1, 2]
     assert log.verify() == 3
@@ -48,6 +50,7 @@ def test_a_torn_last_line_is_cut_off(tmp_path: Path, torn: bytes) -> None:
     log = new_log(tmp_path)
     log.append("whole")
     log.sync()
+    log.release()
     with (tmp_path / "i1.jsonl").open("ab") as file:
         file.write(torn)
     log = new_log(tmp_path)
@@ -62,6 +65,7 @@ def test_a_changed_dropped_or_inserted_record_breaks_the_chain(tmp_path: Path) -
     for number in range(5):
         log.append("n", number=number)
     log.sync()
+    log.release()
     path = tmp_path / "i1.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     for tampered in (
@@ -95,6 +99,7 @@ def test_oversized_facts_are_cut_and_secrets_are_hidden(tmp_path: Path) -> None:
     log.append("big", argv=["x" * 100_000] * 10_000, token="secret", raw=b"\xff" * 10_000)
     log.append("wide", **{f"field{n}": "y" * 4000 for n in range(100)})
     log.sync()
+    log.release()
     raw = (tmp_path / "events/i1.jsonl").read_bytes()
     assert all(len(line) <= RECORD_BYTES_MAX for line in raw.splitlines(keepends=True))
     assert b"secret" not in raw

@@ -33,7 +33,7 @@ def _as_it_is(fields: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 class SandboxLog:
-    """The log of one sandbox. Cheap to hold: it keeps no file open between a ``sync`` and the next append."""
+    """The log of one sandbox. Cheap to hold: no file is open between a ``release`` and the next append."""
 
     def __init__(self, path: Path, *, now_us: Callable[[], int], redact: Redact = _as_it_is) -> None:
         self._path = path
@@ -43,6 +43,7 @@ class SandboxLog:
         self._seq = 0
         self._prev = _GENESIS
         self._size = 0
+        self._dropped = 0
         self._index: list[tuple[int, int]] = [(0, 0)]  # sequence numbers and where the next record begins
 
     def append(self, type: str, /, **fields: Any) -> None:
@@ -54,16 +55,32 @@ class SandboxLog:
         if self._size + len(line) >= LOG_BYTES_MAX:
             line = self._line("log_full", {})
             self._size = LOG_BYTES_MAX
-        os.write(fd, line)
+        if not self._write(fd, line):
+            return
         self._seq += 1
         self._prev = sha256(line).hexdigest()
         self._size += len(line)
         if self._seq % _INDEX_EVERY == 0:
             self._index.append((self._seq, self._size))
 
+    def _write(self, fd: int, line: bytes) -> bool:
+        """Write one whole line or none. A full disk costs records, not a transition; the next says so."""
+        try:
+            whole = os.write(fd, line) == len(line)
+        except OSError:
+            whole = False
+        if whole:
+            self._dropped = 0
+        else:
+            self._dropped += 1
+            os.ftruncate(fd, self._size)
+        return whole
+
     def _line(self, type: str, fields: Mapping[str, Any]) -> bytes:
         head = {"seq": self._seq + 1, "at": self._now_us(), "type": type}
         body = {key: _bounded(value) for key, value in self._redact(fields).items() if key not in head}
+        if self._dropped:
+            body["records_dropped_before"] = self._dropped
         line = _encode(head | body | {"prev": self._prev})
         if len(line) > RECORD_BYTES_MAX:
             line = _encode(head | {"cut": sorted(body)[:ITEMS_MAX], "prev": self._prev})
@@ -95,10 +112,12 @@ class SandboxLog:
         return count
 
     def sync(self) -> None:
-        """Make everything appended so far survive a power cut, and let go of the file. Blocks."""
-        if self._fd is not None:
-            os.fsync(self._fd)
-            self.release()
+        """Make everything appended so far survive a power cut. Blocks; may be called from another thread."""
+        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
     def release(self) -> None:
         """Let go of the file until the next append."""

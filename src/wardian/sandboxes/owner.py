@@ -27,10 +27,12 @@ from wardian.model.sandbox import EndReason, Event, Sandbox, State, next_state
 from wardian.sandboxes.commands import Commands
 from wardian.sandboxes.workshop import Workshop
 from wardian.store import intents, sandboxes
+from wardian.store.database import DatabaseFull
 
 T = TypeVar("T")
 Also = Callable[[Connection], Any]
 
+RECORD_RETRY_S = 1.0
 LAST_WORDS_S = 1.0  # how long a machine whose guest failed may take to say why it died
 
 _log = logging.getLogger(__name__)
@@ -109,6 +111,24 @@ class Owner:
         after, transaction = self._transition(events, intent, outcome, also, at, stored_bytes, changes)
         await self.works.database.write(transaction, durable=durable)
         self._become(after, events, facts or {})
+
+    async def commit_failure(self, event: Event, why: str) -> None:
+        """Record that an act failed, closing its intent; with the disk full, as soon as there is room.
+
+        The machine, if there is one, must be back in order already: this changes only what is written.
+        """
+        state = self.sandbox.state
+        try:
+            await self.commit(event, outcome=f"failed: {why}", facts={"detail": why})
+        except DatabaseFull:
+            _log.warning("sandbox %s: the failure to %s cannot be recorded yet", self.sandbox.id, event)
+
+            async def again() -> None:
+                if self.sandbox.state is state:
+                    await self.commit_failure(event, why)
+
+            asyncio.get_running_loop().call_later(RECORD_RETRY_S, self.soon, again)
+        self.consider_idle()
 
     def commit_behind(self, event: Event) -> None:
         """Apply ``event`` now and write it behind, in order with every other write, with the time of now."""

@@ -23,6 +23,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from wardian.isolation.port import MachineGone
 from wardian.model.errors import WardianError
 from wardian.model.sandbox import EndReason, Event, State
 from wardian.sandboxes.acts import create, pause
@@ -126,12 +127,16 @@ async def _reattach(owner: Owner) -> None:
     works, sandbox = owner.works, owner.sandbox
     machine = guest = None
     try:
-        machine = await works.driver.attach(sandbox.machine or {})
+        if sandbox.machine is None:
+            raise MachineGone("its machine is not on record")
+        machine = await works.driver.attach(sandbox.machine)
         await machine.thaw()
         guest = works.pool.new_guest(machine)
         await attached_to(owner, sandbox.epoch, None)(guest)
-    except (WardianError, OSError, TimeoutError) as error:
-        _log.warning("sandbox %s is lost: %s", sandbox.id, error)
+    except Exception as error:  # one sandbox that cannot be had must not keep all others from being served
+        _log.warning(
+            "sandbox %s is lost: %s", sandbox.id, error, exc_info=not isinstance(error, WardianError)
+        )
         await destroy(machine, guest)
         reason = {"reason": EndReason.MACHINE_LOST.value, "detail": str(error)}
         await owner.commit(Event.MACHINE_LOST, facts=reason, at=_last_known(owner))

@@ -368,14 +368,15 @@ class Sandboxes:
             found = await self._works.database.read(lambda conn: sandboxes.find(conn, tenant, sandbox_id))
             if found is None:
                 raise not_found(sandbox_id)
-            log = self._works.recorder.log(sandbox_id)
-        else:
-            log = owner.log
+            return await asyncio.to_thread(self._read_ended, sandbox_id, after_seq, limit)
+        return owner.log.read(after_seq=after_seq, limit=limit)
+
+    def _read_ended(self, sandbox_id: str, after_seq: int, limit: int) -> Sequence[Mapping[str, Any]]:
+        log = self._works.recorder.log(sandbox_id)
         try:
             return log.read(after_seq=after_seq, limit=limit)
         finally:
-            if owner is None:
-                log.release()
+            log.release()
 
     def record(self, sandbox_id: str, type: str, facts: Mapping[str, Any]) -> None:
         """Add an event to a sandbox's log, for the data plane. Does not block; an unknown id has no log."""

@@ -24,6 +24,7 @@ from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
 
 from wardian.model.errors import Unavailable
@@ -36,6 +37,12 @@ READER_THREADS = 2
 POSTS_PER_COMMIT_MAX = 64
 
 _log = logging.getLogger(__name__)
+
+
+class DatabaseFull(Unavailable):
+    """The disk under the database is full: nothing can be recorded, so nothing is begun."""
+
+    code = "disk_full"
 
 
 class _Job:
@@ -159,10 +166,21 @@ def _run(conn: Connection, job: _Job) -> None:
         finally:
             if job.durable:
                 _set_synchronous(conn, "NORMAL")
+    except OperationalError as error:
+        job.finish(None, _in_words(error))
     except BaseException as error:
         job.finish(None, error)
     else:
         job.finish(result, None)
+
+
+def _in_words(error: OperationalError) -> Exception:
+    """A full disk is nobody's bug: it is told as such. Anything else stays what it is."""
+    if "disk is full" in str(error.orig) or "disk I/O error" in str(error.orig):
+        full = DatabaseFull("the host's data disk is full", hint="free some space, then try again")
+        full.__cause__ = error
+        return full
+    return error
 
 
 def _run_together(conn: Connection, posts: list[_Job]) -> None:

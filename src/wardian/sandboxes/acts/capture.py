@@ -29,10 +29,11 @@ async def capture_for_fork(owner: Owner, directory: Path) -> MachineImage:
     try:
         image = await _capture(owner, directory)
     except Exception as error:
-        await _go_on(owner, f"failed: {error}")
+        await owner.commit_failure(Event.SNAPSHOT_DONE, str(error) or type(error).__name__)
         raise
     works.checkpoint("fork.captured")
-    await _go_on(owner, "done")
+    await owner.commit(Event.SNAPSHOT_DONE, outcome="done")
+    owner.consider_idle()
     return image
 
 
@@ -48,7 +49,7 @@ async def take_snapshot(owner: Owner, name: str | None) -> Snapshot:
             image = await _capture(owner, directory)
             manifest, digest = await publish(owner, snapshot_id, image)
     except Exception as error:
-        await _go_on(owner, f"failed: {error}")
+        await owner.commit_failure(Event.SNAPSHOT_DONE, str(error) or type(error).__name__)
         raise
     works.checkpoint("snapshot.published")
     row = snapshot_row(owner.sandbox, manifest, digest, kind="named", name=name)
@@ -73,11 +74,6 @@ async def _capture(owner: Owner, directory: Path) -> MachineImage:
             await guest.unquiesce()
     finally:
         owner.release()
-
-
-async def _go_on(owner: Owner, outcome: str) -> None:
-    await owner.commit(Event.SNAPSHOT_DONE, outcome=outcome, facts={"outcome": outcome})
-    owner.consider_idle()
 
 
 def _check_running(owner: Owner) -> None:

@@ -5,6 +5,7 @@ The intent names the reason, so the repair of a crash is simply to go on: what i
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,4 +53,6 @@ async def finish(owner: Owner, reason: EndReason, memory: str | None, *, at: int
     owner.works.checkpoint("kill.committed")
     if memory is not None:
         await owner.works.snapshots.remove(memory)
-    owner.log.sync()
+    owner.log.release()
+    # Nobody waits for the log to reach the disk: what it says is also in the row.
+    asyncio.get_running_loop().run_in_executor(None, owner.log.sync)

@@ -8,6 +8,9 @@ else wake the machine.
 
 from __future__ import annotations
 
+import asyncio
+import logging
+
 from wardian.isolation.port import MachineImage
 from wardian.model.errors import Conflict, WardianError
 from wardian.model.sandbox import Event, Sandbox, Snapshot, State
@@ -18,6 +21,8 @@ from wardian.snapshots.manifest import Manifest
 from wardian.store import snapshots
 
 VERB = "pause"
+
+_log = logging.getLogger(__name__)
 
 
 class AlreadyPaused(Conflict):
@@ -40,10 +45,16 @@ async def pause(owner: Owner) -> None:
         await _wake(owner, error)
         raise
     works.checkpoint("pause.published")
-    await finish(owner, manifest, digest)
+    try:
+        await finish(owner, manifest, digest)
+    except Exception as error:
+        await works.snapshots.remove(snapshot_id)
+        await _wake(owner, error)
+        raise
     works.checkpoint("pause.committed")
     await destroy(await owner.disown())
-    owner.log.sync()
+    owner.log.release()
+    await asyncio.to_thread(owner.log.sync)
 
 
 async def _capture(owner: Owner, snapshot_id: str) -> tuple[Manifest, str]:
@@ -88,16 +99,15 @@ async def finish(owner: Owner, manifest: Manifest, digest: str) -> None:
 async def _wake(owner: Owner, error: Exception) -> None:
     """Undo: the machine runs on as if nothing had been asked."""
     machine, guest = owner.machine, owner.guest
-    why = str(error) or type(error).__name__
-    await owner.commit(Event.PAUSE_FAILED, outcome=f"failed: {why}", facts={"detail": why})
-    if machine is None or guest is None:
-        return
-    try:
-        await machine.thaw()
-        await guest.unquiesce()
-    except WardianError:
-        return  # it is dead or its guest is: whoever watches it ends the sandbox
-    owner.release()
+    if machine is not None and guest is not None:
+        try:
+            await machine.thaw()
+            await guest.unquiesce()
+        except WardianError as dead:
+            _log.info("sandbox %s: %s", owner.sandbox.id, dead)  # whoever watches it ends the sandbox
+        else:
+            owner.release()
+    await owner.commit_failure(Event.PAUSE_FAILED, str(error) or type(error).__name__)
 
 
 def snapshot_row(

@@ -77,5 +77,4 @@ async def _restore(owner: Owner, snapshot: Snapshot | None) -> tuple[Machine, Gu
 
 
 async def _stay_paused(owner: Owner, error: Exception) -> None:
-    why = str(error) or type(error).__name__
-    await owner.commit(Event.RESUME_FAILED, outcome=f"failed: {why}", facts={"detail": why})
+    await owner.commit_failure(Event.RESUME_FAILED, str(error) or type(error).__name__)
