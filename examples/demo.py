@@ -69,7 +69,11 @@ class Server:
             start_new_session=True,  # Ctrl-C is for the demo, which then stops it in order
         )
         assert self._process.stdout is not None
-        greeting = self._process.stdout.readline()
+        try:
+            greeting = self._process.stdout.readline()
+        except KeyboardInterrupt:
+            self.stop(signal.SIGKILL)
+            raise
         if not greeting:
             raise DemoFailed(f"the server did not start:\n{(data / 'server.log').read_text()}")
         said = json.loads(greeting)
@@ -150,7 +154,7 @@ def main() -> int:
             raise DemoFailed("something is left behind:\n  " + "\n  ".join(left))
         print("\nStopped. No process, control group, mount or machine file of this demo is left.")
     except (DemoFailed, KeyboardInterrupt) as problem:
-        console.print(f"\n[red]the demo failed:[/red] {problem or 'interrupted'}", soft_wrap=True)
+        console.print(f"\n[red]the demo failed:[/red] {str(problem) or 'interrupted'}", soft_wrap=True)
         clean_up(servers, data)
         console.print(f"the server's log: {data / 'server.log'}", soft_wrap=True)
         return 1

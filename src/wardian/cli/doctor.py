@@ -84,7 +84,7 @@ def _programs() -> Iterator[Finding]:
         ("mkfs.ext4", "e2fsprogs", "makes the sandboxes' bounded disks"),
         ("mmdebstrap", "mmdebstrap", "builds the base image"),
     ):
-        found = shutil.which(program)
+        found = shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
         if found:
             yield Finding(program, "ok", found)
         else:
