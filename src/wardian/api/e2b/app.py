@@ -27,8 +27,9 @@ def build_control_plane(plane: ControlPlane, keyring: Keyring) -> ASGIApp:
     )
     app.state.plane = plane
     # More specific paths come first: the routers are asked in this order.
+    # Taken over as they are: `include_router` would analyse each again, while its first request waits.
     for part in (service, metrics, logs, sandboxes, templates, snapshots, absent):
-        app.include_router(part.router)
+        app.router.routes.extend(part.router.routes)
     app.add_exception_handler(WardianError, _on_refusal)
     app.add_exception_handler(RequestValidationError, _on_malformed)
     app.add_exception_handler(HTTPException, _on_no_route)
