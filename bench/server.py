@@ -17,7 +17,7 @@ from bench.clients import Endpoint
 
 STARTING_S = 180.0
 SETTLING_S = 20.0
-QUIET_S = 0.08
+QUIET_S = 0.15
 IDLE_S = 90.0
 
 
