@@ -16,6 +16,7 @@ from tests.lifecycle.house import TENANT, House
 
 from wardian.model.errors import WardianError
 from wardian.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxSpec, State
+from wardian.model.template import Template
 from wardian.model.usage import UsageKind
 from wardian.sandboxes.leases import AlreadyServed, DirectoryLock
 from wardian.sandboxes.pool import Bounds, PoolLimits
@@ -430,6 +431,30 @@ async def test_a_snapshot_is_kept_used_and_deleted(house: House, world: World) -
     await house.sandboxes.delete_snapshot(TENANT, kept.id)
     assert await refusal(house.sandboxes.delete_snapshot(TENANT, kept.id)) == "snapshot_not_found"
     assert sorted(os.listdir(house.data / "snapshots")) == sorted([".scratch", other.id])
+
+
+async def test_a_template_may_start_from_a_warm_snapshot(tmp_path: Path, world: World) -> None:
+    limits = PoolLimits(created=Bounds(0, 0), hot=Bounds(1, 1), concurrency=2)
+    house = await House.open(tmp_path, MemoryDriver(world), ROOT, resources=SMALL, options=AWAKE)
+    source = await house.sandboxes.create(TENANT, SandboxSpec())
+    inside(house, world, source).counter = 5
+    kept = await house.sandboxes.snapshot(TENANT, source.id, name=None)
+    await house.sandboxes.kill(TENANT, source.id)
+    await house.templates.put(
+        Template("warm", "warm", None, ROOT.digest, SMALL, created_at=2, snapshot_id=kept.id)
+    )
+    await house.close()
+    house = await House.open(
+        tmp_path, MemoryDriver(world), ROOT, resources=SMALL, options=AWAKE, limits=limits
+    )
+    await house.works.pool.filled()
+    assert sorted(body.inside.counter for body in world.bodies.values()) == [0, 5], "base and warm wait"
+    for _ in range(2):
+        made = await house.sandboxes.create(TENANT, SandboxSpec(template="warm"))
+        assert (inside(house, world, made).counter, made.template_alias) == (5, "warm")
+    assert await refusal(house.sandboxes.delete_snapshot(TENANT, kept.id)) == "snapshot_in_use"
+    await house.close()
+    world.clear()
 
 
 # -- pool, metrics, leases
