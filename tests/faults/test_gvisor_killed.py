@@ -145,7 +145,7 @@ asyncio.run(main())
 async def test_a_server_killed_at_any_step_of_making_machines_leaves_nothing_unswept(
     house: House, state_dir: Path
 ) -> None:
-    for delay_ms in (0, 2, 5, 10, 15, 20, 30, 45, 60, 80, 110, 150):
+    for delay_ms in (0, 5, 12, 20, 35, 60, 100):
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", _MAKER, str(state_dir), str(house.root.path), stdout=asyncio.subprocess.PIPE
         )
@@ -157,6 +157,31 @@ async def test_a_server_killed_at_any_step_of_making_machines_leaves_nothing_uns
         await house.driver.sweep(set())
         assert await house.driver.sweep(set()) == []
         assert os.listdir(state_dir / "machines") == []
+
+
+def _children() -> list[int]:
+    return [int(pid) for pid in text_of(f"/proc/self/task/{os.getpid()}/children").split()]
+
+
+def text_of(path: str) -> str:
+    return Path(path).read_text()
+
+
+async def test_a_launcher_killed_at_any_step_is_a_machine_that_did_not_boot(house: House) -> None:
+    before = set(_children())
+    for delay_ms in (0, 1, 2, 4, 8, 16, 24, 32):
+        preparing = asyncio.ensure_future(house.prepare())
+        while not (launchers := set(_children()) - before) and not preparing.done():
+            await asyncio.wait([preparing], timeout=0)
+        await asyncio.wait([preparing], timeout=delay_ms / 1000)  # the moment is what is varied
+        for pid in launchers:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with suppress(WardianError):
+            prepared = await preparing  # it was quicker than we: then it ends now
+            await prepared.discard()
+    member = await house.start()
+    assert await member.sh("echo fine") == "fine\n"
 
 
 async def test_a_server_with_many_open_files_boots_machines(house: House, tmp_path: Path) -> None:
