@@ -16,7 +16,12 @@ _ID_LENGTH = 19  # 98 bits: ids are unguessable, though never a credential
 
 def new_id(prefix: str) -> str:
     """A fresh id: one letter that says what it names, then [a-z0-9]. No dash: clients cut ids at dashes."""
-    return prefix + "".join(secrets.choice(_ALPHABET) for _ in range(_ID_LENGTH))
+    number = secrets.randbits(128)
+    letters = []
+    for _ in range(_ID_LENGTH):
+        number, digit = divmod(number, len(_ALPHABET))
+        letters.append(_ALPHABET[digit])
+    return prefix + "".join(letters)
 
 
 def new_token() -> str:

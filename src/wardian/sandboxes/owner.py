@@ -164,6 +164,8 @@ class Owner:
             if intent is not None:
                 verb, data = intent
                 intents.open_intent(conn, intents.Intent(before.id, verb, data, when))
+            if state is State.ENDED:
+                intents.forget(conn, before.id)
             meter.switch(conn, after, before.state, state, at=when, stored_bytes=stored_bytes)
             if also is not None:
                 also(conn)

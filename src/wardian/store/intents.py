@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from wardian.store.tables import intent as table
 
@@ -40,6 +40,11 @@ def close_intent(conn: Connection, sandbox_id: str, *, at: int, outcome: str) ->
         update(table).where(table.c.sandbox_id == sandbox_id, table.c.closed_at.is_(None)),
         {"closed_at": at, "outcome": outcome[:200]},
     )
+
+
+def forget(conn: Connection, sandbox_id: str) -> None:
+    """Drop the closed intents of a sandbox that has ended: its event log has the story."""
+    conn.execute(delete(table).where(table.c.sandbox_id == sandbox_id, table.c.closed_at.is_not(None)))
 
 
 def open_ones(conn: Connection) -> Sequence[Intent]:
