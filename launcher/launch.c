@@ -194,7 +194,8 @@ static void place_fds(void)
 {
     unsigned char wanted[FD_TABLE] = {1, 1, 1};
     exec_fd = fcntl(exec_fd, F_DUPFD_CLOEXEC, FD_TABLE);
-    need(exec_fd >= 0, "dup");
+    status_fd = fcntl(status_fd, F_DUPFD_CLOEXEC, FD_TABLE); // for last complaints: its old number may be taken
+    need(exec_fd >= 0 && status_fd >= 0, "dup");
     for (int i = 0; i < fd_count; i++) {
         fds[i].from = fcntl(fds[i].from, F_DUPFD_CLOEXEC, FD_TABLE);
         need(fds[i].from >= 0, "dup");
@@ -235,7 +236,7 @@ static void create_and_wait(char **argv)
     if (!create) {
         close(SYNC_FD);
         syscall(SYS_execveat, exec_fd, "", argv, environment, AT_EMPTY_PATH);
-        _exit(118);
+        die("exec runsc create");
     }
     while (waitpid(create, &status, 0) < 0 && errno == EINTR) {}
     if (!WIFEXITED(status) || WEXITSTATUS(status)) _exit(119);

@@ -23,7 +23,9 @@ from tests.contract.harness import SMALL, House, Member, gvisor_tools
 from wardian.isolation.gvisor import GvisorDriver
 from wardian.isolation.gvisor.machine import GvisorMachine
 from wardian.isolation.gvisor.process import HeldProcess
+from wardian.isolation.gvisor.profile import CREATE, Profile
 from wardian.isolation.gvisor.sentry import Sentry
+from wardian.isolation.gvisor.substrate import SubstrateReader
 from wardian.isolation.port import ImageRefused, MachineGone, MachineSpec
 from wardian.model.errors import WardianError
 
@@ -212,6 +214,23 @@ async def test_a_runsc_that_fails_is_reported_and_cleaned_up(house: House, tmp_p
     found = await driver.probe()
     assert (found.usable, bool(found.reason), bool(found.remedy)) == (False, True, True)
     assert os.listdir(tmp_path / "state/machines") == []
+    await driver.close()
+
+
+@pytest.mark.parametrize("profile", [None, CREATE])
+async def test_a_runsc_that_cannot_be_executed_is_named(
+    house: House, tmp_path: Path, profile: Profile | None
+) -> None:
+    script = tmp_path / "runsc"
+    script.write_text("#!/nowhere\n")
+    script.chmod(0o755)
+    substrate = SubstrateReader(gvisor_tools().runsc, profile)
+    driver = GvisorDriver(
+        tmp_path / "state", dataclasses.replace(gvisor_tools(), runsc=script), cgroup_parent="wardian-test"
+    )
+    driver._substrate = substrate  # a runsc that was replaced by something else a moment ago
+    with pytest.raises(WardianError, match="error exec runsc"):
+        await driver.prepare(MachineSpec(house.root, SMALL))
     await driver.close()
 
 
