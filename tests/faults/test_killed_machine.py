@@ -61,6 +61,7 @@ async def scene(
     )
     yield house, killer
     await house.close()
+    await driver.sweep(set())  # what a failed test left
     await driver.close()
 
 
