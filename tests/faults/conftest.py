@@ -134,7 +134,17 @@ def processes_of(mark: str) -> list[str]:
 
 
 @pytest.fixture
-def host(tmp_path: Path, root_image: RootImage, probed: Capabilities, zygote: subprocess.Popen[str]) -> Host:
+def host(
+    tmp_path: Path, root_image: RootImage, probed: Capabilities, zygote: subprocess.Popen[str]
+) -> Iterator[Host]:
     assert zygote.stdin is not None
     assert zygote.stdout is not None
-    return Host(tmp_path / "data", tmp_path / "state", root_image, probed, zygote.stdin, zygote.stdout)
+    state = tmp_path / "state"
+    yield Host(tmp_path / "data", state, root_image, probed, zygote.stdin, zygote.stdout)
+
+    async def sweep() -> None:
+        driver = GvisorDriver(state, gvisor_tools(), cgroup_parent=CGROUP_PARENT)
+        await driver.sweep(set())  # what a failed test left
+        await driver.close()
+
+    asyncio.run(sweep())
