@@ -101,9 +101,9 @@ class Section:
         return next((row for row in self.rows if row.name == name and row.samples), None)
 
     def ratio(self, row: Row) -> Ratio | None:
-        """``row`` against the subject, so that more than 1 is in the subject's favour."""
+        """``row`` against the subject, so that more than 1 is in the subject's favour. Nothing divides by 0."""
         subject = self.row(self.subject)
-        if subject is None or not row.samples or row.name == self.subject:
+        if subject is None or not row.samples or row.name == self.subject or not subject.median * row.median:
             return None
         return ratio(subject.samples, row.samples) if self.higher else ratio(row.samples, subject.samples)
 

@@ -193,7 +193,7 @@ class Oci:
 
     def _name(self) -> str:
         self._made += 1
-        return f"bench-{os.getpid()}-{self._made}"
+        return f"bench-{os.getpid()}-{self._made:05}"  # no name may begin another
 
 
 @dataclass(frozen=True, slots=True)

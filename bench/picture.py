@@ -40,7 +40,7 @@ def draw(path: Path, sections: Sequence[Section], facts: Mapping[str, Any]) -> N
 def _panel(axes: Axes, section: Section) -> None:
     rows = [row for row in section.rows if row.samples]
     medians = [row.median for row in rows]
-    widest = max(max(medians), max(min(row.p99, 4 * max(medians)) for row in rows))
+    widest = max(max(medians), max(min(row.p99, 4 * max(medians)) for row in rows)) or 1.0
     places = range(len(rows))
     axes.barh(places, medians, height=0.68, color=[COLOURS[row.kind] for row in rows])
     for place, row in zip(places, rows, strict=True):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
 from bench.lab import Lab, Pools
 from bench.measure import Goal, Kind, Row, Section
+from bench.peers import Oci, Peers
 
 TICKS = os.sysconf("SC_CLK_TCK")
 MEGABYTE = 1 << 20
+CROWD = 10  # of each peer
 
 
 def run(lab: Lab) -> Sequence[Section]:
@@ -42,9 +44,14 @@ def run(lab: Lab) -> Sequence[Section]:
                 groups.append(_row(name, Kind.WARDIAN, [_charged(machine) for machine in machines.values()]))
                 busy.append(_row(name, Kind.WARDIAN, [_cpu(pids, window_s) / len(machines)]))
                 tick()
-        for name, pids, number in _peers(lab, 10):
-            memory.append(_row(f"{name} × {number}", Kind.PEER, [_pss(pids) / number]))
-            busy.append(_row(f"{name} × {number}", Kind.PEER, [_cpu(pids, window_s) / number]))
+        for name, crowd in _crowds(lab.peers()).items():
+            title = f"{name} × {CROWD}"
+            try:
+                with crowd() as pids:
+                    memory.append(_row(title, Kind.PEER, [_pss(pids) / CROWD]))
+                    busy.append(_row(title, Kind.PEER, [_cpu(pids, window_s) / CROWD]))
+            except Exception as error:  # a peer that does not work here must not end the run
+                memory.append(Row(title, Kind.PEER, (), f"{type(error).__name__}: {error}"[:300]))
         tick()
     most = f"Wardian × {counts[-1]}"
     peers_note = (
@@ -96,14 +103,25 @@ def _row(name: str, kind: Kind, samples: Iterable[float]) -> Row:
     return Row(name, kind, tuple(samples))
 
 
-def _peers(lab: Lab, number: int) -> Iterator[tuple[str, list[int], int]]:
-    peers = lab.peers()
-    for name, runtime in (("runsc", peers.runsc), ("crun", peers.crun)):
+def _crowds(peers: Peers) -> Mapping[str, Callable[[], AbstractContextManager[list[int]]]]:
+    """For each peer how to have ``CROWD`` idle ones, as a context that yields all their processes."""
+
+    @contextmanager
+    def containers(runtime: Oci) -> Iterator[list[int]]:
         with ExitStack() as stack:
-            names = [stack.enter_context(runtime.idle()) for _ in range(number)]
-            yield name, _families(runtime.pid(each) for each in names), number
-    with ExitStack() as stack:
-        yield "bubblewrap", _families(stack.enter_context(peers.bwrap_idle()) for _ in range(number)), number
+            names = [stack.enter_context(runtime.idle()) for _ in range(CROWD)]
+            yield _families(runtime.pid(name) for name in names)
+
+    @contextmanager
+    def bubbles() -> Iterator[list[int]]:
+        with ExitStack() as stack:
+            yield _families([stack.enter_context(peers.bwrap_idle()) for _ in range(CROWD)])
+
+    return {
+        "runsc": lambda: containers(peers.runsc),
+        "crun": lambda: containers(peers.crun),
+        "bubblewrap": bubbles,
+    }
 
 
 def _families(roots: Iterable[int]) -> list[int]:
