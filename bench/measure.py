@@ -101,7 +101,7 @@ class Section:
         return next((row for row in self.rows if row.name == name and row.samples), None)
 
     def ratio(self, row: Row) -> Ratio | None:
-        """``row`` against the subject, so that more than 1 is in the subject's favour. Nothing divides by 0."""
+        """``row`` against the subject: more than 1 is in the subject's favour. None where there is a 0."""
         subject = self.row(self.subject)
         if subject is None or not row.samples or row.name == self.subject or not subject.median * row.median:
             return None
