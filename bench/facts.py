@@ -19,7 +19,7 @@ def machine() -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cpus": os.cpu_count(),
         "hypervisor": "hypervisor" in _cpuinfo("flags").split(),
-        "kvm": Path("/dev/kvm").exists(),
+        "dev_kvm": Path("/dev/kvm").exists(),  # which does not mean that it works
         "memory_mb": psutil.virtual_memory().total >> 20,
         "kernel": platform.release(),
         "os": platform.freedesktop_os_release().get("PRETTY_NAME", ""),

@@ -14,27 +14,47 @@ from bench.measure import Kind, Section
 from bench.report import number
 
 COLOURS = {Kind.WARDIAN: "#1f6f8b", Kind.PEER: "#c9ccd1", Kind.FLOOR: "#e6dcc3"}
-LEGEND = {Kind.WARDIAN: "Wardian", Kind.PEER: "peer", Kind.FLOOR: "floor (no sandbox behind it)"}
-BAR, GAP = 0.30, 0.95  # inches
+LEGEND = {Kind.WARDIAN: "Wardian", Kind.PEER: "peer", Kind.FLOOR: "floor: no sandbox behind it"}
+BAR, GAP, TOP, FOOT = 0.26, 0.85, 0.75, 0.35  # inches
+COLUMNS, WIDTH = 2, 7.2
 
 
 def draw(path: Path, sections: Sequence[Section], facts: Mapping[str, Any]) -> None:
     """Write the picture, SVG or PNG by ``path``'s suffix. Bars are medians, whiskers reach to p99."""
     drawn = [section for section in sections if any(row.samples for row in section.rows)]
-    heights = [BAR * sum(bool(row.samples) for row in section.rows) + GAP for section in drawn]
+    columns = _spread(drawn)
+    total = max(sum(map(_height, column)) for column in columns) + TOP + FOOT
     mpl.rcParams.update({"font.family": "DejaVu Sans", "svg.fonttype": "path", "svg.hashsalt": "bench"})
-    total = sum(heights) + 0.9
-    figure = Figure(figsize=(10, total), dpi=110, facecolor="white")
-    at = total - 0.55
-    for section, height in zip(drawn, heights, strict=True):
-        bars = height - GAP
-        axes = figure.add_axes((0.29, (at - bars - 0.35) / total, 0.62, bars / total))
-        _panel(axes, section)
-        at -= height
-    figure.text(0.02, 1 - 0.28 / total, "Wardian, side by side", fontsize=14, fontweight="bold", va="center")
-    figure.text(0.02, 0.14 / total, _footnote(facts), fontsize=7.5, color="#666666", va="center")
-    _legend(figure, 1 - 0.28 / total)
+    figure = Figure(figsize=(COLUMNS * WIDTH, total), dpi=110, facecolor="white")
+    for number_, column in enumerate(columns):
+        at = total - TOP
+        for section in column:
+            bars = _height(section) - GAP
+            place = ((number_ + 0.27) / COLUMNS, (at - bars - 0.35) / total, 0.68 / COLUMNS, bars / total)
+            _panel(figure.add_axes(place), section)
+            at -= _height(section)
+    heading = 1 - 0.3 / total
+    figure.text(0.01, heading, "Wardian, side by side", fontsize=15, fontweight="bold", va="center")
+    figure.text(0.01, 0.15 / total, _footnote(facts), fontsize=7.5, color="#666666", va="center")
+    _legend(figure, heading)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _height(section: Section) -> float:
+    """Inches, with the gap below."""
+    return BAR * sum(bool(row.samples) for row in section.rows) + GAP
+
+
+def _spread(sections: Sequence[Section]) -> list[list[Section]]:
+    """Into columns of about the same height, in order."""
+    share = sum(map(_height, sections)) / COLUMNS
+    columns: list[list[Section]] = [[] for _ in range(COLUMNS)]
+    above = 0.0
+    for section in sections:
+        middle = above + _height(section) / 2
+        columns[min(int(middle / share), COLUMNS - 1)].append(section)
+        above += _height(section)
+    return columns
 
 
 def _panel(axes: Axes, section: Section) -> None:
@@ -54,12 +74,7 @@ def _panel(axes: Axes, section: Section) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, widest * 1.18)
     better = "more is better" if section.higher else "less is better"
-    axes.set_title(
-        f"{section.title} ({section.unit}; {better}; × against {section.subject})",
-        fontsize=9,
-        loc="left",
-        pad=4,
-    )
+    axes.set_title(f"{section.title} ({section.unit}; {better})", fontsize=9, loc="left", pad=4)
     axes.tick_params(axis="x", labelsize=7, colors="#777777")
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -68,17 +83,21 @@ def _panel(axes: Axes, section: Section) -> None:
 
 def _legend(figure: Figure, y: float) -> None:
     for index, (kind, text) in enumerate(LEGEND.items()):
-        x = 0.45 + 0.13 * index
+        x = 0.27 + 0.07 * index
         figure.text(x, y, "■", color=COLOURS[kind], fontsize=12, va="center")
-        figure.text(x + 0.018, y, text, fontsize=8, va="center", color="#333333")
+        figure.text(x + 0.012, y, text, fontsize=8, va="center", color="#333333")
+    meaning = (
+        "×: how much worse than the bar that has none (below 1: better). Bars: medians; whiskers: to p99"
+    )
+    figure.text(0.56, y, meaning, fontsize=8, va="center", color="#333333")
 
 
 def _footnote(facts: Mapping[str, Any]) -> str:
-    machine = facts["machine"]
+    machine, load = facts["machine"], facts["load_before"]["load_1m"]
     versions = machine["versions"]
+    tools = "; ".join(versions[name] for name in ("runsc", "crun", "bwrap"))
     return (
-        f"{machine['cpus']} × {machine['cpu']}, kernel {machine['kernel']}, "
-        f"{'KVM' if machine['kvm'] else 'no hardware virtualisation'}; {versions['runsc']}; "
-        f"{versions['crun']}; {versions['bwrap']}; e2b {versions['e2b']}. Bars: medians; whiskers: "
-        f"to p99. {facts['when']}"
+        f"{machine['cpus']} × {machine['cpu']}{' (a virtual machine)' if machine['hypervisor'] else ''}, "
+        f"kernel {machine['kernel']}, load {load:.1f} at the start; {tools}; "
+        f"e2b {versions['e2b']}; {facts['when']}"
     )

@@ -60,7 +60,7 @@ def run(lab: Lab) -> Sequence[Section]:
     return [
         Section(
             "idle-pss",
-            "Memory of an idle sandbox: all its processes' proportional share",
+            "Idle memory: proportional share of all processes",
             "MB each",
             most,
             tuple(memory),
@@ -76,14 +76,14 @@ def run(lab: Lab) -> Sequence[Section]:
         ),
         Section(
             "idle-cgroup",
-            "The same, as its cgroup is charged (file cache included)",
+            "Idle memory: charged to the cgroup, file cache included",
             "MB each",
             most,
             tuple(groups),
         ),
         Section(
             "idle-cpu",
-            f"Processor time of an idle sandbox, over {window_s:g} s",
+            f"Idle processor time over {window_s:g} s",
             "% of a core each",
             most,
             tuple(busy),
