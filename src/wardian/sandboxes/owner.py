@@ -89,6 +89,11 @@ class Owner:
             level = logging.INFO if isinstance(error, WardianError) else logging.ERROR
             _log.log(level, "sandbox %s: %s", self.sandbox.id, error, exc_info=error)
 
+    def check_present(self) -> None:
+        """Raise NotFound if the sandbox ended while a command waited for its turn."""
+        if self.sandbox.state in (State.KILLING, State.ENDED):
+            raise not_found(self.sandbox.id)
+
     # ── state
 
     async def commit(

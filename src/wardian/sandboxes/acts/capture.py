@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from wardian.isolation.port import MachineImage
-from wardian.model.errors import Conflict, NotFound
+from wardian.model.errors import Conflict
 from wardian.model.sandbox import Event, Snapshot, State
 from wardian.sandboxes.acts.pause import publish, snapshot_row
 from wardian.sandboxes.identity import new_id
@@ -77,10 +77,9 @@ async def _capture(owner: Owner, directory: Path) -> MachineImage:
 
 
 def _check_running(owner: Owner) -> None:
+    owner.check_present()
     sandbox = owner.sandbox
     if sandbox.state is State.PAUSED:
         raise Conflict(
             f"sandbox {sandbox.id} is paused", code="sandbox_paused", hint="resume it first, then try again"
         )
-    if sandbox.state in (State.ENDED, State.KILLING):
-        raise NotFound(f"sandbox {sandbox.id} has ended", code="sandbox_not_found")

@@ -34,6 +34,7 @@ class AlreadyPaused(Conflict):
 async def pause(owner: Owner) -> None:
     """Pause a running or frozen sandbox. On failure it runs on, and the error says why."""
     works, sandbox = owner.works, owner.sandbox
+    owner.check_present()
     if sandbox.state is State.PAUSED:
         raise AlreadyPaused(f"sandbox {sandbox.id} is already paused")
     snapshot_id = new_id("s")

@@ -30,6 +30,7 @@ class AlreadyRunning(Conflict):
 async def resume(owner: Owner, timeout_s: int) -> None:
     """Resume a paused sandbox for ``timeout_s`` from now. On failure it stays paused; the error says why."""
     works, sandbox = owner.works, owner.sandbox
+    owner.check_present()
     if sandbox.state in (State.RUNNING, State.FROZEN):
         raise AlreadyRunning(f"sandbox {sandbox.id} is already running")
     snapshot_id = sandbox.snapshot_id or ""
