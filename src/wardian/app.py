@@ -23,7 +23,7 @@ from wardian.api.dispatch import Dispatch
 from wardian.api.e2b.app import build_control_plane
 from wardian.api.e2b.context import ControlPlane
 from wardian.api.envd import build_data_plane
-from wardian.config import Settings
+from wardian.config import DATABASE, Settings
 from wardian.images.catalog import Catalog, base_image
 from wardian.images.roots import Roots
 from wardian.isolation.gvisor import GvisorDriver, Tools
@@ -70,7 +70,7 @@ async def start(settings: Settings) -> AsyncIterator[App]:
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     async with AsyncExitStack() as stack:
         stack.callback(DirectoryLock(data).release)
-        database = await Database.open(data / "wardian.db")
+        database = await Database.open(data / DATABASE)
         stack.push_async_callback(database.close)
         key = await _local_key(database, data / KEY_FILE)
         roots = Roots(data / "roots")

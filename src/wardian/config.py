@@ -17,6 +17,8 @@ from wardian.model.errors import Invalid
 REPOSITORY = Path(__file__).resolve().parents[2]
 PORT = 9273
 """The default: W-A-R-D on a telephone's keys."""
+DATABASE = "wardian.db"
+"""The name of the database in a data directory."""
 
 Network = IPv4Network | IPv6Network
 

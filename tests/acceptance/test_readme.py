@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -51,7 +52,12 @@ def test_the_commands_it_shows_run(server: Server, tmp_path: Path) -> None:
     wardian = f'wardian() {{ {sys.executable} -m wardian.cli.main "$@"; }}'
     script = "\n".join(["set -e", wardian, *lines, "echo $id"])
     done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"WARDIAN_DATA": str(server.data)},  # for those that need no server
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
     for sandbox_id in set(re.findall(r"^i[a-z0-9]{19}$", done.stdout, re.M)):
         Sandbox.kill(sandbox_id)
@@ -64,6 +70,6 @@ def test_the_commands_it_names_exist() -> None:
     readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"^make (\w+)", readme, re.M)):
         assert re.search(rf"^{target}:", makefile, re.M), f"there is no make {target}"
-    for command in set(re.findall(r"\bwardian ((?:serve|doctor|sandbox|template)(?: [a-z]+)?)", readme)):
+    for command in set(re.findall(r"\bwardian ((?:serve|doctor|sandbox|template|key)(?: [a-z]+)?)", readme)):
         words = [word for word in command.split() if word not in ("on", "and", "prints")]
         assert CliRunner().invoke(app, [*words, "--help"]).exit_code == 0, f"there is no wardian {command}"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wardian.cli import sandbox, server_file, template
+from wardian.cli import key, sandbox, server_file, template
 from wardian.cli.output import EXIT_CODES, ExitCode, Json, errors
 
 app = typer.Typer(
@@ -96,6 +96,7 @@ for group in (sandbox.app, template.app):
 
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(template.app, name="template")
+app.add_typer(key.app, name="key")
 
 
 if __name__ == "__main__":
