@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -146,3 +147,20 @@ async def test_a_full_data_disk_fails_the_pause_and_the_sandbox_goes_on(scene: t
 async def run(*command: str) -> None:
     process = await asyncio.create_subprocess_exec(*command)
     assert await process.wait() == 0
+
+
+async def test_killing_the_agent_from_inside_costs_the_sandbox_at_most(scene: tuple[House, Killer]) -> None:
+    house, _ = scene
+    sandbox = await counting(house)
+    with contextlib.suppress(WardianError):  # the machine may be gone before the shell has answered
+        await asyncio.wait_for(sh(house, sandbox.id, "kill -9 1; kill -SEGV 1; kill -STOP 1"), 10)
+    try:
+        alive = await asyncio.wait_for(sh(house, sandbox.id, "echo alive"), 10) == "alive"
+    except WardianError:
+        alive = False
+    if alive:
+        await house.sandboxes.kill(TENANT, sandbox.id)
+    else:
+        ended = await house.sandboxes.until(sandbox.id, State.ENDED)
+        assert ended.end_reason is EndReason.MACHINE_LOST
+    assert await house.works.driver.sweep(set()) == []
