@@ -76,7 +76,7 @@ def test_signals_and_session_are_fresh(wire: Wire) -> None:
         "grep -E 'SigBlk|SigIgn' /proc/self/status; ps -o sid= -p $$; echo $$; ls /proc/self/fd",
     )
     lines = channels[1].decode().split()
-    # The C library keeps signals 32 and 33 for itself, and a process that has cancelled threads passes on that
+    # The C library keeps signals 32 and 33 for itself; a process that has cancelled threads passes on that
     # it ignores them. As pid 1 the agent has nobody to inherit that from.
     assert [int(mask, 16) & ~(0b11 << 31) for mask in (lines[1], lines[3])] == [0, 0]
     assert lines[4] == lines[5], "its own session"
