@@ -307,7 +307,7 @@ def test_health_is_quick_and_true(own_sandbox: Callable[..., Sandbox]) -> None:
 
 def test_environment_and_processes_survive_a_pause(own_sandbox: Callable[..., Sandbox]) -> None:
     mine = own_sandbox(envs={"KEPT": "yes"})
-    # Both only wait, in bash itself: what becomes of a program captured while it is being loaded is not asked here.
+    # Both wait in bash itself: what becomes of a program captured while it is loaded is not asked here.
     sleeper = mine.commands.run("echo up; read line", background=True, stdin=True)
     later = mine.commands.run("echo up; read -t 0.5 line; echo done > f", background=True, stdin=True)
     assert first_output(sleeper) == first_output(later) == "up\n"
