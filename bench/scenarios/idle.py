@@ -147,16 +147,19 @@ def _cpu(pids: Sequence[int], window_s: float) -> float:
     before = _ticks(pids)
     started = time.monotonic()
     time.sleep(window_s)
-    return 100 * (_ticks(pids) - before) / TICKS / (time.monotonic() - started)
+    after = _ticks(pids)
+    used = sum(after[pid] - before[pid] for pid in after.keys() & before.keys())
+    return 100 * used / TICKS / (time.monotonic() - started)
 
 
-def _ticks(pids: Iterable[int]) -> int:
-    total = 0
+def _ticks(pids: Iterable[int]) -> Mapping[int, int]:
+    """What each process has used so far; one that is gone is left out."""
+    found = {}
     for pid in pids:
         with suppress(FileNotFoundError, ProcessLookupError):
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            total += int(fields[11]) + int(fields[12])
-    return total
+            found[pid] = int(fields[11]) + int(fields[12])
+    return found
 
 
 def _charged(pids: Sequence[int]) -> float:
