@@ -24,6 +24,7 @@ from wardian.api.e2b.app import build_control_plane
 from wardian.api.e2b.context import ControlPlane
 from wardian.api.envd import build_data_plane
 from wardian.config import DATABASE, Settings
+from wardian.guest.guest import ProcessConfig
 from wardian.images.catalog import Catalog, base_image
 from wardian.images.roots import Roots
 from wardian.isolation.gvisor import GvisorDriver, Tools
@@ -145,7 +146,9 @@ def build_driver(settings: Settings) -> Driver:
 def pool_limits(settings: Settings) -> PoolLimits:
     """How many machines wait: what was asked for, and a multiple of it under demand."""
     hot, created = settings.pool_hot, settings.pool_created
-    return PoolLimits(created=Bounds(created, 4 * created), hot=Bounds(hot, 8 * hot))
+    # As the SDKs begin every command.
+    shell = ProcessConfig(cmd="/bin/bash", args=("-l", "-c", "true"), envs={}, cwd=None)
+    return PoolLimits(created=Bounds(created, 4 * created), hot=Bounds(hot, 8 * hot), rehearsal=shell)
 
 
 def _base_template(settings: Settings, roots: Roots) -> Template:

@@ -35,13 +35,22 @@ def identity_of(sandbox: Sandbox, *, fresh_boot: bool) -> Identity:
     ``fresh_boot`` gives it a new boot id: right for a new sandbox or a fork, wrong for a resume, whose
     processes must not notice that they slept.
     """
+    return _identity(sandbox.id, sandbox.template_id, boot_id=str(uuid4()) if fresh_boot else None)
+
+
+def identity_of_nobody(template_id: str) -> Identity:
+    """What a guest is told while it waits: every file of an identity is then there and only changes later."""
+    return _identity("nobody", template_id, boot_id=str(uuid4()))
+
+
+def _identity(name: str, template_id: str, *, boot_id: str | None) -> Identity:
     return Identity(
-        hostname=sandbox.id,
-        machine_id=sha256(f"wardian machine {sandbox.id}".encode()).hexdigest()[:32],
-        boot_id=str(uuid4()) if fresh_boot else None,
+        hostname=name,
+        machine_id=sha256(f"wardian machine {name}".encode()).hexdigest()[:32],
+        boot_id=boot_id,
         files={
             "/run/e2b/.E2B_SANDBOX": (0o644, b"true"),
-            "/run/e2b/.E2B_SANDBOX_ID": (0o644, sandbox.id.encode()),
-            "/run/e2b/.E2B_TEMPLATE_ID": (0o644, sandbox.template_id.encode()),
+            "/run/e2b/.E2B_SANDBOX_ID": (0o644, name.encode()),
+            "/run/e2b/.E2B_TEMPLATE_ID": (0o644, template_id.encode()),
         },
     )

@@ -21,11 +21,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
 
-from wardian.guest.guest import Guest
+from wardian.guest.guest import Guest, ProcessConfig
 from wardian.isolation.port import Driver, ImageRefused, Machine, MachineImage, MachineSpec, Prepared
+from wardian.model.errors import WardianError
+from wardian.sandboxes.identity import identity_of_nobody
 
 DEMAND_WINDOW_S = 10.0
 RETRY_S = 5.0  # after a refill that failed
+REHEARSAL_S = 10.0
 REST_S = 0.05  # after a machine was taken, before the next is made
 PATIENCE_S = 0.25  # a refill waits at most this long for the foreground, then goes ahead
 
@@ -49,11 +52,15 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """Bounds per machine spec (created) and per template (hot), and how many machines are made at once."""
+    """Bounds per machine spec (created) and per template (hot), and how many machines are made at once.
+
+    ``rehearsal`` is run once in every hot member before it waits.
+    """
 
     created: Bounds = Bounds(1, 4)
     hot: Bounds = Bounds(2, 16)
     concurrency: int = 3
+    rehearsal: ProcessConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,9 +309,11 @@ class Pool:
         source = shelf.source
         image = None if source.load is None else await source.load()
         machine = await _become(await self._driver.prepare(source.spec), image)
-        guest = await self._attached(machine, lambda guest: guest.attach(0))
+        nobody = identity_of_nobody(source.template_id or "")
+        guest = await self._attached(machine, lambda guest: guest.attach(0, nobody))
         hot = _Hot(machine, guest)
         try:
+            await self._rehearse(guest)
             await machine.freeze()
         except BaseException:
             await asyncio.shield(self._destroy(hot))
@@ -314,6 +323,19 @@ class Pool:
             return
         hot.watch = asyncio.create_task(self._watch(shelf, hot), name=f"pool watch {machine.id}")
         shelf.members.append(hot)
+
+    async def _rehearse(self, guest: Guest) -> None:
+        """Run what a new owner is likely to run first, so its pages are there; nothing else of it stays."""
+        if (config := self._limits.rehearsal) is None:
+            return
+        async with asyncio.timeout(REHEARSAL_S):
+            try:
+                process = await guest.exec(config)
+            except WardianError as error:  # an image without a shell serves all the same
+                _log.info("no rehearsal: %s", error)
+                return
+            async for _ in process.subscribe():
+                pass
 
     async def _watch(self, shelf: _Shelf[_Hot], hot: _Hot) -> None:
         """Drop a member that dies while it waits."""
