@@ -221,9 +221,18 @@ class Process:
     """
 
     def __init__(
-        self, stream: _ExecStream, pid: int, config: ProcessConfig, *, pty: bool, stdin: bool
+        self,
+        stream: _ExecStream,
+        pid: int,
+        config: ProcessConfig,
+        *,
+        pty: bool,
+        stdin: bool,
+        started_at: float = 0.0,
     ) -> None:
         self.pid = pid
+        self.started_at = started_at
+        """By the event loop's clock; 0 for one that an earlier server started."""
         self.config = config
         self.pty = pty
         self._stream = stream
@@ -443,7 +452,14 @@ class _Starting(_ExecStream):
         return self.process is not None
 
     def accepted(self, fields: bytes) -> None:
-        self.process = Process(self, _pid(Fields(fields)), self._config, pty=self._pty, stdin=self._stdin)
+        self.process = Process(
+            self,
+            _pid(Fields(fields)),
+            self._config,
+            pty=self._pty,
+            stdin=self._stdin,
+            started_at=asyncio.get_running_loop().time(),
+        )
         self._processes.register(self.process)
         if not self.unwanted:
             self.process.hold_output()
