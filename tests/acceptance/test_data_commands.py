@@ -320,3 +320,13 @@ def test_environment_and_processes_survive_a_pause(own_sandbox: Callable[..., Sa
     if later.pid in [process.pid for process in mine.commands.list()]:
         mine.commands.connect(later.pid).wait()
     assert mine.files.read("f") == "done\n"
+
+
+def test_a_command_started_just_before_a_pause_survives_it(own_sandbox: Callable[..., Sandbox]) -> None:
+    """A capture waits for what was just started: gVisor may restore a half-loaded program dead."""
+    mine = own_sandbox()
+    for _ in range(4):
+        sleeper = mine.commands.run("sleep 3600", background=True)
+        mine.pause()
+        mine.connect()
+        assert sleeper.pid in {process.pid for process in mine.commands.list()}
