@@ -134,6 +134,8 @@ static void loop(void) {
 
 static void start_signals(void) {
     sigset_t mask;
+    if (settings.native) /* pid 1 inherits nothing; a host's shell may have us ignore SIGINT, and so our children */
+        for (int signal_number = 1; signal_number < _NSIG; signal_number++) signal(signal_number, SIG_DFL);
     sigemptyset(&mask);
     sigaddset(&mask, SIGCHLD);
     sigaddset(&mask, SIGPIPE); /* blocked, not ignored: children get a clean mask but would inherit an ignored signal */

@@ -77,7 +77,7 @@ def test_signals_and_session_are_fresh(wire: Wire) -> None:
     )
     lines = channels[1].decode().split()
     # The C library keeps signals 32 and 33 for itself; a process that has cancelled threads passes on that
-    # it ignores them. As pid 1 the agent has nobody to inherit that from.
+    # it ignores them, and nobody is let near them. As pid 1 the agent has nobody to inherit that from.
     assert [int(mask, 16) & ~(0b11 << 31) for mask in (lines[1], lines[3])] == [0, 0]
     assert lines[4] == lines[5], "its own session"
     assert lines[6:] == ["0", "1", "2", "3"], "no descriptor of the agent's (3 is the listing itself)"

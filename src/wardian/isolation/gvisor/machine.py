@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,16 +83,16 @@ class GvisorMachine(Machine):
         return self._frozen
 
     async def freeze(self) -> None:
-        await self._undivided(self._freeze())
+        await self._undivided(self._freeze)
 
     async def thaw(self) -> None:
-        await self._undivided(self._thaw())
+        await self._undivided(self._thaw)
 
     async def capture(self, directory: Path, *, keep_running: bool) -> MachineImage:
         try:
-            image = await self._undivided(self._capture(directory, stay_paused=not keep_running))
+            image = await self._undivided(partial(self._capture, directory, stay_paused=not keep_running))
         except asyncio.CancelledError:
-            self._repair = asyncio.ensure_future(self._undivided(self._give_up_capture()))
+            self._repair = asyncio.ensure_future(self._undivided(self._give_up_capture))
             self._repair.add_done_callback(_forget)
             raise
         if not keep_running:
@@ -197,17 +198,13 @@ class GvisorMachine(Machine):
         if not self._frozen and (self._sentry.directory / PAUSED).exists():
             await self._resume()
 
-    async def _undivided(self, work: Coroutine[Any, Any, _T]) -> _T:
+    async def _undivided(self, work: Callable[[], Awaitable[_T]]) -> _T:
         """Do it after what is under way, and to its end even if the caller is cancelled meanwhile."""
 
         async def in_turn() -> _T:
             async with self._turn:
-                try:
-                    self._sentry.check_alive()
-                except MachineGone:
-                    work.close()
-                    raise
-                return await work
+                self._sentry.check_alive()
+                return await work()
 
         task = asyncio.ensure_future(in_turn())
         task.add_done_callback(_forget)  # the caller may be gone
