@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -87,6 +87,14 @@ class Envd:
             headers=headers,
             timeout=httpx.Timeout(SILENCE_MAX_S, connect=5),
         )
+        async with self._streamed(request, _rpc_error) as response:
+            yield _messages(response)
+
+    @asynccontextmanager
+    async def _streamed(
+        self, request: httpx.Request, error_of: Callable[[httpx.Response], WardianError]
+    ) -> AsyncIterator[httpx.Response]:
+        """The answer to ``request``, its body still to be read; a refusal is raised by ``error_of``."""
         try:
             response = await self._http.send(request, stream=True)
         except httpx.TransportError as error:
@@ -94,8 +102,8 @@ class Envd:
         try:
             if response.is_error:
                 await response.aread()
-                raise _rpc_error(response)
-            yield _messages(response)
+                raise error_of(response)
+            yield response
         finally:
             await response.aclose()
 
@@ -131,17 +139,8 @@ class Envd:
             params=self._file_query(path),
             headers=self._headers | {"Accept-Encoding": "identity"},
         )
-        try:
-            response = await self._http.send(request, stream=True)
-        except httpx.TransportError as error:
-            raise unreachable(self._base, error) from error
-        try:
-            if response.is_error:
-                await response.aread()
-                raise refusal(response)
+        async with self._streamed(request, refusal) as response:
             yield response
-        finally:
-            await response.aclose()
 
     async def upload(self, path: str, chunks: AsyncIterator[bytes]) -> str:
         """Write a file and return its absolute path; parents are made, an existing file is replaced."""

@@ -78,9 +78,19 @@ class Cgroup(ABC):
     def create(self, limits: Limits) -> None:
         """Make the groups and set their bounds."""
 
-    @abstractmethod
     def usage(self) -> Usage:
         """Measure. Raises ``FileNotFoundError`` when the groups are gone."""
+        used, cache = self._memory()
+        return Usage(
+            cpu_ns=self.cpu_ns(),
+            memory_bytes=used,
+            cache_bytes=cache,
+            processes=len(self.pids()),
+        )
+
+    @abstractmethod
+    def _memory(self) -> tuple[int, int]:
+        """Bytes used without the file cache, and bytes of file cache."""
 
     @abstractmethod
     def cpu_ns(self) -> int:
@@ -156,15 +166,6 @@ class CgroupV1(Cgroup):
         (self._at["cpu"] / "cpu.cfs_quota_us").write_text(str(limits.cpu_quota_us))
         (self._at["pids"] / "pids.max").write_text(str(limits.pids_max))
 
-    def usage(self) -> Usage:
-        used, cache = self._memory()
-        return Usage(
-            cpu_ns=self.cpu_ns(),
-            memory_bytes=used,
-            cache_bytes=cache,
-            processes=len(self.pids()),
-        )
-
     def cpu_ns(self) -> int:
         return _number(self._at["cpuacct"] / "cpuacct.usage")
 
@@ -228,15 +229,6 @@ class CgroupV2(Cgroup):
             (self._at / "memory.swap.max").write_text("0")
         (self._at / "cpu.max").write_text(f"{limits.cpu_quota_us} {CPU_PERIOD_US}")
         (self._at / "pids.max").write_text(str(limits.pids_max))
-
-    def usage(self) -> Usage:
-        used, cache = self._memory()
-        return Usage(
-            cpu_ns=self.cpu_ns(),
-            memory_bytes=used,
-            cache_bytes=cache,
-            processes=len(self.pids()),
-        )
 
     def cpu_ns(self) -> int:
         return _table(self._at / "cpu.stat")["usage_usec"] * 1000
