@@ -3,11 +3,12 @@
 BIN := .venv/bin
 export PATH := $(CURDIR)/build/uv/bin:$(PATH)
 
-.PHONY: help setup demo test bench lint format native style types contracts clean
+.PHONY: help setup demo test test-sdks bench lint format native style types contracts clean
 
 help:
 	@echo 'make demo     set everything up, then show it: create, run, pause, kill the server, resume, fork'
 	@echo 'make test     set everything up, then prove it: lint, types, import contracts, native checks, tests'
+	@echo 'make test-sdks   drive every release of the official clients that we are for, and write docs/sdks.md'
 	@echo 'make bench    set everything up, then measure it, side by side with the raw substrates'
 	@echo 'make setup    only set everything up (packages, Python, guest agent, launcher, base image)'
 	@echo 'make lint     style, types and import contracts only'
@@ -22,6 +23,9 @@ demo: setup
 
 test: setup lint native
 	@$(BIN)/python -m pytest
+
+test-sdks: setup
+	@$(BIN)/python -m pytest -m 'sdks or not sdks' tests/acceptance/test_sdk_matrix.py
 
 bench: setup
 	@$(BIN)/python -m bench

@@ -19,6 +19,7 @@ import httpx
 import pytest
 from e2b import (
     AuthenticationException,
+    NotFoundException,
     Sandbox,
     SandboxException,
     SandboxNotFoundException,
@@ -265,11 +266,19 @@ def test_unsupported_options_are_refused_at_once_by_the_sdk(server: Server) -> N
         ({"network": {"deny_out": ["10.0.0.0/8"]}}, "network.denyOut"),
         ({"network": {"allow_out": ["example.com"], "deny_out": ["0.0.0.0/0"]}}, "network.allowOut"),
         ({"lifecycle": {"on_timeout": {"action": "pause", "mode": "filesystem"}}}, "its files alone"),
-        ({"mcp": {"exa": {"apiKey": "x"}}}, "MCP"),
     ]:
         with pytest.raises(SandboxException, match=reason):
             Sandbox.create(**options)  # type: ignore[arg-type]
     assert time.monotonic() - started < 5
+
+
+def test_an_mcp_gateway_that_does_not_start_leaves_no_sandbox(server: Server) -> None:
+    mark = {"mcp": "fails"}
+    with pytest.raises(SandboxException, match="Failed to start MCP gateway"):
+        Sandbox.create("base", metadata=mark, mcp={"exa": {"apiKey": "x"}})
+    assert Sandbox.list(query=SandboxQuery(metadata=mark)).next_items() == []
+    with pytest.raises(NotFoundException, match="mcp-gateway"):
+        Sandbox.create(mcp={"exa": {"apiKey": "x"}})
 
 
 def test_the_log_tells_what_happened(own_sandbox: Make, http: httpx.Client) -> None:

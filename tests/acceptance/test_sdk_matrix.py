@@ -1,100 +1,111 @@
-"""The versions of the official SDKs that this server is for, each driven through the same life of a sandbox.
+"""The releases of the official clients that this server is for, each driven through all it can do.
 
-The newest one is a dependency of ours and runs in this process. The others are installed, once, into places
-of their own under ``build/sdks``; where that is not possible they are skipped, with the reason.
+The default suite drives the ones marked short; ``make test-sdks`` drives all and writes ``docs/sdks.md``.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
-import sys
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from tests.acceptance.conftest import Server
-from tests.acceptance.sdks.drive import drive
+from tests.acceptance.sdks.matrix import table
+from tests.acceptance.sdks.releases import RELEASES, REPOSITORY, Release
 
-HERE = Path(__file__).parent / "sdks"
-REPOSITORY = Path(__file__).resolve().parents[2]
-INSTALLED = REPOSITORY / "build" / "sdks"
-SEARCH = os.pathsep.join((str(REPOSITORY / "build/uv/bin"), os.environ.get("PATH", "")))
-
-TOUR = ["create", "commands", "files", "pause and resume", "fork", "snapshot", "list", "kill"]
-INSTALL_S, DRIVE_S = 100, 60
+SDKS = Path(__file__).parent / "sdks"
+DRIVE_S = 100
 
 
-def test_the_newest_sdk_is_the_one_we_depend_on(server: Server) -> None:
-    """2.63 speaks the second version of the control plane."""
-    assert version("e2b") == "2.63.0"
-    assert drive("e2b") == TOUR
+def _of(*languages: str) -> list[object]:
+    """The releases in these languages; those that are not short are left to ``make test-sdks``."""
+    return [
+        pytest.param(release, id=release.name, marks=() if release.short else pytest.mark.sdks)
+        for release in RELEASES
+        if release.language in languages
+    ]
 
 
-@pytest.mark.parametrize(
-    ("package", "release", "without"),
-    [
-        ("e2b", "2.45.1", ()),  # the last that speaks the control plane's first version
-        ("agentsphere", "3.0.0", ("fork",)),  # the fork of it, under names of its own
-    ],
-)
-def test_older_sdks(server: Server, package: str, release: str, without: tuple[str, ...]) -> None:
-    python = _python_with(package, release)
-    finished = _run(str(python), str(HERE / "drive.py"), package, env=_environment(server))
-    assert json.loads(finished.splitlines()[-1]) == [step for step in TOUR if step not in without]
+@pytest.fixture(scope="module")
+def outcomes() -> Iterator[dict[Release, dict[str, str]]]:
+    """What every release could do; written down when all of them were driven."""
+    found: dict[Release, dict[str, str]] = {}
+    yield found
+    if found.keys() == set(RELEASES):
+        (REPOSITORY / "docs" / "sdks.md").write_text(table(found))
 
 
-def test_the_javascript_sdk(server: Server) -> None:
-    directory = _node_with("e2b", "2.51.0")
-    shutil.copy(HERE / "drive.mjs", directory)  # node looks for packages beside the file that asks
-    finished = _run("node", str(directory / "drive.mjs"), env=_environment(server))
-    assert json.loads(finished.splitlines()[-1]) == TOUR
+def test_the_newest_sdk_is_the_one_we_depend_on() -> None:
+    assert version("e2b") == next(release.version for release in RELEASES if release.package == "e2b")
 
 
-def _environment(server: Server) -> dict[str, str]:
-    settings = {"API_URL": server.url, "SANDBOX_URL": server.url, "API_KEY": server.key}
-    brands = ("E2B", "AGENTSPHERE")
-    return dict(os.environ) | {f"{brand}_{key}": value for brand in brands for key, value in settings.items()}
+@pytest.mark.parametrize("release", _of("python"))
+def test_a_python_sdk(server: Server, release: Release, outcomes: dict[Release, dict[str, str]]) -> None:
+    python = release.installed() / "bin/python"
+    done = _drive(server, str(python), str(SDKS / "tour.py"), release.package)
+    outcomes[release] = done
+    assert {step for step, outcome in done.items() if outcome != "ok"} == release.lacks
+    if "snapshot" not in release.lacks:
+        _drive(server, str(python), str(SDKS / "tour_async.py"), release.package)
 
 
-def _run(*command: str, env: dict[str, str]) -> str:
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=DRIVE_S, check=False)
+@pytest.mark.parametrize("release", _of("javascript"))
+def test_a_javascript_sdk(server: Server, release: Release, outcomes: dict[Release, dict[str, str]]) -> None:
+    directory = release.installed()
+    shutil.copy(SDKS / "tour.mjs", directory)  # node looks for packages beside the file that asks
+    outcomes[release] = done = _drive(server, "node", str(directory / "tour.mjs"))
+    assert {step for step, outcome in done.items() if outcome != "ok"} == release.lacks
+
+
+@pytest.mark.parametrize("release", _of("command line"))
+def test_the_command_line(server: Server, release: Release, outcomes: dict[Release, dict[str, str]]) -> None:
+    program = str(release.installed() / "node_modules/.bin/e2b")
+
+    def e2b(*words: str) -> str:
+        return _run(server, program, *words)
+
+    said = e2b("sandbox", "create", "--detach", "base")  # more words in one release, fewer in the other
+    sandbox_id = next(word for word in said.split() if re.fullmatch("i[a-z0-9]{19}", word))
+    listed = json.loads(e2b("sandbox", "list", "--format", "json"))
+    assert sandbox_id in [item["sandboxId"] for item in listed]
+    assert "State: running" in e2b("sandbox", "info", sandbox_id)
+    assert e2b("sandbox", "exec", sandbox_id, "echo", "hi") == "hi\n"
+    assert "sandbox.created" in e2b("sandbox", "logs", sandbox_id)
+    assert "Memory" in e2b("sandbox", "metrics", sandbox_id)
+    assert "paused" in e2b("sandbox", "pause", sandbox_id)
+    assert "resumed" in e2b("sandbox", "resume", sandbox_id)
+    assert "base" in e2b("template", "list")
+    assert "killed" in e2b("sandbox", "kill", sandbox_id)
+    steps = ("create", "list", "commands", "logs", "metrics", "pause and resume", "kill")
+    outcomes[release] = dict.fromkeys(steps, "ok")
+
+
+def _drive(server: Server, *command: str) -> dict[str, str]:
+    outcome: dict[str, str] = json.loads(_run(server, *command).splitlines()[-1])
+    return outcome
+
+
+def _run(server: Server, *command: str) -> str:
+    done = subprocess.run(
+        command,
+        env=_environment(server),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DRIVE_S,
+        check=False,
+    )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
-def _python_with(package: str, release: str) -> Path:
-    place = INSTALLED / f"{package}-{release}"
-    if not place.exists():
-        _install(
-            place,
-            ("uv", "venv", "--quiet", "--python", sys.executable, "."),
-            ("uv", "pip", "install", "--quiet", "--python", "bin/python", f"{package}=={release}"),
-        )
-    return place / "bin/python"
-
-
-def _node_with(package: str, release: str) -> Path:
-    place = INSTALLED / f"node-{package}-{release}"
-    if not place.exists():
-        _install(place, ("npm", "install", "--silent", "--no-audit", "--no-fund", f"{package}@{release}"))
-    return place
-
-
-def _install(place: Path, *commands: tuple[str, ...]) -> None:
-    """Run ``commands`` in a new directory that becomes ``place`` when all went well; else skip the test."""
-    draft = place.with_name(place.name + ".part")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    for name, *arguments in commands:
-        program = shutil.which(name, path=SEARCH)
-        if program is None:
-            pytest.skip(f"{name} is not installed here")
-        done = subprocess.run(
-            (program, *arguments), cwd=draft, capture_output=True, text=True, timeout=INSTALL_S, check=False
-        )
-        if done.returncode:
-            pytest.skip(f"{place.name} cannot be installed here: {done.stderr.strip()[-300:]}")
-    draft.rename(place)
+def _environment(server: Server) -> Mapping[str, str]:
+    settings = {"API_URL": server.url, "SANDBOX_URL": server.url, "API_KEY": server.key}
+    brands = ("E2B", "AGENTSPHERE")
+    return dict(os.environ) | {f"{brand}_{key}": value for brand in brands for key, value in settings.items()}

@@ -265,7 +265,7 @@ async def test_the_first_version_may_ask_for_an_open_sandbox(
         ({"autoPauseMemory": False}, 400, "bad_lifecycle"),
         ({"autoPause": True, "autoPauseMemory": False}, 501, "filesystem_pause_unsupported"),
         ({"volumeMounts": [{"name": "v", "path": "/v"}]}, 501, "volumes_unsupported"),
-        ({"mcp": {"exa": {}}}, 501, "mcp_unsupported"),
+        ({"mcp": {"exa": {"apiKey": "x" * 300_000}}}, 400, "too_large"),
         ({"iam": {"tokens": {"a": {}}}}, 501, "iam_unsupported"),
         ({"network": {"allowOut": ["example.com"]}}, 501, "network_option_unsupported"),
         ({"network": {"denyOut": ["10.0.0.0/8"]}}, 501, "network_option_unsupported"),

@@ -7,6 +7,7 @@ pass only when its value says nothing (null, false, or empty).
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Annotated, Any, Self
 
@@ -19,6 +20,7 @@ ALL_TRAFFIC = "0.0.0.0/0"
 PAIRS_MAX = 512
 PAIRS_BYTES_MAX = 256 * 1024
 FORKS_MAX = 100
+MCP_BYTES_MAX = 256 * 1024
 REFRESH_S_MAX = 3600
 
 V1_TIMEOUT_S = 15
@@ -73,6 +75,8 @@ class NewSandbox(Body):
     metadata: dict[str, str] | None = None
     envVars: dict[str, str] | None = None
     mcp: dict[str, Any] | None = None
+    """What the client will tell the gateway, which it starts itself by a command. Perhaps with credentials in
+    it, so it is not kept."""
     iam: dict[str, Any] | None = None
     volumeMounts: list[Any] | None = None
 
@@ -110,8 +114,8 @@ class NewSandbox(Body):
             raise Unsupported(_NO_DISK_ONLY, code="filesystem_pause_unsupported")
         if self.volumeMounts:
             raise Unsupported("volumes are not supported", code="volumes_unsupported")
-        if self.mcp:
-            raise Unsupported("Failed to start MCP gateway: no template here has one", code="mcp_unsupported")
+        if self.mcp and len(json.dumps(self.mcp)) > MCP_BYTES_MAX:
+            raise Invalid(f"mcp: more than {MCP_BYTES_MAX} characters", code="too_large")
         if self.iam and self.iam.get("tokens"):
             raise Unsupported("workload identity tokens (iam) are not supported", code="iam_unsupported")
 

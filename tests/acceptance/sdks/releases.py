@@ -1,0 +1,99 @@
+"""The releases of the official clients that this server is tested with, and where they are installed.
+
+Each gets a place of its own under ``build/sdks``, once. ``lacks`` are the steps of the tour for which a
+release has no call. ``short`` ones are driven by the default suite, all by ``make test-sdks``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+INSTALLED = REPOSITORY / "build" / "sdks"
+SEARCH = os.pathsep.join((str(REPOSITORY / "build/uv/bin"), os.environ.get("PATH", "")))
+INSTALL_S = 100
+
+OLD = frozenset({"file metadata", "fork"})
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One release of one client."""
+
+    package: str
+    version: str
+    language: str = "python"
+    short: bool = False
+    lacks: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        return f"{self.package} {self.version}"
+
+    @property
+    def place(self) -> Path:
+        """Where it is installed."""
+        prefix = "" if self.language == "python" else "node-"
+        return INSTALLED / f"{prefix}{self.package.replace('@', '').replace('/', '-')}-{self.version}"
+
+    def installed(self) -> Path:
+        """Its place, after installing it if need be; where that cannot be done, the test is skipped."""
+        if not self.place.exists():
+            if self.language == "python":
+                _install(
+                    self.place,
+                    ("uv", "venv", "--quiet", "--python", sys.executable, "."),
+                    (
+                        "uv",
+                        "pip",
+                        "install",
+                        "--quiet",
+                        "--python",
+                        "bin/python",
+                        f"{self.package}=={self.version}",
+                    ),
+                )
+            else:
+                command = ("npm", "install", "--silent", "--no-audit", "--no-fund")
+                _install(self.place, (*command, f"{self.package}@{self.version}"))
+        return self.place
+
+
+RELEASES = (
+    Release("e2b", "2.63.0", short=True),
+    Release("e2b", "2.51.0"),  # the first that speaks the control plane's second version
+    Release("e2b", "2.45.1", short=True),
+    Release("e2b", "2.38.0"),
+    Release("e2b", "2.26.0", lacks=OLD),
+    Release("e2b", "2.20.3", lacks=OLD),
+    Release("e2b", "2.10.2", lacks=OLD | {"git", "snapshot"}),
+    Release("agentsphere", "3.0.0", short=True, lacks=OLD),
+    Release("e2b", "2.51.0", "javascript", short=True),
+    Release("e2b", "2.45.0", "javascript", short=True),
+    Release("@e2b/cli", "2.19.0", "command line", short=True),
+    Release("@e2b/cli", "2.16.0", "command line"),
+)
+
+
+def _install(place: Path, *commands: tuple[str, ...]) -> None:
+    """Run ``commands`` in a new directory that becomes ``place`` when all went well; else skip the test."""
+    draft = place.with_name(place.name + ".part")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    for name, *arguments in commands:
+        program = shutil.which(name, path=SEARCH)
+        if program is None:
+            pytest.skip(f"{name} is not installed here")
+        done = subprocess.run(
+            (program, *arguments), cwd=draft, capture_output=True, text=True, timeout=INSTALL_S, check=False
+        )
+        if done.returncode:
+            pytest.skip(f"{place.name} cannot be installed here: {done.stderr.strip()[-300:]}")
+    draft.rename(place)
