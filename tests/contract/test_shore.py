@@ -21,7 +21,7 @@ from wardian.guest.guest import Exit, Output, Process, ProcessConfig, Tunnel
 from wardian.model.errors import NotFound
 from wardian.model.sandbox import SandboxSpec
 from wardian.network.dns import Resolver
-from wardian.network.outbound import relay
+from wardian.network.outbound import dial, join
 from wardian.network.policy import Policy
 from wardian.network.shore import Shore
 
@@ -87,7 +87,7 @@ async def test_a_connection_reaches_the_far_side_and_its_bytes_come_back(travell
 
     async def connect(address: str, wanted: int, tunnel: Tunnel) -> None:
         asked.append((address, wanted))
-        await relay("127.0.0.1", port, tunnel)
+        await join(await dial("127.0.0.1", port), tunnel)
 
     traveller.guest.on_connect = connect
     data = os.urandom(2 * MIB)
