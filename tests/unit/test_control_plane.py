@@ -636,7 +636,8 @@ async def test_a_change_of_the_network_replaces_everything(
     path = f"/sandboxes/{ID}/network"
     assert (await client.put(path, json=NETWORK | {"allow_internet_access": True})).status_code == 204
     assert service.asked == (EGRESS, True)
-    for nothing in ({}, {"allowOut": [], "denyOut": []}, None):
+    empty: tuple[dict[str, Any] | None, ...] = ({}, {"allowOut": [], "denyOut": []}, None)
+    for nothing in empty:
         assert (await client.put(path, json=nothing)).status_code == 204
         assert service.asked == (Egress(), True)
     assert (await client.put(path, json={"allow_internet_access": False})).status_code == 204

@@ -1,8 +1,8 @@
 """DNS for guests: parse the query strictly, ask the host's resolver, tell only what may be reached.
 
-Answers are A and AAAA records of whatever ``getaddrinfo`` (or the servers that the sandbox's owner named) says,
-without the addresses that the policy denies: a name of the attacker's that points inward does not help.
-Anything else is refused, not made up.
+Answers are A and AAAA records of whatever ``getaddrinfo`` says (or the servers that the sandbox's owner
+named), without the addresses that the policy denies: a name of the attacker's that points inward does not
+help. Anything else is refused, not made up.
 """
 
 from __future__ import annotations

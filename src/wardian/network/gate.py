@@ -1,9 +1,9 @@
 """The gate: decides where one connection of a sandbox may go, and finds the way there.
 
 An address that the sandbox's rules open is dialled as it is. Where only a name can open it, the connection's
-first bytes must show an allowed one, and what is dialled is where *the host* finds that name: the address that
-the program chose counts only if our DNS gave it out for it. What shows no name (and is neither TLS nor
-HTTP) goes to an address that we gave out for an allowed name, on whatever port.
+first bytes must show an allowed one, and what is dialled is where *the host* finds that name: the address
+that the program chose counts only if our DNS gave it out for it. What shows no name, being neither TLS nor
+HTTP, goes to an address that we gave out for an allowed name, on whatever port.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Denied(OSError):
 class Route:
     """Where an admitted connection goes, and why it may.
 
-    ``name``: the allowed name that opened it. ``head``: bytes taken from the program already. ``late``: it has
-    shown no opening yet; :meth:`Gate.late_opening` must judge its first bytes when they come.
+    ``name``: the allowed name that opened it. ``head``: bytes taken from the program already. ``late``: it
+    has shown no opening yet; :meth:`Gate.late_opening` must judge its first bytes when they come.
     """
 
     address: str
@@ -75,7 +75,7 @@ class Gate:
 
     def view(self, sandbox: Sandbox) -> View:
         """How a sandbox sees names."""
-        rules, egress = rules_of(sandbox.spec), sandbox.spec.egress
+        rules = rules_of(sandbox.spec)
         return View(
             may_ask=rules.look_up,
             may_tell=lambda address: (
@@ -103,7 +103,7 @@ class Gate:
         return decision
 
     async def admit(self, sandbox: Sandbox, address: str, port: int, tunnel: Tunnel) -> Route:
-        """Decide; where it takes a name, after reading the connection's first bytes. Raises :class:`Denied`."""
+        """Decide; where it takes a name, once the first bytes have shown it. Raises :class:`Denied`."""
         granted = grant_for(sandbox.spec.granted_hosts, address, port)
         if granted is not None:
             return Route(await self._home(granted.target or granted.host), port, "granted")

@@ -84,8 +84,8 @@ class EgressBody(Body):
         """The rules, checked by themselves. Raises :class:`Invalid` or :class:`Unsupported`."""
         if any(rules for rules in (self.rules or {}).values()):
             raise Unsupported(
-                "network.rules is not supported: changing requests takes a bridge that reads them, and there is "
-                "none yet",
+                "network.rules is not supported: changing requests takes a bridge that reads them, "
+                "and there is none yet",
                 code="network_rules_unsupported",
                 hint="allow the host with allowOut, and give the program inside its own headers",
             )
@@ -134,7 +134,10 @@ def _is_host(text: str) -> bool:
 async def update_network(
     plane: Plane, tenant: Tenant, sandbox_id: SandboxId, body: NetworkUpdate | None = None
 ) -> None:
-    """Replace everything that says what may leave a sandbox, running or paused; what is left out is cleared."""
+    """Replace everything that says what may leave a sandbox, running or paused.
+
+    What is left out is cleared.
+    """
     await plane.sandboxes.get(tenant, sandbox_id)  # an unknown one is said before a wrong body
     asked = body or NetworkUpdate()
     internet = asked.allow_internet_access is not False
