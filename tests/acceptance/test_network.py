@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from e2b import ALL_TRAFFIC, Sandbox
-from e2b.exceptions import InvalidArgumentException
+from e2b.exceptions import SandboxException
 from tests.acceptance.conftest import Server, serve, stop
 from tests.acceptance.upstreams import DENIED, GOOD, NETWORK, OTHER, PASSWORD, USER, World, world
 
@@ -47,8 +46,7 @@ def make(server: Server) -> Iterator[Make]:
     made: list[Sandbox] = []
 
     def create(**options: Any) -> Sandbox:
-        access = {"api_url": server.url, "sandbox_url": server.url, "api_key": server.key}
-        made.append(Sandbox.create(timeout=120, **access, **options))
+        made.append(Sandbox.create(timeout=120, **access(server), **options))
         return made[-1]
 
     yield create
@@ -56,9 +54,21 @@ def make(server: Server) -> Iterator[Make]:
         each.kill()
 
 
+def access(server: Server) -> dict[str, Any]:
+    return {"api_url": server.url, "sandbox_url": server.url, "api_key": server.key}
+
+
 def only(far: World, *names: str, **more: Any) -> dict[str, Any]:
     """Rules that open names and nothing else, asked of our own name server."""
     return {"allow_out": list(names), "deny_out": [ALL_TRAFFIC], "dns_servers": [far.names], **more}
+
+
+def update(sandbox: Sandbox, network: Any) -> None:
+    sandbox.update_network(network)
+
+
+def told(sandbox: Sandbox) -> Any:
+    return sandbox.get_info().network
 
 
 def run(sandbox: Sandbox, command: str) -> tuple[int, str]:
@@ -109,7 +119,7 @@ def test_addresses_are_allowed_and_denied_and_allow_wins(make: Make, far: World)
     assert run(box, f"{CURL} http://{far.elsewhere}/")[0] == 0
     assert run(box, f"{CURL} http://{far.home}/")[0] != 0
     assert run(box, f"{CURL} http://169.254.169.254/")[0] != 0
-    box.update_network({"allow_out": ["169.254.169.254", "10.0.0.0/8", far.home], "deny_out": [ALL_TRAFFIC]})
+    update(box, {"allow_out": ["169.254.169.254", "10.0.0.0/8", far.home], "deny_out": [ALL_TRAFFIC]})
     assert run(box, f"{CURL} http://169.254.169.254/")[0] != 0  # no tenant opens what the server denies
     assert run(box, f"{CURL} http://{far.home}/")[0] == 0
 
@@ -125,30 +135,30 @@ def test_a_change_applies_at_once_and_cuts_what_it_forbids(make: Make, far: Worl
     watching = iter(open_connection)
     lines.append(str(next(watching)[0]))
     assert "hello" in lines[0]
-    box.update_network(only(far, DENIED))
+    update(box, only(far, DENIED))
     assert "broken" in "".join(str(out or "") for out, _, _ in watching)
     assert run(box, f"{CURL} http://{GOOD}/")[0] != 0
     assert run(box, f"{CURL} http://{DENIED}/")[0] == 0
-    box.update_network({"allow_internet_access": False})
+    update(box, {"allow_internet_access": False})
     assert run(box, f"{CURL} http://{far.home}/")[0] != 0
-    box.update_network({})
+    update(box, {})
     assert run(box, f"{CURL} http://{far.home}/")[0] == 0
-    assert box.get_info().network == {"allow_public_traffic": True}
+    assert told(box) == {"allow_public_traffic": True}
 
 
 def test_the_rules_survive_a_pause_and_a_fork_and_are_told(make: Make, far: World) -> None:
     settings = only(far, "elsewhere.test")
     box = make(network=lambda_settings(settings))
-    told = box.get_info()
-    assert told.network == settings | {"allow_public_traffic": True}
+    assert told(box) == settings | {"allow_public_traffic": True}
     box.pause()
-    box.update_network(only(far, GOOD))  # also while it sleeps
+    update(box, only(far, GOOD))  # also while it sleeps
     box.connect()
     assert run(box, f"{CURL} http://{GOOD}/")[0] == 0
     assert run(box, f"{CURL} http://{far.elsewhere}/")[0] != 0
     (fork,) = box.fork()
+    assert isinstance(fork, Sandbox)
     try:
-        assert fork.get_info().network == only(far, GOOD) | {"allow_public_traffic": True}
+        assert told(fork) == only(far, GOOD) | {"allow_public_traffic": True}
         assert run(fork, f"{CURL} http://{GOOD}/")[0] == 0
         assert run(fork, f"{CURL} http://{DENIED}/")[0] != 0
     finally:
@@ -171,17 +181,17 @@ def test_connections_go_through_a_proxy_whose_password_is_nowhere(
     far.proxied.clear()
     assert run(box, f"{CURL} http://{GOOD}/") == (0, f"{far.home} {GOOD}")
     assert far.proxied == [(GOOD, 80)]  # by name: the proxy resolves it
-    assert box.get_info().network["egress_proxy"] == {"address": proxy["address"], "username": USER}
-    box.update_network({"egress_proxy": proxy})
+    assert told(box)["egress_proxy"] == {"address": proxy["address"], "username": USER}
+    update(box, {"egress_proxy": proxy})
     assert run(box, f"{CURL} http://{far.elsewhere}/")[0] == 0
     assert far.proxied[1:] == [(far.elsewhere, 80)]
-    box.update_network({"egress_proxy": proxy | {"password": "wrong"}})
+    update(box, {"egress_proxy": proxy | {"password": "wrong"}})
     assert run(box, f"{CURL} http://{far.elsewhere}/")[0] != 0  # never around it
     secret = PASSWORD.encode()
     for path in (path for path in server.data.rglob("*") if path.is_file()):
         if path.suffix in (".db", ".log", ".jsonl", ".json") or "events" in path.parts or "wal" in path.name:
             assert secret not in path.read_bytes(), path
-    with pytest.raises(InvalidArgumentException, match=r"10\.0\.0\.1:1080 may not be reached: proxy_denied"):
+    with pytest.raises(SandboxException, match=r"10\.0\.0\.1:1080 may not be reached: proxy_denied"):
         make(network={"egress_proxy": {"address": "10.0.0.1:1080"}})
 
 
@@ -211,7 +221,7 @@ def test_ports_that_speak_tls_inside_are_reached(make: Make, server: Server) -> 
     headers = {"E2b-Sandbox-Id": box.sandbox_id, "E2b-Sandbox-Port": "8443"}
     answer = httpx.get(server.url, headers=headers)
     assert (answer.status_code, answer.text) == (200, "8443-mine.example.com")
-    assert box.get_info().network["https_ports"] == [8443]
+    assert told(box)["https_ports"] == [8443]
 
 
 def test_every_decision_is_on_record(make: Make, far: World, server: Server) -> None:
@@ -228,10 +238,21 @@ def test_every_decision_is_on_record(make: Make, far: World, server: Server) -> 
         assert trace in logged
 
 
-def test_rules_survive_a_restart_of_the_database(make: Make, far: World, server: Server) -> None:
-    """What is written is what a next server reads."""
-    box = make(network=only(far, GOOD))
-    with sqlite3.connect(f"file:{server.data / 'wardian.db'}?mode=ro", uri=True) as database:
-        (spec,) = database.execute("SELECT spec FROM sandbox WHERE id = ?", (box.sandbox_id,)).fetchone()
-    assert json.loads(spec)["egress"]["allow"] == [GOOD]
-    assert Path(server.data / "seal.key").stat().st_mode & 0o777 == 0o600
+def test_rules_survive_a_restart_of_the_server(far: World, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WARDIAN_ALLOWED_NETWORKS", NETWORK)
+        first = serve(tmp_path)
+        try:
+            made = Sandbox.create(timeout=120, network=only(far, GOOD), **access(first))
+        finally:
+            stop(first)
+        second = serve(tmp_path)
+    try:
+        box = Sandbox.connect(made.sandbox_id, **access(second))
+        assert told(box) == only(far, GOOD) | {"allow_public_traffic": True}
+        assert run(box, f"{CURL} http://{GOOD}/")[0] == 0
+        assert run(box, f"{CURL} http://{far.elsewhere}/")[0] != 0
+        box.kill()
+    finally:
+        stop(second)
+    assert (tmp_path / "seal.key").stat().st_mode & 0o777 == 0o600

@@ -131,7 +131,8 @@ class World:
     def serve_tls(self, sock: socket.socket) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.certificate)
-        self.serve_web(context.wrap_socket(sock, server_side=True))
+        with context.wrap_socket(sock, server_side=True) as wrapped:
+            self.serve_web(wrapped)
 
     def serve_banner(self, sock: socket.socket) -> None:
         """Speaks first, then says every line again."""

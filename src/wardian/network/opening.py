@@ -16,11 +16,12 @@ from wardian.model.egress import name_of
 OPENING_MAX = 16 * 1024
 """Bytes of a ClientHello or a request head that are looked at; more is a fault."""
 
-_HANDSHAKE, _CLIENT_HELLO, _SERVER_NAME, _HOST_NAME = 0x16, 1, 0, 0
+_HANDSHAKE, _CLIENT_HELLO, _SERVER_NAME, _HOST_NAME = b"\x16", b"\1", 0, 0
 _TLS_TYPES = frozenset(range(0x14, 0x19))
 _RECORD_MAX = 16 * 1024
 _HTTP_LINE = re.compile(rb"HTTP/|^\s*(GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|TRACE|CONNECT) ", re.IGNORECASE)
-_TEXT = frozenset(b"\t\r\n") | frozenset(range(0x20, 0x7F))
+_NOT_TEXT = re.compile(rb"[^\t\r\n -~]")
+_RECORDS_MAX = 64
 _AUTHORITY = re.compile(r"([^:@/\[\]]+)(:\d{1,5})?")
 
 
@@ -42,19 +43,15 @@ def read_opening(data: bytes) -> Opening | None:
     if not data:
         return None
     if data[0] in _TLS_TYPES and data[1:2] in (b"", b"\x03"):
-        return _settled(_tls(data), data, "tls")
-    if data[0] not in _TEXT:
+        found = _tls(data)
+        too_long = found is None and len(data) > OPENING_MAX
+        return Opening("tls", fault="malformed_tls") if too_long else found
+    if _NOT_TEXT.match(data):
         return Opening("other")
     line, ended, _ = data.lstrip(b"\r\n").partition(b"\n")
     if _HTTP_LINE.search(line):
-        return _settled(_http(data), data, "http")
-    if ended or any(byte not in _TEXT for byte in line):
-        return Opening("other")
-    return Opening("other") if len(data) > OPENING_MAX else None
-
-
-def _settled(found: Opening | None, data: bytes, protocol: str) -> Opening | None:
-    return Opening(protocol, fault="opening_too_long") if found is None and len(data) > OPENING_MAX else found
+        return _http(data)
+    return Opening("other") if ended or _NOT_TEXT.search(line) or len(data) > OPENING_MAX else None
 
 
 # ── HTTP
@@ -146,27 +143,29 @@ def _tls(data: bytes) -> Opening | None:
 
 def _client_hello(data: bytes) -> bytes | None:
     """The body of the handshake message that the records begin with; None when it is not all there."""
-    message = b""
-    while data:
-        if data[0] != _HANDSHAKE or data[1:2] not in (b"", b"\x03"):
+    message, at = b"", 0
+    for _ in range(_RECORDS_MAX):
+        head = data[at : at + 5]
+        if head[:1] not in (b"", _HANDSHAKE) or head[1:2] not in (b"", b"\x03"):
             raise _Bad
-        if len(data) < 5:
+        if len(head) < 5:
             return None
-        size = int.from_bytes(data[3:5])
+        size = int.from_bytes(head[3:5])
         if not 0 < size <= _RECORD_MAX:
             raise _Bad
-        message += data[5 : 5 + size]
-        if message[0:1] not in (b"", bytes([_CLIENT_HELLO])):
+        at += 5
+        message += data[at : at + size]
+        at += size
+        if message[:1] not in (b"", _CLIENT_HELLO):
             raise _Bad
         wanted = 4 + int.from_bytes(message[1:4]) if len(message) >= 4 else 4
         if wanted > OPENING_MAX:
             raise _Bad
         if len(message) >= wanted > 4:
             return message[4:wanted]
-        if len(data) < 5 + size:
+        if len(data) < at:
             return None
-        data = data[5 + size :]
-    return None
+    raise _Bad
 
 
 def _server_name(hello: _Reader) -> str | None:

@@ -7,7 +7,7 @@ import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from wardian.guest.guest import Tunnel
@@ -202,20 +202,26 @@ class Shore:
     async def _resolve_over_tcp(self, sandbox: Sandbox, stream: Tunnel) -> None:
         """Whoever asks a DNS server over TCP is answered by us, as over UDP: one query after another."""
         stream.accept()
-        pending = b""
-        while True:
-            while len(pending) < 2 or len(pending) < 2 + int.from_bytes(pending[:2]):
+        pending = bytearray()
+
+        async def take(size: int) -> bytes:
+            while len(pending) < size:
                 async with asyncio.timeout(DNS_IDLE_S):
                     data = await stream.read()
                 if not data:
-                    return
-                pending += data
-            size = int.from_bytes(pending[:2])
-            if size > QUERY_MAX:
-                raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
-            query, pending = pending[2 : 2 + size], pending[2 + size :]
-            packet = await self.resolve(sandbox, query)
-            await stream.write(len(packet).to_bytes(2) + packet)
+                    raise EOFError
+                pending.extend(data)
+            piece = bytes(pending[:size])
+            del pending[:size]
+            return piece
+
+        with suppress(EOFError, TimeoutError):
+            while True:
+                size = int.from_bytes(await take(2))
+                if size > QUERY_MAX:
+                    raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+                packet = await self.resolve(sandbox, await take(size))
+                await stream.write(len(packet).to_bytes(2) + packet)
 
     # ── records
 
