@@ -13,6 +13,9 @@ from e2b import ALL_TRAFFIC, Sandbox
 from e2b.exceptions import SandboxException
 from tests.acceptance.conftest import Server, serve, stop
 from tests.acceptance.upstreams import DENIED, GOOD, NETWORK, OTHER, PASSWORD, USER, World, world
+from typer.testing import CliRunner
+
+from wardian.cli.main import app
 
 Make = Callable[..., Sandbox]
 TALK = """
@@ -58,7 +61,7 @@ def access(server: Server) -> dict[str, Any]:
     return {"api_url": server.url, "sandbox_url": server.url, "api_key": server.key}
 
 
-def only(far: World, *names: str, **more: Any) -> dict[str, Any]:
+def only(far: World, *names: str, **more: Any) -> Any:
     """Rules that open names and nothing else, asked of our own name server."""
     return {"allow_out": list(names), "deny_out": [ALL_TRAFFIC], "dns_servers": [far.names], **more}
 
@@ -236,6 +239,34 @@ def test_every_decision_is_on_record(make: Make, far: World, server: Server) -> 
     logged = json.dumps(answer.json())
     for trace in ("network.connect", "network.resolve", "allowed_name", "denied_name", "sandbox.network"):
         assert trace in logged
+
+
+def test_the_command_line_shows_and_changes_the_rules(make: Make, far: World, server: Server) -> None:
+    box = make(network=only(far, GOOD))
+
+    def network(*options: str) -> tuple[int, str]:
+        words = ["--url", server.url, "--api-key", server.key, "network", box.sandbox_id, *options]
+        done = CliRunner().invoke(app, ["sandbox", *words])
+        return done.exit_code, done.output
+
+    code, shown = network()
+    assert code == 0
+    assert {f"allowed   {GOOD}", f"denied    {ALL_TRAFFIC}", f"dns       {far.names}"} <= set(
+        shown.splitlines()
+    )
+    code, shown = network("--no-internet", "--allow", DENIED, "--dns", far.names, "--json")
+    assert json.loads(shown)["allowOut"] == [DENIED]
+    assert run(box, f"{CURL} http://{DENIED}/")[0] == 0
+    assert run(box, f"{CURL} http://{GOOD}/")[0] != 0
+    code, shown = network("--allow", DENIED)
+    assert code != 0
+    assert "ALL_TRAFFIC" in shown
+    assert network("--internet")[0] == 0
+    assert told(box) == {"allow_public_traffic": True}
+    update(box, {"egress_proxy": {"address": f"{far.proxy}:1080", "username": USER, "password": PASSWORD}})
+    assert network("--internet")[0] != 0  # not behind its owner's back
+    assert network("--internet", "--drop-proxy")[0] == 0
+    assert told(box) == {"allow_public_traffic": True}
 
 
 def test_rules_survive_a_restart_of_the_server(far: World, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
 
 from wardian.guest.guest import Tunnel
 from wardian.model.egress import EgressProxy
@@ -32,6 +33,8 @@ OPENING_S = 10.0
 SILENCE_S = 0.25
 """How long a connection to an address given out for an allowed name may say nothing before it is dialled: in
 some protocols the far side speaks first."""
+LOOKUPS_MAX = 8
+"""Look-ups at once for the connections of one sandbox; the rest wait."""
 _PIECE = 65536
 
 Unseal = Callable[[str, str], str]
@@ -70,6 +73,7 @@ class Gate:
         self._resolver = resolver
         self._told = told
         self._unseal = unseal
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     # ── names
 
@@ -161,8 +165,10 @@ class Gate:
         return opening.name
 
     async def _find(self, sandbox: Sandbox, name: str, port: int) -> str:
-        """Where the host finds an allowed name now."""
-        found = await self._resolver.look_up(name, socket.AF_INET, self._servers(sandbox))
+        """Where the host finds an allowed name now. One sandbox does not keep the resolver from the others."""
+        turns = self._turns.setdefault(sandbox.id, asyncio.Semaphore(LOOKUPS_MAX))
+        async with turns:
+            found = await self._resolver.look_up(name, socket.AF_INET, self._servers(sandbox))
         if not found.addresses:
             raise Denied("name_unresolved", name)
         for address in found.addresses:
