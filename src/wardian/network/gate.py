@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 
 from wardian.guest.guest import Tunnel
 from wardian.model.egress import EgressProxy
+from wardian.model.errors import WardianError
 from wardian.model.sandbox import Sandbox
 from wardian.network import socks
 from wardian.network.dns import Resolver, View
@@ -165,7 +166,7 @@ class Gate:
         return opening.name
 
     async def _find(self, sandbox: Sandbox, name: str, port: int) -> str:
-        """Where the host finds an allowed name now. One sandbox does not keep the resolver from the others."""
+        """Where the host finds an allowed name now; a few at a time, so that others are found as well."""
         turns = self._turns.setdefault(sandbox.id, asyncio.Semaphore(LOOKUPS_MAX))
         async with turns:
             found = await self._resolver.look_up(name, socket.AF_INET, self._servers(sandbox))
@@ -211,7 +212,10 @@ class Gate:
         at = await self.proxy_address(proxy)
         password = None
         if proxy.sealed_password is not None:
-            password = self._unseal(proxy.sealed_password, proxy.address)
+            try:
+                password = self._unseal(proxy.sealed_password, proxy.address)
+            except WardianError:
+                raise Denied("proxy_password_unreadable", proxy.host) from None
         return await socks.dial_through(proxy, password, at, route.name or route.address, route.port)
 
     async def proxy_address(self, proxy: EgressProxy) -> str:

@@ -156,7 +156,12 @@ class Shore:
                 self._note_connect(sandbox, live, Decision(False, error.reason), error.name)
                 raise
 
-        await join(await self._gate.dial(route), stream, first)
+        try:
+            remote = await self._gate.dial(route)
+        except Denied as error:
+            self._note_connect(sandbox, live, Decision(False, error.reason), error.name)
+            raise
+        await join(remote, stream, first)
 
     def _note_connect(
         self, sandbox: Sandbox, live: _Live, decision: Decision, name: str | None = None

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 REMEMBER_S = 600.0
-PER_SANDBOX_MAX = 1024
+PER_SANDBOX_MAX = 256
 SANDBOXES_MAX = 4096
 
 

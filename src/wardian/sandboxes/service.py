@@ -322,6 +322,7 @@ class Sandboxes:
             parent.spec,
             timeout_s=parent.spec.timeout_s if timeout_s is None else timeout_s,
             idempotency_key=None,
+            granted_hosts=(),  # granted to the parent, and to nobody that comes after it
         )
         try:
             owner, _ = await self._add(parent.tenant, origin, asked)
