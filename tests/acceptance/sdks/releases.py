@@ -21,6 +21,7 @@ SEARCH = os.pathsep.join((str(REPOSITORY / "build/uv/bin"), os.environ.get("PATH
 INSTALL_S = 100
 
 OLD = frozenset({"file metadata", "fork"})
+OLDER = OLD | {"network rules"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +73,9 @@ RELEASES = (
     Release("e2b", "2.45.1", short=True),
     Release("e2b", "2.38.0"),
     Release("e2b", "2.26.0", lacks=OLD),
-    Release("e2b", "2.20.3", lacks=OLD),
-    Release("e2b", "2.10.2", lacks=OLD | {"git", "snapshot"}),
-    Release("agentsphere", "3.0.0", short=True, lacks=OLD),
+    Release("e2b", "2.20.3", lacks=OLDER),
+    Release("e2b", "2.10.2", lacks=OLDER | {"git", "snapshot"}),
+    Release("agentsphere", "3.0.0", short=True, lacks=OLDER),
     Release("e2b", "2.51.0", "javascript", short=True),
     Release("e2b", "2.45.0", "javascript", short=True),
     Release("@e2b/cli", "2.19.0", "command line", short=True),

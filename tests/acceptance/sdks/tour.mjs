@@ -144,6 +144,16 @@ await step('no internet', async () => {
   await closed.kill()
 })
 
+await step('network rules', async () => {
+  await sandbox.updateNetwork({ allowOut: ['good.test'], denyOut: ({ allTraffic }) => [allTraffic] })
+  const network = (await sandbox.getInfo()).network
+  assert.deepEqual([network.allowOut, network.denyOut], [['good.test'], ['0.0.0.0/0']])
+  const curl = 'curl -sS --connect-timeout 3 --max-time 10 http://1.1.1.1/ || echo closed'
+  assert.equal((await sandbox.commands.run(curl)).stdout, 'closed\n')
+  await sandbox.updateNetwork({})
+  assert.equal((await sandbox.getInfo()).network.denyOut, undefined)
+}, sandbox.updateNetwork !== undefined)
+
 await step('MCP failure is told', async () => {
   const metadata = { sdk: 'js & co mcp' }
   await assert.rejects(Sandbox.create('base', { timeoutMs: 60_000, metadata, mcp: { exa: { apiKey: 'none' } } }))

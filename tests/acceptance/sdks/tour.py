@@ -259,6 +259,15 @@ def no_internet(tour: Tour) -> None:
         assert closed.kill() is True
 
 
+@step("network rules", needs="sandbox.update_network")
+def network_rules(tour: Tour) -> None:
+    sandbox = tour.sandbox
+    sandbox.update_network({"allow_out": ["good.test"], "deny_out": ["0.0.0.0/0"]})
+    shown = sandbox.commands.run("curl -sS --connect-timeout 3 --max-time 10 http://1.1.1.1/ || echo closed")
+    assert shown.stdout == "closed\n"
+    sandbox.update_network({})
+
+
 @step("MCP failure is told", needs="sandbox.get_mcp_token")
 def mcp_failure_is_told(tour: Tour) -> None:
     mark = {"sdk": label(tour.module) + " mcp"}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol, cast
 
 from fastapi import Depends, Request
 
+from wardian.model.egress import Egress
 from wardian.model.errors import Invalid, NotFound
 from wardian.model.template import Template
 from wardian.sandboxes.service import Sandboxes
@@ -31,13 +32,16 @@ class ControlPlane:
     """The control plane's connections to the rest of the house.
 
     ``domain`` is what the names of sandbox ports end in (``{port}-{id}.{domain}``); ``timeout_max_s`` is the
-    longest time a sandbox may ask for at once.
+    longest time a sandbox may ask for at once. ``check_egress`` raises Invalid for rules that lead where the
+    server lets nobody go; ``seal`` makes a secret (and what it is for) fit to be kept.
     """
 
     sandboxes: Sandboxes
     templates: Templates
     domain: str | None
     timeout_max_s: int
+    check_egress: Callable[[Egress], Awaitable[None]]
+    seal: Callable[[str, str], str]
 
     def timeout(self, seconds: int, *, smallest: int = 1) -> int:
         """``seconds`` if a sandbox may ask for it. Raises :class:`Invalid` in the protocol's words."""
