@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from tests.contract.harness import House, Member
 
+from wardian.images.compose import Clean, compose_root
 from wardian.images.layers import apply_layer, capture_layer
+from wardian.isolation.port import RootImage
 from wardian.model.errors import LimitExceeded, WardianError
 from wardian.model.resources import Resources
 
@@ -124,3 +126,28 @@ async def test_held_processes_stand_still_and_go_on(house: House, tmp_path: Path
     before = await member.sh("cat /root/a")
     while await member.sh("cat /root/a") == before:
         pass
+
+
+async def test_a_composed_image_boots_with_its_files(house: House, tmp_path: Path) -> None:
+    """Captured, composed and booted: the files are those of the first machine, names of any length too."""
+    first = await house.start(ROOMY)
+    await first.sh(CHANGES)
+    await first.sh(
+        "mkdir /root/long; cd /root/long; i=0; while [ $i -lt 60 ]; do i=$((i+1)); "
+        f"echo $i > ${{i}}{'n' * 120}{'m' * 120}; done; echo x > {'u' * 255}"
+    )
+    await capture_layer(first.guest, house.root, tmp_path / "layer", size_max=LARGE)
+    composed = compose_root(house.root.path, [tmp_path / "layer"], tmp_path / "image", clean=Clean())
+    house.root = RootImage(tmp_path / "image", composed.digest)
+    second = await house.start(ROOMY)
+    assert "ls:" not in await second.sh("ls -R / > /dev/null; ls -R /root 2>&1")
+    for script in (
+        "ls -R /home /root /etc /tmp /bin",
+        "cat /root/long/* /root/a /home/user/one /etc/group",
+        "ls -ln /root/a /home/user | while read mode links rest; do echo $mode; done",
+        "wc -c < /root/sparse",
+    ):
+        assert await second.sh(script) == await first.sh(script)
+    assert (await second.sh("wc -l < /root/long/7" + "n" * 120 + "m" * 120)) == "1\n"
+    info = await capture_layer(second.guest, house.root, tmp_path / "again", size_max=LARGE)
+    assert info.entries <= 1

@@ -39,8 +39,9 @@ class Composed:
 class Clean:
     """What is normalised away. Shell patterns, name by name (``*`` stops at ``/``; ``**`` is any depth).
 
-    ``remove`` takes away, ``empty`` keeps the file without its content. With ``bytecode``, Python bytecode that
-    is not tied to the image's one time of modification (or to its source's hash) goes: it would never be used.
+    ``remove`` takes away, ``empty`` keeps the file without its content. With ``bytecode``, Python bytecode
+    that is not tied to the image's one time of modification (or to its source's hash) goes: it would never be
+    used.
     """
 
     remove: tuple[str, ...] = (
@@ -68,8 +69,8 @@ class Clean:
 def compose_root(base: Path, layers: Sequence[Path], out: Path, *, clean: Clean | None = None) -> Composed:
     """Write the image of ``base`` with ``layers`` over it to ``out`` (replaced at once). Blocks.
 
-    1 GB takes seconds. Without ``clean`` only times are normalised. Raises :class:`~wardian.images.tar.BadArchive` and
-    :class:`~wardian.images.erofs.ImageUnusable`.
+    1 GB takes seconds. Without ``clean`` only times are normalised. Raises
+    :class:`~wardian.images.tar.BadArchive` and :class:`~wardian.images.erofs.ImageUnusable`.
     """
     with Image(base) as image:
         tree = tree_of_image(image, 0)

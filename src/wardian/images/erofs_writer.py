@@ -1,12 +1,12 @@
 """EROFS images written from a :class:`~wardian.images.tree.Tree`, in the form that every driver reads.
 
 Uncompressed; a file's data is a row of whole blocks; the ends of directories and the targets of symlinks lie
-behind their inodes. All of it is a function of the tree: one time stamp, one UUID, names sorted, inodes and data
-in the order of the walk.
+behind their inodes. All of it is a function of the tree: one time stamp, one UUID, names sorted, inodes and
+data in the order of the walk.
 
-A directory block whose last name, with the padding behind it, is longer than 255 bytes is unreadable to gVisor.
-So blocks are cut where that does not happen; where no cut is possible (many names of over 200 bytes), the whole
-image gets larger blocks.
+A directory block whose last name, with the padding behind it, is longer than 255 bytes is unreadable to
+gVisor. So blocks are cut where that does not happen; where no cut is possible (many names of over 200 bytes),
+the whole image gets larger blocks.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 from wardian.api.e2b.bodies import ALL_TRAFFIC
 from wardian.api.errors import rest_body
 from wardian.model.errors import WardianError
-from wardian.model.sandbox import Sandbox, Snapshot
+from wardian.model.sandbox import Sandbox, Snapshot, has_memory
 from wardian.model.template import Template
 from wardian.sandboxes.service import Metric
 
@@ -61,7 +61,7 @@ def detail(sandbox: Sandbox, *, domain: str | None) -> dict[str, Any]:
         "network": network,
     }
     if sandbox.public_state == "paused":
-        told["pauseMode"] = "full"
+        told["pauseMode"] = "full" if has_memory(sandbox.snapshot_id or "") else "filesystem"
     return told
 
 

@@ -27,8 +27,6 @@ TIMEOUT_S = 300
 
 _HOST_MASK = re.compile(r"[A-Za-z0-9.\-]{1,253}(:(\d{1,5}|\$\{PORT\}))?")
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._/-]{0,126}[a-z0-9])?(?::[a-z0-9][a-z0-9._-]{0,62})?")
-_NO_REBOOT = "a sandbox is always resumed with its memory: booting from its disk alone is not supported"
-_NO_DISK_ONLY = "a sandbox is always captured with its memory: keeping its files alone is not supported"
 
 
 class Body(BaseModel):
@@ -95,6 +93,7 @@ class NewSandbox(Body):
             metadata=metadata,
             env=env,
             on_timeout=OnTimeout.PAUSE if self.autoPause else OnTimeout.KILL,
+            pause_memory=self.autoPauseMemory is not False,
             auto_resume=self.autoResume is not None and self.autoResume.enabled,
             allow_internet=self._allows_internet(network),
             secure=self.secure is not False,
@@ -107,7 +106,11 @@ class NewSandbox(Body):
         if self.autoPauseMemory is False:
             if not self.autoPause:
                 raise Invalid("autoPauseMemory: false needs autoPause", code="bad_lifecycle")
-            raise Unsupported(_NO_DISK_ONLY, code="filesystem_pause_unsupported")
+            if self.autoResume is not None and self.autoResume.enabled:
+                raise Invalid(
+                    "autoPauseMemory: false excludes autoResume: traffic does not boot a sandbox from its files",
+                    code="bad_lifecycle",
+                )
         if self.volumeMounts:
             raise Unsupported("volumes are not supported", code="volumes_unsupported")
         if self.mcp:
@@ -137,11 +140,7 @@ class NewSandbox(Body):
 
 class ConnectSandbox(Body):
     timeout: int | None = None
-    memory: bool | None = None
-
-    def refuse_unsupported(self) -> None:
-        if self.memory is False:
-            raise Unsupported(_NO_REBOOT, code="reboot_unsupported")
+    memory: bool | None = None  # false: boot anew from the files
 
 
 class ResumedSandbox(ConnectSandbox):
@@ -149,12 +148,8 @@ class ResumedSandbox(ConnectSandbox):
 
 
 class PauseSandbox(Body):
-    memory: bool | None = None
+    memory: bool | None = None  # false: keep the files alone
     requireHealthyGuest: bool | None = None
-
-    def refuse_unsupported(self) -> None:
-        if self.memory is False:
-            raise Unsupported(_NO_DISK_ONLY, code="filesystem_pause_unsupported")
 
 
 class NewTimeout(Body):
@@ -175,9 +170,7 @@ class NewSnapshot(Body):
     memory: bool | None = None
 
     def checked_name(self) -> str | None:
-        """The snapshot's name, or None. Raises :class:`Invalid` or :class:`Unsupported`."""
-        if self.memory is False:
-            raise Unsupported(_NO_DISK_ONLY, code="filesystem_pause_unsupported")
+        """The snapshot's name, or None. Raises :class:`Invalid`."""
         if not self.name:
             return None
         name = template_reference(self.name)
