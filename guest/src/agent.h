@@ -54,6 +54,7 @@ struct source {
 int source_add(struct source *source, uint32_t events); /* errno; closes the fd when it cannot */
 void source_await_writable(struct source *source);
 void source_close(struct source *source);
+pid_t fork_helper(void); /* as fork */
 void quiesce_begin(void);
 void quiesce_end(void);
 bool quiescing(void);

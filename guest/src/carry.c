@@ -152,7 +152,7 @@ static void carry(uint32_t id, const struct kind *kind, void (*work)(void), bool
         hold_everything(true);
         carrier->holds = true;
     }
-    pid_t pid = error ? -1 : fork();
+    pid_t pid = error ? -1 : fork_helper();
     if (pid == 0) help(work, down[0], up[1]);
     if (!error && pid < 0) error = errno;
     close(down[0]);

@@ -393,7 +393,9 @@ async def test_times_are_set_and_extended(client: httpx.AsyncClient, service: Se
     refused(await client.post(f"/sandboxes/{ID}/refreshes", json={"duration": 3601}), 400, "invalid_argument")
 
 
-async def test_pause_is_strict_and_keeps_what_is_asked_for(client: httpx.AsyncClient, service: Service) -> None:
+async def test_pause_is_strict_and_keeps_what_is_asked_for(
+    client: httpx.AsyncClient, service: Service
+) -> None:
     answer = await client.post(f"/sandboxes/{ID}/pause", json={"memory": True})
     assert (answer.status_code, answer.content) == (204, b"")
     assert service.asked == (True,)
