@@ -15,6 +15,8 @@
 
 #include "agent.h"
 
+enum { PIPE_SIZE = 1 << 20 }; /* so that neither side waits for the other at every frame */
+
 /* ---- in the helper ---- */
 
 void carry_write(const void *bytes, size_t size) {
@@ -123,6 +125,8 @@ static const struct kind unpacking = {.run = carrier_run, .data = carrier_data, 
 /* Watch our ends of the pipes; errno, and then they are closed. */
 static int watch(struct carrier *carrier, int from, int to) {
     carrier->out = carrier->in = (struct source){.fd = -1, .wake = stream_wake, .owner = &carrier->stream, .writable = true, .flows = true};
+    fcntl(from, F_SETPIPE_SZ, PIPE_SIZE);
+    fcntl(to, F_SETPIPE_SZ, PIPE_SIZE);
     fcntl(from, F_SETFL, O_NONBLOCK);
     fcntl(to, F_SETFL, O_NONBLOCK);
     carrier->out.fd = from;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,12 +24,14 @@ FILE, DIRECTORY = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755
 def transfer(agent: Agent, op: int, sent: bytes = b"") -> list[tuple[int, bytes]]:
     """Open a stream, send, and give the records that came back."""
     link, stream = agent.wire.link, 101 + 2 * op
-    send = lambda kind, payload, flags=0: link.send(
-        wire.struct.pack("<BBHI", kind, flags, 0, stream) + payload
-    )
+
+    def send(kind: int, payload: bytes) -> None:
+        link.send(struct.pack("<BBHI", kind, 0, 0, stream) + payload)
+
     send(wire.OPEN, bytes([op]))
     window, pieces = wire.FULL_WINDOW, [sent[at : at + 60000] for at in range(0, len(sent), 60000)]
-    reader, records, eof = FieldReader(1 << 20), [], op == PACK
+    reader, eof = FieldReader(1 << 20), op == PACK
+    records: list[tuple[int, bytes]] = []
     link.settimeout(20)
     while True:
         while pieces and len(pieces[0]) <= window:
@@ -40,7 +43,7 @@ def transfer(agent: Agent, op: int, sent: bytes = b"") -> list[tuple[int, bytes]
         packet = link.recv(1 << 17)
         assert packet, "the agent hung up"
         kind, body = packet[0], packet[8:]
-        if wire.struct.unpack_from("<I", packet, 4)[0] != stream:
+        if struct.unpack_from("<I", packet, 4)[0] != stream:
             continue
         if kind == wire.DATA:
             records += list(reader.feed(body))

@@ -150,7 +150,7 @@ class Body:
             kept = json.dumps({"counter": self.inside.counter}).encode()
             root, file = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o644
             records = (Node(b"", root), Node(b"kept", file, size=len(kept)), Content(0, kept))
-            told = b"".join(map(encode, records)) + frames.field(5, b"")
+            told = b"".join(encode(record) for record in records) + frames.field(5, b"")
             self._send(frames.DATA, 0, stream, told)
         self._send(frames.END, 0, stream, bytes(4))
 
