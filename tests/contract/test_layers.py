@@ -115,6 +115,7 @@ async def test_held_processes_stand_still_and_go_on(house: House, tmp_path: Path
     member = await house.start(ROOMY)
     script = "cd /root; i=0; while :; do i=$((i+1)); echo $i > a; echo $i > b; done"
     await member.start("/bin/sh", "-c", script)
+    await member.sh("while ! test -s /root/b; do :; done")
     await capture_layer(member.guest, house.root, tmp_path / "layer", size_max=LARGE, hold=True)
     with tarfile.open(tmp_path / "layer") as archive:
         found = [archive.extractfile(f"root/{name}") for name in "ab"]

@@ -108,7 +108,7 @@ class NewSandbox(Body):
                 raise Invalid("autoPauseMemory: false needs autoPause", code="bad_lifecycle")
             if self.autoResume is not None and self.autoResume.enabled:
                 raise Invalid(
-                    "autoPauseMemory: false excludes autoResume: traffic does not boot a sandbox from its files",
+                    "autoPauseMemory: false excludes autoResume: traffic never boots a sandbox",
                     code="bad_lifecycle",
                 )
         if self.volumeMounts:
