@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.guest.peer import Peer, scripted
 
-from wardian.guest import frames
+from wardian.guest import carrying, frames
 from wardian.guest.carrying import Content, Mounted, Node, Record, Removed, Same, encode
 from wardian.images import tar
 from wardian.images.compose import root_from_layers
@@ -134,6 +134,23 @@ async def test_malformed_records_end_the_guest(tmp_path: Path, root: RootImage, 
             await told(peer, root, tmp_path / "layer", payload)
         assert peer.faults
     assert os.listdir(tmp_path) == ["image"]
+
+
+async def test_a_guest_that_stalls_is_not_waited_for(
+    tmp_path: Path, root: RootImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carrying, "STALL_S", 0.05)
+    async with scripted() as peer:
+        await peer.attached()
+        capturing = asyncio.ensure_future(
+            capture_layer(peer.guest, root, tmp_path / "layer", size_max=1 << 20)
+        )
+        opened = await peer.on(frames.OPEN)
+        await peer.send(frames.REPLY, opened.stream, bytes(4))
+        await peer.send(frames.DATA, opened.stream, encode(ROOT))
+        with pytest.raises(GuestFault, match="stalled"):
+            await capturing
+        assert (await peer.on(frames.CLOSE)).stream == opened.stream
 
 
 async def test_a_guest_that_gives_up_says_why(tmp_path: Path, root: RootImage) -> None:

@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import stat
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TypeVar
 
 from wardian.guest import frames
 from wardian.guest.errors import answer, refused
 from wardian.guest.frames import OP_PACK, OP_UNPACK, FieldReader, Fields, Violation, number
 from wardian.guest.link import Link
 from wardian.guest.streams import Answered, Inflow, Outflow, begin
-from wardian.model.errors import Conflict, Invalid, WardianError
+from wardian.model.errors import Conflict, GuestFault, Invalid, WardianError
 
+T = TypeVar("T")
 PATH_MAX = 4095
 NAME_MAX = 255
 CHUNK = 64_000
 """Bytes of content in one record."""
 XATTRS_MAX = 64 * 1024
+STALL_S = 60.0
+"""A guest that neither sends nor takes anything for so long has given up, whatever it says."""
 _RECORD_MAX = 256 * 1024
 _SIZE_MAX = (1 << 63) - 1
 _ENTRY, _CONTENT, _REMOVE, _SAME, _DONE, _FAILED, _MOUNT = range(1, 8)
@@ -140,7 +144,7 @@ async def pack(link: Link, *, hold: bool) -> AsyncGenerator[Sequence[Record]]:
     await begin(stream, OP_PACK, number(6, int(hold), 1))
     reader, done = FieldReader(_RECORD_MAX), False
     try:
-        while data := await stream.inflow.read():
+        while data := await _in_time(stream.inflow.read()):
             records: list[Record] = []
             for tag, value in reader.feed(data):
                 if done:
@@ -167,10 +171,10 @@ async def unpack(link: Link, batches: AsyncIterator[Iterable[Record]]) -> None:
     telling = asyncio.ensure_future(_tell(stream.outflow, batches))
     hearing = asyncio.ensure_future(_hear(stream.inflow))
     try:
-        await asyncio.wait({telling, hearing}, return_when=asyncio.FIRST_EXCEPTION)
+        await asyncio.wait({telling, hearing}, return_when=asyncio.FIRST_COMPLETED)
         if telling.done() and (error := telling.exception()) and getattr(error, "code", "") != "closed":
             raise error
-        await hearing  # why the guest has closed it
+        await _in_time(hearing)  # also why the guest has closed it
         await telling
     except Violation as violation:
         link.fault(f"the guest broke the protocol: {violation}")
@@ -188,10 +192,18 @@ async def _tell(outflow: Outflow, batches: AsyncIterator[Iterable[Record]]) -> N
         for record in records:
             buffer += encode(record)
             if len(buffer) >= CHUNK:
-                await outflow.send(bytes(buffer))
+                await _in_time(outflow.send(bytes(buffer)))
                 buffer.clear()
-    await outflow.send(bytes(buffer) + frames.field(_DONE, b""))
+    await _in_time(outflow.send(bytes(buffer) + frames.field(_DONE, b"")))
     await outflow.finish()
+
+
+async def _in_time(step: Awaitable[T]) -> T:
+    try:
+        async with asyncio.timeout(STALL_S):
+            return await step
+    except TimeoutError:
+        raise GuestFault("the guest stalled while its files were carried", code="guest_timeout") from None
 
 
 async def _hear(inflow: Inflow) -> None:

@@ -1,8 +1,8 @@
 """A look at a root image before it is booted: is it an EROFS that gVisor can run programs from?
 
 gVisor reads files in EROFS only from blocks of whole pages, without compression and without inline data
-(``mkfs.erofs -Enoinline_data``). Other images boot, and then every exec in them fails with "bad address"; so we
-refuse them, with the reason. One file with a tail is enough to tell how the image was made.
+(``mkfs.erofs -Enoinline_data``). Other images boot, and then every exec in them fails with "bad address"; so
+we refuse them, with the reason. One file with a tail is enough to tell how the image was made.
 """
 
 from __future__ import annotations
