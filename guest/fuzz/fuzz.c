@@ -94,10 +94,47 @@ static size_t add_random_field(size_t at, const char *directory) {
     }
 }
 
+/* What UNPACK takes: entries, content, removals, with every field a little wrong now and then. */
+static size_t add_records(size_t at) {
+    static const char *paths[] = {"", "a", "a/b", "a/b/c", "..", "a/../b", "/etc", "a//b", "etc/passwd", "b", "a/b/c/d/e"};
+    static const uint32_t modes[] = {0040755, 0100644, 0104755, 0120777, 0010600, 0020600, 0140644, 0, 0177777};
+    for (uint32_t i = 1 + random_number(4); i; i--) {
+        uint8_t bytes[1024];
+        size_t begin = at, size = random_number(64);
+        uint32_t mode = modes[random_number(sizeof modes / sizeof *modes)];
+        const char *path = paths[random_number(sizeof paths / sizeof *paths)];
+        uint64_t number = random_number(4) ? random_number(100) : state;
+        for (size_t k = 0; k < sizeof bytes; k++) bytes[k] = (uint8_t)random_number(256);
+        memcpy(bytes, &number, sizeof number);
+        switch (random_number(5)) {
+        case 0: /* content */
+            at = add_field(at, 2, bytes, (uint32_t)size);
+            break;
+        case 1: /* a removal */
+            at = add_field(at, 3, path, (uint32_t)strlen(path));
+            break;
+        default:
+            at += 5;
+            at = add_field(at, 2, path, (uint32_t)strlen(path));
+            at = add_field(at, 5, &mode, 4);
+            at = add_field(at, 4, bytes, 8);
+            at = add_field(at, 8, bytes, 8);
+            if (random_number(3) == 0) at = add_field(at, 9, "target", 6);
+            if (random_number(3) == 0) at = add_field(at, 10, "user.a\0b", 8);
+            if (random_number(3) == 0) at = add_field(at, 13, "a/b", 3);
+            if (random_number(6) == 0) at = add_field(at, (uint8_t)random_number(40), bytes, (uint32_t)size);
+            uint32_t length = (uint32_t)(at - begin - 5);
+            frame[begin] = 1;
+            memcpy(frame + begin + 1, &length, 4);
+        }
+    }
+    return at;
+}
+
 static size_t make_frame(const char *directory) {
     static const uint8_t types[] = {0x10, 0x10, 0x10, 0x10, 0x11, 0x12, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18, 0x01, 0x03, 0x05};
     /* No SIGNAL, RELIEVE or REMOVE: they could reach what is not ours. */
-    static const uint8_t ops[] = {0x01, 0x10, 0x11, 0x12, 0x15, 0x16, 0x17, 0x18, 0x20, 0x21, 0x30, 0x77};
+    static const uint8_t ops[] = {0x01, 0x10, 0x11, 0x12, 0x15, 0x16, 0x17, 0x18, 0x20, 0x21, 0x30, 0x40, 0x41, 0x41, 0x77};
     uint8_t type = types[random_number(sizeof types)];
     uint32_t id = type == 0x01 || type == 0x03 || type == 0x05 ? 0 : 1 + random_number(64);
     memset(frame, 0, 8);
@@ -112,6 +149,7 @@ static size_t make_frame(const char *directory) {
         memcpy(frame + at, &value, 4);
         at += 4;
     }
+    if (type == 0x12 && random_number(2)) return add_records(at);
     if (type == 0x12) return at + random_number(random_number(8) ? 600 : 65536);
     if (type == 0x10 && frame[8] == 0x16) { /* WRITE only where it does no harm */
         char path[512];

@@ -56,7 +56,16 @@ void source_await_writable(struct source *source) {
     modify(source, EPOLLOUT);
 }
 
+static bool helped; /* there was a helper, which for a moment held every descriptor of ours */
+
+pid_t fork_helper(void) {
+    helped = true;
+    return fork();
+}
+
+/* What we close while a helper still holds it would stay in the epoll set, with its source long freed. */
 void source_close(struct source *source) {
+    if (source->fd >= 0 && helped) epoll_ctl(epoll_fd, EPOLL_CTL_DEL, source->fd, NULL);
     if (source->fd >= 0) close(source->fd);
     source->fd = -1;
 }

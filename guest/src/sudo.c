@@ -241,7 +241,7 @@ void sudo_accept(void) {
             knocks.readable = errno == EINTR;
             continue;
         }
-        if (fork() == 0) serve(connection);
+        if (fork_helper() == 0) serve(connection);
         close(connection);
     }
 }

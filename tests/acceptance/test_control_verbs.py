@@ -264,7 +264,6 @@ def test_unsupported_options_are_refused_at_once_by_the_sdk(server: Server) -> N
     started = time.monotonic()
     for options, reason in [
         ({"network": {"rules": {"a.test": [{"transform": {"headers": {"a": "b"}}}]}}}, "network.rules"),
-        ({"lifecycle": {"on_timeout": {"action": "pause", "mode": "filesystem"}}}, "its files alone"),
     ]:
         with pytest.raises(SandboxException, match=reason):
             Sandbox.create(**options)  # type: ignore[arg-type]

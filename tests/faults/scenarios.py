@@ -121,6 +121,40 @@ async def _resume(house: House, death: Death) -> dict[str, Any]:
     return {"id": sandbox.id}
 
 
+STILL = "/root/still"
+"""There when the counter may be gone: only the files were kept."""
+
+
+async def _files_kept(house: House, *, memory: bool) -> str:
+    """A sandbox that is paused, to be booted from its files."""
+    sandbox = await counting(house)
+    await sh(house, sandbox.id, f"touch {STILL}")
+    await house.sandboxes.pause(TENANT, sandbox.id, memory=memory)
+    return sandbox.id
+
+
+async def _pause_files(house: House, death: Death) -> dict[str, Any]:
+    sandbox = await counting(house)
+    await sh(house, sandbox.id, f"touch {STILL}")
+    death.armed = True
+    await house.sandboxes.pause(TENANT, sandbox.id, memory=False)
+    return {"id": sandbox.id}
+
+
+async def _boot(house: House, death: Death) -> dict[str, Any]:
+    sandbox_id = await _files_kept(house, memory=False)
+    death.armed = True
+    await house.sandboxes.resume(TENANT, sandbox_id, 600)
+    return {"id": sandbox_id}
+
+
+async def _reboot(house: House, death: Death) -> dict[str, Any]:
+    sandbox_id = await _files_kept(house, memory=True)
+    death.armed = True
+    await house.sandboxes.resume(TENANT, sandbox_id, 600, memory=False)
+    return {"id": sandbox_id}
+
+
 async def _fork(house: House, death: Death) -> dict[str, Any]:
     sandbox = await counting(house)
     death.armed = True
@@ -167,7 +201,8 @@ async def _survey(house: House, death: Death) -> dict[str, Any]:
         if state == "paused":
             await house.sandboxes.resume(TENANT, sandbox.id, 600)
         before = await sh(house, sandbox.id, "cat /tmp/count 2>/dev/null || echo none")
-        if before != "none":
+        still = await sh(house, sandbox.id, f"test -e {STILL} && echo still || echo moving")
+        if before != "none" and still == "moving":
             moved = f"while test $(cat /tmp/count || echo {before}) = {before}; do sleep 0.01; done"
             await sh(house, sandbox.id, moved)
         found[sandbox.id] = {"state": state, "count": before, "parent": sandbox.parent_id}
@@ -181,6 +216,9 @@ async def _survey(house: House, death: Death) -> dict[str, Any]:
 SCENARIOS: dict[str, Callable[[House, Death], Awaitable[dict[str, Any]]]] = {
     "create": _create,
     "pause": _pause,
+    "pause_files": _pause_files,
+    "boot": _boot,
+    "reboot": _reboot,
     "resume": _resume,
     "fork": _fork,
     "snapshot": _snapshot,

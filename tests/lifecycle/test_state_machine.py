@@ -45,6 +45,7 @@ class Expected:
     counter: int
     auto_resume: bool
     epoch: int
+    boots: bool = False  # paused with its files alone
 
 
 @cache
@@ -70,6 +71,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.known: dict[str, Expected] = {}
         self.ended: set[str] = set()
         self.kept: set[str] = set()
+        self.boots: dict[str, str] = {}  # the boot id at the last pause
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.runner.run(work)
@@ -120,7 +122,7 @@ class Lifecycle(RuleBasedStateMachine):
                 await guest.stats()
                 self.body(sandbox_id).inside.counter += 1
 
-        if expected.paused and not expected.auto_resume:
+        if expected.paused and (expected.boots or not expected.auto_resume):
             self.refuses("sandbox_not_found", count())
             return
         self.run(count())
@@ -128,37 +130,49 @@ class Lifecycle(RuleBasedStateMachine):
             expected.paused, expected.epoch = False, expected.epoch + 1
         expected.counter += 1
 
-    @rule(number=PICK)
-    def pause(self, number: int) -> None:
-        if (sandbox_id := self.pick(number)) is None:
-            return
-        if self.known[sandbox_id].paused:
-            self.refuses("already_paused", self.house.sandboxes.pause(TENANT, sandbox_id))
-        else:
-            self.run(self.house.sandboxes.pause(TENANT, sandbox_id))
-            self.known[sandbox_id].paused = True
-
-    @rule(number=PICK)
-    def fail_to_pause(self, number: int) -> None:
-        if (sandbox_id := self.pick(number, paused=False)) is None:
-            return
-        self.world.faults.capture = 1
-        self.refuses("capture_failed", self.house.sandboxes.pause(TENANT, sandbox_id))
-
-    @rule(number=PICK)
-    def resume(self, number: int) -> None:
+    @rule(number=PICK, memory=st.booleans())
+    def pause(self, number: int, memory: bool) -> None:
         if (sandbox_id := self.pick(number)) is None:
             return
         expected = self.known[sandbox_id]
-        _, resumed = self.run(self.house.sandboxes.connect(TENANT, sandbox_id, 300))
+        pausing = self.house.sandboxes.pause(TENANT, sandbox_id, memory=memory)
+        if expected.paused:
+            self.refuses("already_paused", pausing)
+        else:
+            self.boots[sandbox_id] = self.body(sandbox_id).inside.boot_id
+            self.run(pausing)
+            expected.paused, expected.boots = True, not memory
+
+    @rule(number=PICK, memory=st.booleans())
+    def fail_to_pause(self, number: int, memory: bool) -> None:
+        if (sandbox_id := self.pick(number, paused=False)) is None:
+            return
+        self.world.faults.capture = 1
+        pausing = self.house.sandboxes.pause(TENANT, sandbox_id, memory=memory)
+        self.refuses("capture_failed" if memory else "no_space", pausing)
+
+    @rule(number=PICK, memory=st.booleans())
+    def resume(self, number: int, memory: bool) -> None:
+        if (sandbox_id := self.pick(number)) is None:
+            return
+        expected = self.known[sandbox_id]
+        before = self.boots.get(sandbox_id)
+        connecting = self.house.sandboxes.connect(TENANT, sandbox_id, 300, memory=memory)
+        _, resumed = self.run(connecting)
         assert resumed is expected.paused
+        if resumed and before is not None:
+            same = self.body(sandbox_id).inside.boot_id == before
+            assert same is (memory and not expected.boots)
+        self.boots.pop(sandbox_id, None)
         expected.epoch += resumed
-        expected.paused = False
+        expected.paused = expected.boots = False
 
     @rule(number=PICK)
     def fail_to_resume(self, number: int) -> None:
         if (sandbox_id := self.pick(number, paused=True)) is None:
             return
+        if self.known[sandbox_id].boots:
+            return  # nothing is restored
         self.world.faults.restore = 1
         self.refuses("image_refused", self.house.sandboxes.resume(TENANT, sandbox_id, 300))
 
@@ -176,12 +190,12 @@ class Lifecycle(RuleBasedStateMachine):
                 assert self.body(outcome.id).inside.hostname == outcome.id
                 self.known[outcome.id] = Expected(False, parent.counter, parent.auto_resume, parent.epoch + 1)
 
-    @rule(number=PICK)
-    def snapshot_and_create(self, number: int) -> None:
+    @rule(number=PICK, memory=st.booleans())
+    def snapshot_and_create(self, number: int, memory: bool) -> None:
         sandbox_id = self.pick(number, paused=False)
         if sandbox_id is None or len(self.known) >= 8:
             return
-        kept = self.run(self.house.sandboxes.snapshot(TENANT, sandbox_id, name=None))
+        kept = self.run(self.house.sandboxes.snapshot(TENANT, sandbox_id, name=None, memory=memory))
         made = self.run(self.house.sandboxes.create(TENANT, SandboxSpec(template=kept.id)))
         self.known[made.id] = Expected(False, self.known[sandbox_id].counter, False, 1)
         self.kept.add(kept.id)

@@ -93,19 +93,23 @@ class Service(Sandboxes):
     async def refresh(self, tenant: str, sandbox_id: str, duration_s: int) -> Sandbox:
         return self._ask(tenant, sandbox_id, duration_s)
 
-    async def connect(self, tenant: str, sandbox_id: str, timeout_s: int | None) -> tuple[Sandbox, bool]:
-        return self._ask(tenant, sandbox_id, timeout_s), self.resumed
+    async def connect(
+        self, tenant: str, sandbox_id: str, timeout_s: int | None, *, memory: bool = True
+    ) -> tuple[Sandbox, bool]:
+        return self._ask(tenant, sandbox_id, timeout_s, memory), self.resumed
 
     async def set_network(
         self, tenant: str, sandbox_id: str, *, egress: Egress, allow_internet: bool
     ) -> Sandbox:
         return self._ask(tenant, sandbox_id, egress, allow_internet)
 
-    async def pause(self, tenant: str, sandbox_id: str) -> Sandbox:
-        return self._ask(tenant, sandbox_id)
+    async def pause(self, tenant: str, sandbox_id: str, *, memory: bool = True) -> Sandbox:
+        return self._ask(tenant, sandbox_id, memory)
 
-    async def resume(self, tenant: str, sandbox_id: str, timeout_s: int | None) -> Sandbox:
-        return self._ask(tenant, sandbox_id, timeout_s)
+    async def resume(
+        self, tenant: str, sandbox_id: str, timeout_s: int | None, *, memory: bool = True
+    ) -> Sandbox:
+        return self._ask(tenant, sandbox_id, timeout_s, memory)
 
     async def fork(
         self, tenant: str, sandbox_id: str, *, count: int, timeout_s: int | None
@@ -113,8 +117,10 @@ class Service(Sandboxes):
         self._ask(tenant, sandbox_id, count, timeout_s)
         return self.outcomes
 
-    async def snapshot(self, tenant: str, sandbox_id: str, *, name: str | None) -> Snapshot:
-        self._ask(tenant, sandbox_id, name)
+    async def snapshot(
+        self, tenant: str, sandbox_id: str, *, name: str | None, memory: bool = True
+    ) -> Snapshot:
+        self._ask(tenant, sandbox_id, name, memory)
         names = (name,) if name else ()
         return Snapshot(
             "snap1",
@@ -276,7 +282,11 @@ async def test_the_first_version_may_ask_for_an_open_sandbox(
         ({"envVars": {"A": "x\0"}}, 400, "bad_env"),
         ({"envVars": {"A": "x" * 300_000}}, 400, "too_large"),
         ({"autoPauseMemory": False}, 400, "bad_lifecycle"),
-        ({"autoPause": True, "autoPauseMemory": False}, 501, "filesystem_pause_unsupported"),
+        (
+            {"autoPause": True, "autoPauseMemory": False, "autoResume": {"enabled": True}},
+            400,
+            "bad_lifecycle",
+        ),
         ({"volumeMounts": [{"name": "v", "path": "/v"}]}, 501, "volumes_unsupported"),
         ({"mcp": {"exa": {"apiKey": "x" * 300_000}}}, 400, "too_large"),
         ({"iam": {"tokens": {"a": {}}}}, 501, "iam_unsupported"),
@@ -395,16 +405,17 @@ async def test_connect_tells_a_resumed_sandbox_from_a_running_one(
     for path in (f"/sandboxes/{ID}/connect", f"/v2/sandboxes/{ID}/connect"):
         service.resumed = False
         assert (await client.post(path, json={"timeout": 10, "memory": True})).status_code == 200
-        assert service.asked == (10,)
+        assert service.asked == (10, True)
         service.resumed = True
         assert (await client.post(path)).status_code == 201
-        assert service.asked == (300,)
-        refused(await client.post(path, json={"memory": False}), 501, "reboot_unsupported")
+        assert service.asked == (300, True)
+        assert (await client.post(path, json={"memory": False})).status_code == 201
+        assert service.asked == (300, False)
 
 
 async def test_resume_keeps_what_was_decided_at_creation(client: httpx.AsyncClient, service: Service) -> None:
     assert (await client.post(f"/sandboxes/{ID}/resume", json={"autoPause": False})).status_code == 201
-    assert service.asked == (15,)
+    assert service.asked == (15, True)
     answer = await client.post(f"/sandboxes/{ID}/resume", json={"autoPause": True})
     refused(answer, 501, "auto_pause_is_fixed")
 
@@ -419,14 +430,14 @@ async def test_times_are_set_and_extended(client: httpx.AsyncClient, service: Se
     refused(await client.post(f"/sandboxes/{ID}/refreshes", json={"duration": 3601}), 400, "invalid_argument")
 
 
-async def test_pause_is_strict_and_full(client: httpx.AsyncClient, service: Service) -> None:
+async def test_pause_is_strict_and_keeps_what_is_asked_for(
+    client: httpx.AsyncClient, service: Service
+) -> None:
     answer = await client.post(f"/sandboxes/{ID}/pause", json={"memory": True})
     assert (answer.status_code, answer.content) == (204, b"")
-    refused(
-        await client.post(f"/sandboxes/{ID}/pause", json={"memory": False}),
-        501,
-        "filesystem_pause_unsupported",
-    )
+    assert service.asked == (True,)
+    assert (await client.post(f"/sandboxes/{ID}/pause", json={"memory": False})).status_code == 204
+    assert service.asked == (False,)
     service.error = Conflict("already paused", code="illegal_transition")
     refused(await client.post(f"/sandboxes/{ID}/pause"), 409, "illegal_transition")
     service.error = GuestFault("the guest does not answer")

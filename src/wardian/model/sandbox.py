@@ -107,6 +107,15 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
     State.ENDED: {},
 }
 
+FILES_ID = "f"
+"""What the id of a snapshot of files alone begins with."""
+
+
+def has_memory(snapshot_id: str) -> bool:
+    """Whether the snapshot of that id holds memory. The first letter of an id says what it names."""
+    return not snapshot_id.startswith(FILES_ID)
+
+
 LIVE = frozenset({State.RUNNING, State.FROZEN, State.SNAPSHOTTING})
 """States in which requests to the guest are served (after a thaw where needed)."""
 
@@ -155,6 +164,7 @@ class SandboxSpec:
     metadata: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     on_timeout: OnTimeout = OnTimeout.KILL
+    pause_memory: bool = True  # false: at the timeout only the files are kept
     auto_resume: bool = False
     allow_internet: bool = True
     secure: bool = True  # hand out an access token for the data plane
@@ -197,6 +207,11 @@ class Sandbox:
         """``running`` or ``paused``, as the E2B protocol says it; a transition counts as where it began."""
         return "paused" if self.state in (State.PAUSED, State.RESUMING) else "running"
 
+    @property
+    def wakes_on_traffic(self) -> bool:
+        """Whether a request resumes it when it is paused: not what kept only its files, which is a boot."""
+        return self.spec.auto_resume and has_memory(self.snapshot_id or "")
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -214,3 +229,8 @@ class Snapshot:
     created_at: int
     root_digest: str  # of the root image a restore needs
     resources: Resources
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether it is restored with its processes; else it is files, and booted."""
+        return has_memory(self.id)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from wardian.guest.guest import Guest, Identity
+from wardian.images.layers import apply_layer
 from wardian.isolation.port import Machine, MachineImage, MachineSpec
 from wardian.model.errors import GuestFault, WardianError
 from wardian.model.sandbox import Event, Snapshot
+from wardian.sandboxes.files import LAYER
 from wardian.sandboxes.owner import Owner
 from wardian.sandboxes.pool import Attach, Source
 from wardian.sandboxes.workshop import Workshop
@@ -21,12 +23,22 @@ SETTLE_S = 0.25
 start one in ten was found dead after a restore; of those captured after 0.3 s, none."""
 
 
-def attached_to(owner: Owner, epoch: int, identity: Identity | None) -> Attach:
-    """How a guest is made ``owner``'s: bound to the sandbox, attached with ``epoch`` and ``identity``."""
+def attached_to(
+    owner: Owner, epoch: int, identity: Identity | None, files: Callable[[], Awaitable[Path]] | None = None
+) -> Attach:
+    """How a guest is made ``owner``'s: bound to the sandbox, attached with ``epoch`` and ``identity``.
+
+    With ``files``, that layer is laid over its root image first: the identity has the last word.
+    """
+    patience = owner.works.options.guest_timeout_s
 
     async def attach(guest: Guest) -> None:
+        if files is not None:
+            layer = await files()
+            await guest.attach(epoch, timeout_s=patience)
+            await apply_layer(guest, layer)
         owner.bind(guest)
-        await guest.attach(epoch, identity, timeout_s=owner.works.options.guest_timeout_s)
+        await guest.attach(epoch, identity, timeout_s=patience)
 
     return attach
 
@@ -39,8 +51,11 @@ def source_of(works: Workshop, snapshot: Snapshot, *, template_id: str | None = 
         manifest.check(works.host)
         return image
 
+    async def files() -> Path:
+        return (await load()).directory / LAYER
+
     spec = MachineSpec(works.root_image(snapshot.root_digest), snapshot.resources)
-    return Source(spec, load, template_id)
+    return Source(spec, load, template_id) if snapshot.has_memory else Source(spec, files=files)
 
 
 async def destroy(machine: Machine | None, guest: Guest | None = None) -> None:

@@ -216,7 +216,7 @@ class Owner:
     async def _make_ready(self) -> None:
         if self.sandbox.state is State.FROZEN:
             await self.thaw()
-        elif self.sandbox.state is State.PAUSED and self.sandbox.spec.auto_resume:
+        elif self.sandbox.state is State.PAUSED and self.sandbox.wakes_on_traffic:
             await self._hooks.resume(self)
 
     def bind(self, guest: Guest) -> None:

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from wardian.guest.guest import Guest, ProcessConfig
@@ -67,12 +68,14 @@ class PoolLimits:
 class Source:
     """What a machine is made from: its spec, and an image to restore or None to boot the root image.
 
-    With a ``template_id`` a hot member of that template will do.
+    With a ``template_id`` a hot member of that template will do. ``files`` finds a layer that whoever
+    attaches the guest of the booted root image lays over it.
     """
 
     spec: MachineSpec
     load: Load | None = None
     template_id: str | None = None
+    files: Callable[[], Awaitable[Path]] | None = None
 
 
 @dataclass(eq=False, slots=True)

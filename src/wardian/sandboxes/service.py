@@ -216,15 +216,21 @@ class Sandboxes:
         if end_at > owner.sandbox.end_at:
             await owner.change(end_at=end_at)
 
-    async def connect(self, tenant: str, sandbox_id: str, timeout_s: int | None) -> tuple[Sandbox, bool]:
-        """Extend a running sandbox (never shorten) or resume a paused one. The flag says it was resumed."""
+    async def connect(
+        self, tenant: str, sandbox_id: str, timeout_s: int | None, *, memory: bool = True
+    ) -> tuple[Sandbox, bool]:
+        """Extend a running sandbox (never shorten) or resume a paused one. The flag says it was resumed.
+
+        Without ``memory`` a paused one is booted anew from its files; a running one is left running.
+        """
         if timeout_s is not None:
             self._check_timeout(timeout_s)
         owner = self._owner(tenant, sandbox_id)
 
         async def command() -> bool:
             if owner.sandbox.state is State.PAUSED:
-                await resume.resume(owner, RESUME_TIMEOUT_S if timeout_s is None else timeout_s)
+                until = RESUME_TIMEOUT_S if timeout_s is None else timeout_s
+                await resume.resume(owner, until, memory=memory)
                 return True
             if timeout_s is not None:
                 await self._extend(owner, timeout_s)
@@ -246,7 +252,7 @@ class Sandboxes:
             await ending.end(owner, EndReason.EXPIRED)
             return
         try:
-            await pause.pause(owner)
+            await pause.pause(owner, memory=sandbox.spec.pause_memory)
         except WardianError as error:
             # Killing it would lose what its owner asked to keep. It goes on, and is tried again.
             owner.log.append("sandbox.pause_retry", detail=str(error))
@@ -275,18 +281,24 @@ class Sandboxes:
 
     # ── pause, resume, kill
 
-    async def pause(self, tenant: str, sandbox_id: str) -> Sandbox:
-        """Memory and disk to a snapshot, machine gone. Survives a power cut once it returns."""
+    async def pause(self, tenant: str, sandbox_id: str, *, memory: bool = True) -> Sandbox:
+        """Memory and disk to a snapshot, machine gone. Survives a power cut once it returns.
+
+        Without ``memory`` the files alone: a resume is then a boot.
+        """
         owner = self._owner(tenant, sandbox_id)
-        await owner.turn(lambda: pause.pause(owner))
+        await owner.turn(lambda: pause.pause(owner, memory=memory))
         return owner.sandbox
 
-    async def resume(self, tenant: str, sandbox_id: str, timeout_s: int | None) -> Sandbox:
+    async def resume(
+        self, tenant: str, sandbox_id: str, timeout_s: int | None, *, memory: bool = True
+    ) -> Sandbox:
         """A paused sandbox runs again, every process where it was. A failure leaves it paused and intact."""
         if timeout_s is not None:
             self._check_timeout(timeout_s)
         owner = self._owner(tenant, sandbox_id)
-        await owner.turn(lambda: resume.resume(owner, RESUME_TIMEOUT_S if timeout_s is None else timeout_s))
+        until = RESUME_TIMEOUT_S if timeout_s is None else timeout_s
+        await owner.turn(lambda: resume.resume(owner, until, memory=memory))
         return owner.sandbox
 
     async def _resume_on_traffic(self, owner: Owner) -> None:
@@ -334,10 +346,15 @@ class Sandboxes:
             return WardianError(f"the fork failed: {error}")
         return owner.sandbox
 
-    async def snapshot(self, tenant: str, sandbox_id: str, *, name: str | None) -> Snapshot:
-        """A snapshot of a running sandbox, kept until deleted; sandboxes can be created from it."""
+    async def snapshot(
+        self, tenant: str, sandbox_id: str, *, name: str | None, memory: bool = True
+    ) -> Snapshot:
+        """A snapshot of a running sandbox, kept until deleted; sandboxes can be created from it.
+
+        Without ``memory`` it holds the files alone, and what is created from it is booted.
+        """
         owner = self._owner(tenant, sandbox_id)
-        return await owner.turn(lambda: capture.take_snapshot(owner, name))
+        return await owner.turn(lambda: capture.take_snapshot(owner, name, memory=memory))
 
     async def list_snapshots(
         self, tenant: str, *, sandbox_id: str | None, name: str | None, limit: int, cursor: str | None

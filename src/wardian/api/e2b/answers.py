@@ -8,7 +8,7 @@ from typing import Any
 from wardian.api.e2b.network import told_network
 from wardian.api.errors import rest_body
 from wardian.model.errors import WardianError
-from wardian.model.sandbox import Sandbox, Snapshot
+from wardian.model.sandbox import Sandbox, Snapshot, has_memory
 from wardian.model.template import Template
 from wardian.sandboxes.service import Metric
 
@@ -56,7 +56,7 @@ def detail(sandbox: Sandbox, *, domain: str | None) -> dict[str, Any]:
         "network": told_network(spec),
     }
     if sandbox.public_state == "paused":
-        told["pauseMode"] = "full"
+        told["pauseMode"] = "full" if has_memory(sandbox.snapshot_id or "") else "filesystem"
     return told
 
 

@@ -29,8 +29,6 @@ V1_TIMEOUT_S = 15
 TIMEOUT_S = 300
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._/-]{0,126}[a-z0-9])?(?::[a-z0-9][a-z0-9._-]{0,62})?")
-_NO_REBOOT = "a sandbox is always resumed with its memory: booting from its disk alone is not supported"
-_NO_DISK_ONLY = "a sandbox is always captured with its memory: keeping its files alone is not supported"
 
 
 class AutoResume(Body):
@@ -74,6 +72,7 @@ class NewSandbox(Body):
             metadata=metadata,
             env=env,
             on_timeout=OnTimeout.PAUSE if self.autoPause else OnTimeout.KILL,
+            pause_memory=self.autoPauseMemory is not False,
             auto_resume=self.autoResume is not None and self.autoResume.enabled,
             allow_internet=internet,
             secure=self.secure is not False,
@@ -88,7 +87,11 @@ class NewSandbox(Body):
         if self.autoPauseMemory is False:
             if not self.autoPause:
                 raise Invalid("autoPauseMemory: false needs autoPause", code="bad_lifecycle")
-            raise Unsupported(_NO_DISK_ONLY, code="filesystem_pause_unsupported")
+            if self.autoResume is not None and self.autoResume.enabled:
+                raise Invalid(
+                    "autoPauseMemory: false excludes autoResume: traffic never boots a sandbox",
+                    code="bad_lifecycle",
+                )
         if self.volumeMounts:
             raise Unsupported("volumes are not supported", code="volumes_unsupported")
         if self.mcp and len(json.dumps(self.mcp)) > MCP_BYTES_MAX:
@@ -99,11 +102,7 @@ class NewSandbox(Body):
 
 class ConnectSandbox(Body):
     timeout: int | None = None
-    memory: bool | None = None
-
-    def refuse_unsupported(self) -> None:
-        if self.memory is False:
-            raise Unsupported(_NO_REBOOT, code="reboot_unsupported")
+    memory: bool | None = None  # false: boot anew from the files
 
 
 class ResumedSandbox(ConnectSandbox):
@@ -111,12 +110,8 @@ class ResumedSandbox(ConnectSandbox):
 
 
 class PauseSandbox(Body):
-    memory: bool | None = None
+    memory: bool | None = None  # false: keep the files alone
     requireHealthyGuest: bool | None = None
-
-    def refuse_unsupported(self) -> None:
-        if self.memory is False:
-            raise Unsupported(_NO_DISK_ONLY, code="filesystem_pause_unsupported")
 
 
 class NewTimeout(Body):
@@ -137,9 +132,7 @@ class NewSnapshot(Body):
     memory: bool | None = None
 
     def checked_name(self) -> str | None:
-        """The snapshot's name, or None. Raises :class:`Invalid` or :class:`Unsupported`."""
-        if self.memory is False:
-            raise Unsupported(_NO_DISK_ONLY, code="filesystem_pause_unsupported")
+        """The snapshot's name, or None. Raises :class:`Invalid`."""
         if not self.name:
             return None
         name = template_reference(self.name)

@@ -73,9 +73,10 @@ async def connect(
 ) -> Response:
     """Extend a running sandbox (200), or resume a paused one (201)."""
     asked = body or ConnectSandbox()
-    asked.refuse_unsupported()
     timeout_s = plane.timeout(TIMEOUT_S if asked.timeout is None else asked.timeout)
-    sandbox, resumed = await plane.sandboxes.connect(tenant, sandbox_id, timeout_s)
+    sandbox, resumed = await plane.sandboxes.connect(
+        tenant, sandbox_id, timeout_s, memory=asked.memory is not False
+    )
     return JSONResponse(answers.created(sandbox, domain=plane.domain), 201 if resumed else 200)
 
 
@@ -85,7 +86,6 @@ async def resume(
 ) -> Response:
     """Resume a paused sandbox, as old clients ask for it."""
     asked = body or ResumedSandbox()
-    asked.refuse_unsupported()
     if asked.autoPause is not None:
         present = (await plane.sandboxes.get(tenant, sandbox_id)).spec.on_timeout
         if asked.autoPause is not (present is OnTimeout.PAUSE):
@@ -93,7 +93,7 @@ async def resume(
                 "what happens at the timeout is decided at creation", code="auto_pause_is_fixed"
             )
     timeout_s = plane.timeout(V1_TIMEOUT_S if asked.timeout is None else asked.timeout)
-    sandbox = await plane.sandboxes.resume(tenant, sandbox_id, timeout_s)
+    sandbox = await plane.sandboxes.resume(tenant, sandbox_id, timeout_s, memory=asked.memory is not False)
     return JSONResponse(answers.created(sandbox, domain=plane.domain), 201)
 
 
@@ -166,11 +166,13 @@ async def refresh(plane: Plane, tenant: Tenant, sandbox_id: SandboxId, body: Ref
 async def pause(
     plane: Plane, tenant: Tenant, sandbox_id: SandboxId, body: PauseSandbox | None = None
 ) -> None:
-    """Capture memory and disk, and stop. The guest agent must take part, so every pause is a strict one."""
+    """Capture memory and disk, or the files alone, and stop.
+
+    The guest agent must take part, so every pause is a strict one.
+    """
     asked = body or PauseSandbox()
-    asked.refuse_unsupported()
     try:
-        await plane.sandboxes.pause(tenant, sandbox_id)
+        await plane.sandboxes.pause(tenant, sandbox_id, memory=asked.memory is not False)
     except WardianError as error:
         if asked.requireHealthyGuest and error.kind is Kind.GUEST:
             raise Conflict(error.message, code="sandbox_snapshot_guest_agent_unresponsive") from error

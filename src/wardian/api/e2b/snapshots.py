@@ -22,8 +22,9 @@ async def create(
     plane: Plane, tenant: Tenant, sandbox_id: SandboxId, body: NewSnapshot | None = None
 ) -> Response:
     """Capture a running sandbox; it goes on."""
-    name = (body or NewSnapshot()).checked_name()
-    kept = await plane.sandboxes.snapshot(tenant, sandbox_id, name=name)
+    asked = body or NewSnapshot()
+    name, memory = asked.checked_name(), asked.memory is not False
+    kept = await plane.sandboxes.snapshot(tenant, sandbox_id, name=name, memory=memory)
     return JSONResponse(answers.snapshot(kept), 201)
 
 

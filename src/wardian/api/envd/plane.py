@@ -116,7 +116,7 @@ def can_answer(sandbox: Sandbox | None) -> bool:
     """Whether a request may be passed on: the sandbox lives, is on its way, or may be resumed by traffic."""
     if sandbox is None or sandbox.state in (State.KILLING, State.ENDED):
         return False
-    return sandbox.state is not State.PAUSED or sandbox.spec.auto_resume
+    return sandbox.state is not State.PAUSED or sandbox.wakes_on_traffic
 
 
 def unreachable(error: WardianError) -> Unreachable:

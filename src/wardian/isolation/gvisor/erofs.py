@@ -1,8 +1,8 @@
 """A look at a root image before it is booted: is it an EROFS that gVisor can run programs from?
 
-gVisor reads files in EROFS only from 4 KiB blocks, without compression and without inline data (``mkfs.erofs
--Enoinline_data``). Other images boot, and then every exec in them fails with "bad address"; so we refuse
-them, with the reason. One file with a tail is enough to tell how the image was made.
+gVisor reads files in EROFS only from blocks of whole pages, without compression and without inline data
+(``mkfs.erofs -Enoinline_data``). Other images boot, and then every exec in them fails with "bad address"; so
+we refuse them, with the reason. One file with a tail is enough to tell how the image was made.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import BinaryIO
 
 from wardian.model.errors import Kind, WardianError
 
-_SUPERBLOCK_AT, _MAGIC, _BLOCK = 1024, 0xE0F5E1E2, 4096
+_SUPERBLOCK_AT, _MAGIC = 1024, 0xE0F5E1E2
+_BLOCKS = frozenset(1 << bits for bits in range(12, 17))
 _NODE_SIZE, _PLAIN, _INLINE = 32, 0, 2
 _DIRECTORY_MAX, _LOOKS_MAX = 1 << 20, 4096
 
@@ -37,7 +38,7 @@ def check_root(path: Path) -> None:
     if not usable:
         raise RootUnusable(
             f"{path} has a layout that gVisor cannot run programs from",
-            hint="make it with mkfs.erofs -Enoinline_data, 4 KiB blocks and no compression",
+            hint="make it with mkfs.erofs -Enoinline_data and no compression",
         )
 
 
@@ -58,11 +59,11 @@ class _Image:
             raise RootUnusable(f"{path} is not an EROFS image")
         self._block_size = 1 << superblock[12]
         self._root = struct.unpack_from("<H", superblock, 14)[0]
-        self._meta_at = struct.unpack_from("<I", superblock, 40)[0] * _BLOCK
+        self._meta_at = struct.unpack_from("<I", superblock, 40)[0] * self._block_size
 
     def is_usable(self) -> bool:
         """Whether the first file with a tail has it in a block of its own, as every other then has."""
-        if self._block_size != _BLOCK:
+        if self._block_size not in _BLOCKS:
             return False
         waiting, looks = [self._root], 0
         while waiting and looks < _LOOKS_MAX:
@@ -70,7 +71,7 @@ class _Image:
             inode = self._inode(waiting.pop())
             if stat.S_ISDIR(inode.mode):
                 waiting += self._children(inode)
-            elif stat.S_ISREG(inode.mode) and inode.size % _BLOCK:
+            elif stat.S_ISREG(inode.mode) and inode.size % self._block_size:
                 return inode.layout == _PLAIN
         return True
 
@@ -93,10 +94,12 @@ class _Image:
 
     def _children(self, directory: _Inode) -> Iterator[int]:
         size = min(directory.size, _DIRECTORY_MAX)
-        whole = size if directory.layout == _PLAIN else size - size % _BLOCK
-        data = self._read(directory.block * _BLOCK, whole) + self._read(directory.tail_at, size - whole)
-        for begin in range(0, size, _BLOCK):
-            block = data[begin : begin + _BLOCK]
+        whole = size if directory.layout == _PLAIN else size - size % self._block_size
+        data = self._read(directory.block * self._block_size, whole) + self._read(
+            directory.tail_at, size - whole
+        )
+        for begin in range(0, size, self._block_size):
+            block = data[begin : begin + self._block_size]
             entries_size = struct.unpack_from("<H", block, 8)[0]  # names begin where the first entry says
             names = [struct.unpack_from("<QH", block, at) for at in range(0, entries_size, 12)]
             ends = [start for _, start in names[1:]] + [len(block)]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from wardian.isolation.port import MachineImage
 from wardian.model.errors import Conflict
-from wardian.model.sandbox import Event, Snapshot, State
-from wardian.sandboxes.acts.pause import publish, snapshot_row
+from wardian.model.sandbox import FILES_ID, Event, Snapshot, State
+from wardian.sandboxes.acts.pause import files_of, publish, snapshot_row
 from wardian.sandboxes.identity import new_id
 from wardian.sandboxes.machines import begin_capture, capture, quiesce
 from wardian.sandboxes.owner import Owner
@@ -37,16 +37,16 @@ async def capture_for_fork(owner: Owner, directory: Path) -> MachineImage:
     return image
 
 
-async def take_snapshot(owner: Owner, name: str | None) -> Snapshot:
-    """A durable snapshot of the running sandbox, kept until it is deleted."""
+async def take_snapshot(owner: Owner, name: str | None, *, memory: bool = True) -> Snapshot:
+    """A durable snapshot of the running sandbox, or of its files alone, kept until it is deleted."""
     _check_running(owner)
     works = owner.works
-    snapshot_id = new_id("s")
+    snapshot_id = new_id("s" if memory else FILES_ID)
     await begin_capture(owner, Event.SNAPSHOT, SNAPSHOT, {"snapshot": snapshot_id})
     works.checkpoint("snapshot.intended")
     try:
         async with works.snapshots.scratch() as directory:
-            image = await _capture(owner, directory)
+            image = await (_capture if memory else _capture_files)(owner, directory)
             manifest, digest = await publish(owner, snapshot_id, image)
     except Exception as error:
         await owner.commit_failure(Event.SNAPSHOT_DONE, str(error) or type(error).__name__)
@@ -72,6 +72,14 @@ async def _capture(owner: Owner, directory: Path) -> MachineImage:
             return await capture(machine, directory)
         finally:
             await guest.unquiesce()
+    finally:
+        owner.release()
+
+
+async def _capture_files(owner: Owner, directory: Path) -> MachineImage:
+    try:
+        _, image = await files_of(owner, directory)
+        return image
     finally:
         owner.release()
 

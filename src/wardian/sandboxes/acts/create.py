@@ -18,13 +18,11 @@ VERB = "create"
 async def create(owner: Owner, source: Source, reservation: Reservation | None = None) -> None:
     """Give a sandbox in ``creating``, whose row and intent are written, its machine."""
     works = owner.works
+    identity = identity_of(owner.sandbox, fresh_boot=True)
+    attach = attached_to(owner, owner.sandbox.epoch, identity, source.files)
     works.checkpoint("create.intended")
     try:
-        machine, guest = await works.pool.obtain(
-            source,
-            attached_to(owner, owner.sandbox.epoch, identity_of(owner.sandbox, fresh_boot=True)),
-            reservation,
-        )
+        machine, guest = await works.pool.obtain(source, attach, reservation)
     except Exception as error:
         await give_up(owner, str(error))
         raise

@@ -2,18 +2,20 @@
 
 The machine is captured frozen and kept until the snapshot is published and the row says ``paused``. So there
 is no instant at which the sandbox exists nowhere: a failed capture, a full disk or a crash at any point
-leaves either a frozen machine to wake, or a complete snapshot. Repairs: with the snapshot published, finish;
-else wake the machine.
+leaves either a frozen machine to wake, or a complete snapshot. A pause of the files alone does the same with
+a layer in the place of memory and disk. Repairs: with the snapshot published, finish; else wake the machine.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 
-from wardian.isolation.port import MachineImage
+from wardian.isolation.port import Machine, MachineImage
 from wardian.model.errors import Conflict, WardianError
-from wardian.model.sandbox import Event, Sandbox, Snapshot, State
+from wardian.model.sandbox import FILES_ID, Event, Sandbox, Snapshot, State, has_memory
+from wardian.sandboxes.files import capture_files
 from wardian.sandboxes.identity import new_id
 from wardian.sandboxes.machines import begin_capture, capture, destroy, quiesce
 from wardian.sandboxes.owner import Owner
@@ -31,13 +33,16 @@ class AlreadyPaused(Conflict):
     code = "already_paused"
 
 
-async def pause(owner: Owner) -> None:
-    """Pause a running or frozen sandbox. On failure it runs on, and the error says why."""
+async def pause(owner: Owner, *, memory: bool = True) -> None:
+    """Pause a running or frozen sandbox. On failure it runs on, and the error says why.
+
+    Without ``memory`` only its files are kept, and its resume is a boot.
+    """
     works, sandbox = owner.works, owner.sandbox
     owner.check_present()
     if sandbox.state is State.PAUSED:
         raise AlreadyPaused(f"sandbox {sandbox.id} is already paused")
-    snapshot_id = new_id("s")
+    snapshot_id = new_id("s" if memory else FILES_ID)
     await begin_capture(owner, Event.PAUSE, VERB, {"snapshot": snapshot_id})
     works.checkpoint("pause.intended")
     try:
@@ -61,12 +66,26 @@ async def pause(owner: Owner) -> None:
 async def _capture(owner: Owner, snapshot_id: str) -> tuple[Manifest, str]:
     works = owner.works
     async with works.snapshots.scratch() as directory:
-        machine, _ = await quiesce(owner)
-        works.checkpoint("pause.quiesced")
-        await machine.freeze()  # what runs on after the capture would be undone by the resume
-        image = await capture(machine, directory)
+        if has_memory(snapshot_id):
+            machine, _ = await quiesce(owner)
+            works.checkpoint("pause.quiesced")
+            await machine.freeze()  # what runs on after the capture would be undone by the resume
+            image = await capture(machine, directory)
+        else:
+            machine, image = await files_of(owner, directory)
+            await machine.freeze()
         works.checkpoint("pause.captured")
         return await publish(owner, snapshot_id, image)
+
+
+async def files_of(owner: Owner, directory: Path) -> tuple[Machine, MachineImage]:
+    """The files of the sandbox's machine, which goes on."""
+    machine, guest, sandbox = owner.machine, owner.guest, owner.sandbox
+    assert machine is not None
+    assert guest is not None
+    await machine.thaw()
+    root = owner.works.root_image(sandbox.template_digest)
+    return machine, await capture_files(guest, root, sandbox.resources, directory)
 
 
 async def publish(owner: Owner, snapshot_id: str, image: MachineImage) -> tuple[Manifest, str]:

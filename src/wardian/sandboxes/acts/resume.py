@@ -1,10 +1,16 @@
 """Resume: a new machine is restored from the snapshot, under a higher epoch.
 
+From a snapshot of files alone, or when a reboot is asked for, it is booted from the root image instead, with
+the files laid over it. To reboot from a snapshot with memory, a machine that nobody sees is restored once
+more to read its files.
+
 The snapshot is only removed after the row says ``running``. So a failed resume, or a crash before that,
 leaves the sandbox paused and intact; a machine that was being restored is nobody's, and is swept.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from sqlalchemy import Connection
 
@@ -12,9 +18,11 @@ from wardian.guest.guest import Guest
 from wardian.isolation.port import Machine
 from wardian.model.errors import Conflict
 from wardian.model.sandbox import Event, Snapshot, State
+from wardian.sandboxes.files import LAYER, capture_files
 from wardian.sandboxes.identity import identity_of
 from wardian.sandboxes.machines import attached_to, destroy, source_of
 from wardian.sandboxes.owner import Owner
+from wardian.sandboxes.pool import Source
 from wardian.snapshots.store import SnapshotMissing
 from wardian.store import snapshots
 
@@ -27,8 +35,11 @@ class AlreadyRunning(Conflict):
     code = "already_running"
 
 
-async def resume(owner: Owner, timeout_s: int) -> None:
-    """Resume a paused sandbox for ``timeout_s`` from now. On failure it stays paused; the error says why."""
+async def resume(owner: Owner, timeout_s: int, *, memory: bool = True) -> None:
+    """Resume a paused sandbox for ``timeout_s`` from now. On failure it stays paused; the error says why.
+
+    Without ``memory`` it is booted anew from its files.
+    """
     works, sandbox = owner.works, owner.sandbox
     owner.check_present()
     if sandbox.state in (State.RUNNING, State.FROZEN):
@@ -42,7 +53,7 @@ async def resume(owner: Owner, timeout_s: int) -> None:
     await owner.commit(Event.RESUME, intent=(VERB, {"snapshot": snapshot_id}), also=look_up)
     works.checkpoint("resume.intended")
     try:
-        machine, guest = await _restore(owner, found[0])
+        machine, guest = await _machine(owner, found[0], memory=memory)
     except Exception as error:
         await _stay_paused(owner, error)
         raise
@@ -68,13 +79,41 @@ async def resume(owner: Owner, timeout_s: int) -> None:
     await works.snapshots.remove(snapshot_id)
 
 
-async def _restore(owner: Owner, snapshot: Snapshot | None) -> tuple[Machine, Guest]:
-    sandbox = owner.sandbox
+async def _machine(owner: Owner, snapshot: Snapshot | None, *, memory: bool) -> tuple[Machine, Guest]:
     if snapshot is None:
-        raise SnapshotMissing(f"the snapshot of sandbox {sandbox.id} is not on record")
-    identity = identity_of(sandbox, fresh_boot=False)
-    attach = attached_to(owner, sandbox.epoch + 1, identity)
-    return await owner.works.pool.obtain(source_of(owner.works, snapshot), attach)
+        raise SnapshotMissing(f"the snapshot of sandbox {owner.sandbox.id} is not on record")
+    source = source_of(owner.works, snapshot)
+    if not snapshot.has_memory or memory:
+        return await _obtain(owner, source)
+    async with owner.works.snapshots.scratch() as directory:
+        await _read_files(owner, source, directory)
+        owner.works.checkpoint("resume.files_read")
+
+        async def files() -> Path:
+            return directory / LAYER
+
+        return await _obtain(owner, Source(source.spec, files=files))
+
+
+async def _obtain(owner: Owner, source: Source) -> tuple[Machine, Guest]:
+    sandbox = owner.sandbox
+    identity = identity_of(sandbox, fresh_boot=source.files is not None)
+    attach = attached_to(owner, sandbox.epoch + 1, identity, source.files)
+    return await owner.works.pool.obtain(source, attach)
+
+
+async def _read_files(owner: Owner, source: Source, directory: Path) -> None:
+    """Restore the machine once more, out of anybody's sight and reach, for its files."""
+    works = owner.works
+
+    async def attach(guest: Guest) -> None:
+        await guest.attach(owner.sandbox.epoch, timeout_s=works.options.guest_timeout_s)
+
+    machine, guest = await works.pool.obtain(source, attach)
+    try:
+        await capture_files(guest, source.spec.root, source.spec.resources, directory)
+    finally:
+        await destroy(machine, guest)
 
 
 async def _stay_paused(owner: Owner, error: Exception) -> None:
