@@ -3,8 +3,10 @@
 import assert from 'node:assert/strict'
 import { Sandbox } from 'e2b'
 
+// The SDK has a connection pool of its own, which asks no environment for a proxy.
+const reach = process.env.SDK_PROXY ? { proxy: process.env.SDK_PROXY } : {}
 const steps = []
-const sandbox = await Sandbox.create({ timeoutMs: 120_000, metadata: { sdk: 'js & co' }, envs: { WHO: 'me' } })
+const sandbox = await Sandbox.create({ ...reach, timeoutMs: 120_000, metadata: { sdk: 'js & co' }, envs: { WHO: 'me' } })
 steps.push('create')
 
 const done = await sandbox.commands.run('echo "hello $WHO" && id -un && pwd')
@@ -22,8 +24,8 @@ await sandbox.commands.run(count, { background: true })
 await sandbox.commands.run('until [ -s count ]; do sleep 0.02; done')
 assert.equal(await sandbox.pause(), true)
 assert.equal(await sandbox.isRunning(), false)
-assert.equal((await Sandbox.getInfo(sandbox.sandboxId)).state, 'paused')
-const again = await Sandbox.connect(sandbox.sandboxId)
+assert.equal((await Sandbox.getInfo(sandbox.sandboxId, reach)).state, 'paused')
+const again = await Sandbox.connect(sandbox.sandboxId, reach)
 const before = Number(await again.files.read('count'))
 await again.commands.run(`until [ $(cat count) -gt ${before + 2} ]; do sleep 0.02; done`)
 await again.setTimeout(240_000)
@@ -38,20 +40,20 @@ for (const one of clones) {
 steps.push('fork')
 
 const snapshot = await again.createSnapshot()
-const made = await Sandbox.create(snapshot.snapshotId, { timeoutMs: 60_000 })
+const made = await Sandbox.create(snapshot.snapshotId, { ...reach, timeoutMs: 60_000 })
 assert.equal((await made.files.read('notes/deep.txt')).length, 100_001)
 await made.kill()
-assert.equal(await Sandbox.deleteSnapshot(snapshot.snapshotId), true)
-assert.equal(await Sandbox.deleteSnapshot(snapshot.snapshotId), false)
+assert.equal(await Sandbox.deleteSnapshot(snapshot.snapshotId, reach), true)
+assert.equal(await Sandbox.deleteSnapshot(snapshot.snapshotId, reach), false)
 steps.push('snapshot')
 
-const pages = Sandbox.list({ query: { metadata: { sdk: 'js & co' } } })
+const pages = Sandbox.list({ ...reach, query: { metadata: { sdk: 'js & co' } } })
 assert.deepEqual((await pages.nextItems()).map((item) => item.sandboxId), [sandbox.sandboxId])
 assert.ok(Array.isArray(await again.getMetrics()))
 steps.push('list')
 
 assert.equal(await again.kill(), true)
-assert.equal(await Sandbox.kill(sandbox.sandboxId), false)
+assert.equal(await Sandbox.kill(sandbox.sandboxId, reach), false)
 assert.equal(await sandbox.isRunning(), false)
 steps.push('kill')
 console.log(JSON.stringify(steps))
