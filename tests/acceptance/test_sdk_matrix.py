@@ -41,15 +41,15 @@ def test_the_newest_sdk_is_the_one_we_depend_on(server: Server) -> None:
     ],
 )
 def test_older_sdks(server: Server, package: str, release: str, without: tuple[str, ...]) -> None:
-    python = _python_with(package, release)
-    finished = _run(str(python), str(HERE / "drive.py"), package, env=_environment(server))
+    python = python_with(package, release)
+    finished = run_program(str(python), str(HERE / "drive.py"), package, env=_environment(server))
     assert json.loads(finished.splitlines()[-1]) == [step for step in TOUR if step not in without]
 
 
 def test_the_javascript_sdk(server: Server) -> None:
-    directory = _node_with("e2b", "2.51.0")
+    directory = node_with("e2b", "2.51.0")
     shutil.copy(HERE / "drive.mjs", directory)  # node looks for packages beside the file that asks
-    finished = _run("node", str(directory / "drive.mjs"), env=_environment(server))
+    finished = run_program("node", str(directory / "drive.mjs"), env=_environment(server))
     assert json.loads(finished.splitlines()[-1]) == TOUR
 
 
@@ -59,13 +59,13 @@ def _environment(server: Server) -> dict[str, str]:
     return dict(os.environ) | {f"{brand}_{key}": value for brand in brands for key, value in settings.items()}
 
 
-def _run(*command: str, env: dict[str, str]) -> str:
+def run_program(*command: str, env: dict[str, str]) -> str:
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=DRIVE_S, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
-def _python_with(package: str, release: str) -> Path:
+def python_with(package: str, release: str) -> Path:
     place = INSTALLED / f"{package}-{release}"
     if not place.exists():
         _install(
@@ -76,7 +76,7 @@ def _python_with(package: str, release: str) -> Path:
     return place / "bin/python"
 
 
-def _node_with(package: str, release: str) -> Path:
+def node_with(package: str, release: str) -> Path:
     place = INSTALLED / f"node-{package}-{release}"
     if not place.exists():
         _install(place, ("npm", "install", "--silent", "--no-audit", "--no-fund", f"{package}@{release}"))

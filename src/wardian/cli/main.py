@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -106,6 +107,29 @@ def serve(
         )
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         server.serve(settings, as_json=as_json)
+
+
+@app.command(epilog=EXIT_CODES)
+def ca(
+    *,
+    domain: Annotated[
+        str | None, typer.Option(help="The domain (WARDIAN_DOMAIN; default: the one served last).")
+    ] = None,
+    data: Data = None,
+    bundle: Annotated[
+        bool, typer.Option("--bundle", help="With the public authorities, for SSL_CERT_FILE.")
+    ] = False,
+) -> None:
+    """Print the certificate that clients of our domain must trust, and how to make them.
+
+    Every data directory has an authority of its own for each domain. It is made when it is first needed.
+    """
+    from wardian.cli.ca import show
+
+    with errors():
+        show(
+            data or server_file.default_data_dir(), domain or os.environ.get("WARDIAN_DOMAIN"), bundle=bundle
+        )
 
 
 @app.command(epilog=EXIT_CODES)
