@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import certifi
+from rich.text import Text
 
 from wardian.api.edge.authority import Authority, known_domains
-from wardian.cli.output import note
+from wardian.cli.output import err
 from wardian.model.domain import Domain
 from wardian.model.errors import NotFound
 
@@ -26,14 +27,12 @@ def show(data_dir: Path, domain: str | None, *, bundle: bool) -> None:
     sys.stdout.write(authority.certificate_path.read_text())
     if bundle:
         sys.stdout.write(Path(certifi.where()).read_text())
-    note(
-        f"from {authority.certificate_path}; save it as ca.pem, then:\n"
-        + HOW_TO.format(domain=authority.domain)
-    )
+    words = f"from {authority.certificate_path}; save it as ca.pem, then:\n{HOW_TO}"
+    err.print(Text(words.format(domain=authority.domain), style="dim"), soft_wrap=True)
 
 
 def open_authority(data_dir: Path, domain: str | None) -> Authority:
-    """The authority for ``domain``, or for the one that was served last. Raises :class:`NotFound`."""
+    """The authority for ``domain``, or for the newest that was served. Raises :class:`NotFound`."""
     if domain is None:
         served = known_domains(data_dir)
         if not served:

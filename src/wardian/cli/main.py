@@ -113,7 +113,7 @@ def serve(
 def ca(
     *,
     domain: Annotated[
-        str | None, typer.Option(help="The domain (WARDIAN_DOMAIN; default: the one served last).")
+        str | None, typer.Option(help="The domain (WARDIAN_DOMAIN; default: the newest served).")
     ] = None,
     data: Data = None,
     bundle: Annotated[

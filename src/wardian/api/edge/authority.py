@@ -87,7 +87,7 @@ class Authority:
 
 
 def known_domains(data_dir: Path) -> list[str]:
-    """The domains for which a data directory has an authority, the one used last first."""
+    """The domains for which a data directory has an authority, the newest first."""
     found = (data_dir / DIRECTORY).glob(f"*/{CERTIFICATE}")
     return [path.parent.name for path in sorted(found, key=lambda path: -path.stat().st_mtime)]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import Any, cast
 
 import uvicorn
@@ -27,7 +28,7 @@ from h2.events import (
     StreamReset,
     WindowUpdated,
 )
-from h2.exceptions import ProtocolError
+from h2.exceptions import FlowControlError, ProtocolError, StreamClosedError
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
 from starlette.types import ASGIApp
@@ -174,7 +175,8 @@ class Http2(asyncio.Protocol):
 
     def _on_request(self, event: RequestReceived) -> None:
         if self._leaving or self._running >= 2 * STREAMS_MAX:  # taken back, but their applications run on
-            self._h2.reset_stream(event.stream_id, ErrorCodes.REFUSED_STREAM)
+            with suppress(StreamClosedError):  # it may be over already, one event later
+                self._h2.reset_stream(event.stream_id, ErrorCodes.REFUSED_STREAM)
             self._count_trouble()
             return
         self._stop_waiting()
@@ -194,8 +196,9 @@ class Http2(asyncio.Protocol):
     def _refuse(self, stream_id: int, message: str) -> None:
         body = json.dumps({"code": 400, "message": message}).encode()
         kind = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        self._h2.send_headers(stream_id, wire_headers(400, kind))
-        self._h2.send_data(stream_id, body, end_stream=True)  # the smallest window there is, is larger
+        with suppress(StreamClosedError, FlowControlError):  # who leaves us no room gets no reason
+            self._h2.send_headers(stream_id, wire_headers(400, kind))
+            self._h2.send_data(stream_id, body, end_stream=True)
         self._wait_if_idle()
 
     def _is_busy(self) -> bool:
