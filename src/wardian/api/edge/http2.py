@@ -46,6 +46,9 @@ STREAM_WINDOW = 512 * 1024
 CONNECTION_WINDOW = 4 * 1024 * 1024
 """Bytes of bodies that may be on their way or wait here: of one request, and of all together."""
 
+SILENCE_MAX = 2 * http.HEAD_BYTES_MAX
+"""Bytes that may come without meaning anything yet: a head in pieces, and a frame that is not whole."""
+
 WRITE_AT_ONCE = 256 * 1024
 """So much of an answer is put into frames before the loop is asked whether the client keeps up."""
 
@@ -74,7 +77,7 @@ class Http2(asyncio.Protocol):
         self._keep_alive_s = config.timeout_keep_alive
         self._busy_at = config.limit_concurrency
         self._streams: dict[int, Stream] = {}
-        self._running = 0
+        self._running = self._silence = 0
         self._trouble, self._trouble_at = 0.0, self._loop.time()
         self._flushing = self._leaving = False
         self._deadline: asyncio.TimerHandle | None = None
@@ -118,6 +121,11 @@ class Http2(asyncio.Protocol):
             events = self._h2.receive_data(data)
         except ProtocolError:
             self._close()  # h2 has prepared the reason
+            return
+        self._silence = 0 if events else self._silence + len(data)
+        if self._silence > SILENCE_MAX:
+            self._h2.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+            self._close()
             return
         for event in events:
             self._on_event(event)

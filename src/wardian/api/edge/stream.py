@@ -19,6 +19,7 @@ _OF_ONE_CONNECTION = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
 )
 """HTTP/2 has no such headers; frames say all that."""
+_PATH = re.compile(rb"/[!-~]*|\*")
 _METHOD = re.compile(rb"[A-Za-z-]{1,40}")
 
 
@@ -193,10 +194,8 @@ def scope_of(headers: Headers, *, more_body: bool, **connection: object) -> Scop
         raise BadRequest("a request names one host")
     path, method = pseudo.get(b":path", b""), pseudo[b":method"]
     raw_path, _, query = path.partition(b"?")
-    if not raw_path.startswith(b"/") and raw_path != b"*":
-        raise BadRequest("a path begins with a slash")
-    if not all(33 <= char <= 126 for char in path):
-        raise BadRequest("a path has only visible ASCII characters")
+    if not _PATH.fullmatch(path):
+        raise BadRequest("a path begins with a slash, and has only visible ASCII characters")
     if not _METHOD.fullmatch(method):
         raise BadRequest("that is no method")
     listed.insert(0, (b"host", hosts[0]))
