@@ -212,6 +212,29 @@ def test_a_private_port_takes_its_token_over_tls(domain: Domain) -> None:
         assert client.get(url, headers=token).json()["message"].endswith("port is not open")
 
 
+def test_people_see_what_happened(domain: Domain) -> None:
+    """A browser gets a page with the same status as a program gets JSON."""
+    browser = {"user-agent": "Mozilla/5.0 Firefox/140.0", "accept": "text/html,*/*;q=0.8"}
+    sandbox = Sandbox.create(timeout=60)
+    url = f"https://{sandbox.get_host(4444)}/"
+
+    def look() -> tuple[int, str]:
+        with domain.client(http2=True) as client:
+            page, told = client.get(url, headers=browser), client.get(url)
+        assert page.status_code == told.status_code == told.json()["code"]
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert sandbox.sandbox_id in page.text
+        return page.status_code, page.text.partition("<title>")[2].partition("<")[0]
+
+    try:
+        assert look() == (502, "Closed Port")
+        sandbox.pause()
+        assert look() == (502, "Sandbox Paused")
+    finally:
+        sandbox.kill()
+    assert look() == (502, "Sandbox Not Found")
+
+
 # -- other clients
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import os
 import ssl
@@ -209,3 +210,32 @@ def test_bad_files_are_refused_and_the_old_ones_stay(files: tuple[Path, Path], w
 def test_missing_files_are_refused(files: tuple[Path, Path]) -> None:
     with pytest.raises(BadCertificate, match="cannot be read"):
         Certificates(Files(*files), DOMAIN)
+
+
+async def test_looking_again_survives_bad_files(
+    files: tuple[Path, Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after SIGHUP: a bad certificate is reported, the next good one is used."""
+    put(files, pair())
+    certificates = Certificates(Files(*files), DOMAIN)
+    looked: asyncio.Queue[bool] = asyncio.Queue()
+    refresh = certificates.refresh
+
+    def watched() -> bool:
+        try:
+            return refresh()
+        finally:
+            looked.put_nowait(True)
+
+    monkeypatch.setattr(certificates, "refresh", watched)
+    looking = asyncio.create_task(certificates.keep_fresh())
+    put(files, pair((NAME,)))
+    certificates.look_now()
+    await looked.get()
+    put(files, pair())
+    certificates.look_now()
+    await looked.get()
+    looking.cancel()
+    assert "the old one stays" in caplog.text
+    trusted = x509.load_pem_x509_certificate(files[0].read_bytes())
+    assert serial(certificates.context, files[0]) == trusted.serial_number
