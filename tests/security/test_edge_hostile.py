@@ -27,15 +27,17 @@ from starlette.types import Receive, Scope, Send
 
 from wardian.api import http
 from wardian.api.edge import http2
+from wardian.api.envd.exchange import Cut
 from wardian.cli.listeners import Listeners, Server, port_of
 from wardian.config import Settings
+from wardian.model.errors import Unavailable
 
 NAME = "wardian.test"
 REQUEST = [(":method", "GET"), (":scheme", "https"), (":authority", f"api.{NAME}"), (":path", "/")]
 
 
 class Behind:
-    """What the doors lead to. ``/hold`` is answered when the client is gone, ``/flood`` without end."""
+    """What the doors lead to. ``/hold`` ends when the test does, ``/flood`` never, ``/cut`` half-way."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -49,8 +51,13 @@ class Behind:
         try:
             if scope["path"] == "/hold":
                 await self.gone.wait()
+            if scope["path"] == "/size":
+                await self._size(receive, send)
                 return
             await send({"type": "http.response.start", "status": 200, "headers": []})
+            if scope["path"] == "/cut":
+                await send({"type": "http.response.body", "body": b"half", "more_body": True})
+                raise Cut("the other half is lost")
             while scope["path"] == "/flood" and not self.gone.is_set():
                 await asyncio.sleep(0)
                 await send({"type": "http.response.body", "body": bytes(65536), "more_body": True})
@@ -59,15 +66,25 @@ class Behind:
         finally:
             self.running -= 1
 
+    async def _size(self, receive: Receive, send: Send) -> None:
+        size, more = 0, True
+        while more:
+            message = await receive()
+            size += len(message.get("body", b""))
+            more = message.get("more_body", False)
+        length = [(b"content-length", b"%d" % len(str(size)))]
+        await send({"type": "http.response.start", "status": 200, "headers": length})
+        await send({"type": "http.response.body", "body": str(size).encode()})
+
 
 class Doors:
     """Their addresses, and whom to trust."""
 
-    def __init__(self, listeners: Listeners, behind: Behind) -> None:
+    def __init__(self, listeners: Listeners, behind: Behind, server: Server) -> None:
         assert listeners.secure is not None
         assert listeners.secure.proxy is not None
         assert listeners.secure.authority is not None
-        self.behind = behind
+        self.behind, self.server = behind, server
         self.plain, self.tls = listeners.port, port_of(listeners.secure.listener)
         self.proxy = port_of(listeners.secure.proxy)
         self.ca = listeners.secure.authority.certificate_path
@@ -121,6 +138,11 @@ class Client:
                         yield event
                     self.flush()
 
+    async def rest(self) -> bytes:
+        """Whatever bytes still come."""
+        async with asyncio.timeout(20):
+            return await self._reader.read()
+
     async def goodbye(self) -> int | None:
         """The reason with which the server ends the connection; None for a plain end."""
         reason = None
@@ -136,7 +158,7 @@ async def doors(anyio_backend: str, tmp_path: Path) -> AsyncIterator[Doors]:
     listeners, behind = Listeners.open(settings), Behind()
     server = Server(behind, listeners)
     serving = asyncio.create_task(server.run_here())
-    found = Doors(listeners, behind)
+    found = Doors(listeners, behind, server)
     yield found
     behind.gone.set()
     server.should_exit = True
@@ -431,10 +453,81 @@ async def test_a_connection_that_asks_nothing_is_closed(
         assert await client.goodbye() == ErrorCodes.NO_ERROR
 
 
+async def test_an_answer_that_breaks_off_is_not_taken_for_whole(doors: Doors) -> None:
+    async with httpx.AsyncClient(verify=doors.context(), http2=True) as client:
+        url, options = f"https://127.0.0.1:{doors.tls}", {"sni_hostname": f"api.{NAME}"}
+        host = {"host": f"api.{NAME}"}
+        with pytest.raises(httpx.RemoteProtocolError):
+            await client.get(f"{url}/cut", headers=host, extensions=options)
+        assert (await client.get(f"{url}/", headers=host, extensions=options)).text == "ok"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_an_answer_without_a_body_ends(doors: Doors, method: str) -> None:
+    async with doors.http2() as client:
+        client.h2.send_headers(1, [(":method", method), *REQUEST[1:]], end_stream=True)
+        client.flush()
+        body = b""
+        async for event in client.events():
+            if isinstance(event, h2.events.DataReceived):
+                body += event.data
+            elif isinstance(event, h2.events.StreamEnded):
+                break
+    assert body == (b"ok" if method == "GET" else b"")
+
+
+async def test_a_client_that_waits_is_told_to_go_on(doors: Doors) -> None:
+    async with doors.http2() as client:
+        head = [(":method", "POST"), *REQUEST[1:3], (":path", "/size"), ("expect", "100-continue")]
+        client.h2.send_headers(1, head)
+        client.flush()
+        seen: list[str] = []
+        async for event in client.events():
+            seen.append(type(event).__name__)
+            if isinstance(event, h2.events.InformationalResponseReceived):
+                client.h2.send_data(1, b"12345", end_stream=True)
+            elif isinstance(event, h2.events.DataReceived):
+                assert event.data == b"5"
+                break
+    assert seen.index("InformationalResponseReceived") < seen.index("ResponseReceived")
+
+
+async def test_a_stop_lets_requests_end_and_takes_no_more(doors: Doors) -> None:
+    async with doors.http2() as client:
+        client.h2.send_headers(1, [*REQUEST[:3], (":path", "/hold")], end_stream=True)
+        client.flush()
+        seen: list[h2.events.Event] = []
+        async for event in client.events():
+            seen.append(event)
+            if isinstance(event, h2.events.RemoteSettingsChanged):
+                doors.server.should_exit = True
+            elif isinstance(event, h2.events.ConnectionTerminated):
+                assert event.error_code == ErrorCodes.NO_ERROR
+                doors.behind.gone.set()
+                break
+        data = await client.rest()
+    assert b"ok" in data
+
+
+def test_without_tls_there_is_one_door(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        settings = Settings(tmp_path, port=0, domain=NAME, tls=False)
+        listeners = Listeners.open(settings)
+        probe.connect(listeners.plain.getsockname())
+        listeners.plain.close()
+    assert listeners.secure is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_domain_that_no_certificate_is_believed_for_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match=r"\*\.localhost"):
+        Listeners.open(Settings(tmp_path, port=0, domain="localhost", tls_port=0))
+
+
 def test_sockets_are_there_before_anybody_is_told(tmp_path: Path) -> None:
     """A port that is taken is a refusal at start, with its option named."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         settings = Settings(tmp_path, port=0, domain=NAME, tls_port=taken.getsockname()[1])
-        with pytest.raises(Exception, match="cannot listen") as caught:
+        with pytest.raises(Unavailable, match="cannot listen") as caught:
             Listeners.open(settings)
         assert "--tls-port" in str(caught.value)
