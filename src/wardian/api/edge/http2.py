@@ -18,6 +18,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import (
+    ConnectionTerminated,
     DataReceived,
     Event,
     PingReceived,
@@ -28,7 +29,7 @@ from h2.events import (
     StreamReset,
     WindowUpdated,
 )
-from h2.exceptions import FlowControlError, ProtocolError, StreamClosedError
+from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
 from starlette.types import ASGIApp
@@ -82,11 +83,15 @@ class Http2(asyncio.Protocol):
         self._flushing = self._leaving = False
         self._deadline: asyncio.TimerHandle | None = None
         self.transport: asyncio.Transport
-        self._h2 = H2Connection(H2Configuration(client_side=False, header_encoding=None))
-        self._h2.config.validate_outbound_headers = (
-            False  # they are ours, and were checked where they came in
+        # What we send is not checked again: it was, where it came in.
+        self._h2 = H2Connection(
+            H2Configuration(
+                client_side=False,
+                header_encoding=None,
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+            )
         )
-        self._h2.config.normalize_outbound_headers = False
         self._h2.local_settings = Settings(
             client=False,
             initial_values={
@@ -173,6 +178,8 @@ class Http2(asyncio.Protocol):
         elif isinstance(event, RemoteSettingsChanged):
             self._h2.encoder.header_table_size = min(self._h2.encoder.header_table_size, _HEADER_TABLE)
             self._make_room(0)
+        elif isinstance(event, ConnectionTerminated):
+            self._close()  # to h2 this is the end, of requests under way as well
 
     def _on_data(self, event: DataReceived) -> None:
         size = event.flow_controlled_length
@@ -183,7 +190,7 @@ class Http2(asyncio.Protocol):
 
     def _on_request(self, event: RequestReceived) -> None:
         if self._leaving or self._running >= 2 * STREAMS_MAX:  # taken back, but their applications run on
-            with suppress(StreamClosedError):  # it may be over already, one event later
+            with suppress(ProtocolError):  # it may be over already, some events later
                 self._h2.reset_stream(event.stream_id, ErrorCodes.REFUSED_STREAM)
             self._count_trouble()
             return
@@ -204,7 +211,7 @@ class Http2(asyncio.Protocol):
     def _refuse(self, stream_id: int, message: str) -> None:
         body = json.dumps({"code": 400, "message": message}).encode()
         kind = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        with suppress(StreamClosedError, FlowControlError):  # who leaves us no room gets no reason
+        with suppress(ProtocolError):  # it may be over already; and who leaves no room gets no reason
             self._h2.send_headers(stream_id, wire_headers(400, kind))
             self._h2.send_data(stream_id, body, end_stream=True)
         self._wait_if_idle()
