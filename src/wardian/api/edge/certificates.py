@@ -137,7 +137,8 @@ def check(text: bytes, domain: Domain) -> None:
             hint="give one that needs no password, in a file of mode 0600",
         ) from error
     except ValueError as error:
-        raise BadCertificate(f"no PEM certificate and key: {error}") from error
+        why = str(error).partition(".")[0]  # the rest is for those who program
+        raise BadCertificate(f"no PEM certificate and key in the files: {why}") from error
     if key.public_key() != leaf.public_key():
         raise BadCertificate("the certificate and the key do not belong together")
     if leaf.not_valid_after_utc < dt.datetime.now(dt.UTC):
