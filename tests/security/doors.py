@@ -22,7 +22,10 @@ REQUEST = [(":method", "GET"), (":scheme", "https"), (":authority", f"api.{NAME}
 
 
 class Behind:
-    """What the doors lead to. ``/hold`` ends when the test does, ``/flood`` never, ``/cut`` half-way."""
+    """What the doors lead to. ``/hold`` ends when the test does, ``/flood`` never, ``/cut`` half-way.
+
+    ``/torn`` gives up in the middle of a message, and goes on with another.
+    """
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -43,6 +46,10 @@ class Behind:
             if scope["path"] == "/cut":
                 await send({"type": "http.response.body", "body": b"half", "more_body": True})
                 raise Cut("the other half is lost")
+            if scope["path"] == "/torn":
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        await send({"type": "http.response.body", "body": bytes(1 << 20), "more_body": True})
             while scope["path"] == "/flood" and not self.gone.is_set():
                 await asyncio.sleep(0)
                 await send({"type": "http.response.body", "body": bytes(65536), "more_body": True})

@@ -167,6 +167,21 @@ async def test_an_answer_that_breaks_off_is_not_taken_for_whole(doors: Doors) ->
         assert (await client.get(f"{url}/", headers=host, extensions=options)).text == "ok"
 
 
+async def test_half_a_message_is_followed_by_nothing(doors: Doors) -> None:
+    """The client makes no room, the application loses patience: the rest would be read as the other half."""
+    async with doors.http2() as client:
+        client.h2.send_headers(1, [*REQUEST[:3], (":path", "/torn")], end_stream=True)
+        client.flush()
+        received = 0
+        async for event in client.events():
+            if isinstance(event, h2.events.DataReceived):
+                received += len(event.data)
+            elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
+                break
+    assert isinstance(event, h2.events.StreamReset)
+    assert received == 65535
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_an_answer_without_a_body_ends(doors: Doors, method: str) -> None:
     async with doors.http2() as client:

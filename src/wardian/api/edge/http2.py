@@ -259,7 +259,11 @@ class Http2(asyncio.Protocol):
             rest = self._put_into_frames(stream, rest, last=last)
             if rest:
                 self._flush()
-                await self._wait_for_room(stream)
+                try:
+                    await self._wait_for_room(stream)
+                except asyncio.CancelledError:  # what follows half a message would be read as its other half
+                    self.abort(stream)
+                    raise
         self._flush_soon()
         await self._flow.drain()
 
@@ -282,8 +286,10 @@ class Http2(asyncio.Protocol):
             await asyncio.sleep(0)  # others have answers as well
 
     def abort(self, stream: Stream) -> None:
-        self._h2.reset_stream(stream.id, ErrorCodes.INTERNAL_ERROR)
-        self._flush_soon()
+        if not stream.gone:
+            self._h2.reset_stream(stream.id, ErrorCodes.INTERNAL_ERROR)
+            stream.hang_up()
+            self._flush_soon()
 
     def over(self, stream: Stream) -> None:
         self._streams.pop(stream.id, None)

@@ -120,7 +120,7 @@ class Stream:
 
     async def _give_up(self) -> None:
         if self.started:
-            if not self.answered and not self.gone:
+            if not self.answered:
                 self.line.abort(self)
             return
         text = b"Internal Server Error"
