@@ -66,6 +66,13 @@ class Lab:
             self._servers[pools] = server
         return self._servers[pools]
 
+    def named(self, pools: Pools) -> Server:
+        """A Wardian server with a domain of its own, and the proxy that leads to it."""
+        options = ("--domain", "wardian.test", "--tls-port", "0", "--proxy-port", "0")
+        server = Server(self.scratch / "server-named", pools, *options)
+        self._stack.callback(server.close)
+        return server
+
     def plain(self) -> Endpoint:
         """The server that does nothing."""
         if self._plain is None:

@@ -32,7 +32,7 @@ class Pools:
 class Server:
     """One ``wardian serve`` with its data in a directory of its own."""
 
-    def __init__(self, data: Path, pools: Pools) -> None:
+    def __init__(self, data: Path, pools: Pools, *options: str) -> None:
         data.mkdir(parents=True)
         self._data = data
         self._log = (data / "serve.log").open("wb")
@@ -50,6 +50,7 @@ class Server:
                 "--data",
                 str(data),
                 "--json",
+                *options,
             ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -65,8 +66,8 @@ class Server:
         if not line:
             self._process.wait()
             raise RuntimeError(f"wardian serve did not start; see {self._data}/serve.log")
-        facts = json.loads(line)
-        return Endpoint(url=facts["url"], key=facts["key"])
+        self.facts: Mapping[str, str] = json.loads(line)
+        return Endpoint(url=self.facts["url"], key=self.facts["key"])
 
     def settle(self, *, idle: bool = False) -> None:
         """Return when the server has nothing left to do in the background (its pool is full again).

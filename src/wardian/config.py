@@ -12,11 +12,13 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Self
 
+from wardian.model.domain import Domain
 from wardian.model.errors import Invalid
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PORT = 9273
 """The default: W-A-R-D on a telephone's keys."""
+TLS_PORT = 8443
 DATABASE = "wardian.db"
 """The name of the database in a data directory."""
 
@@ -39,7 +41,23 @@ class Settings:
     """0 lets the system choose."""
 
     domain: str | None = None
-    """What names of sandbox ports end in: ``{port}-{id}.{domain}``. None: ``localhost`` with our own port."""
+    """What names of sandbox ports end in: ``{port}-{id}.{domain}``, with the port that clients must add, if
+    it is not that of the HTTPS listener. None: ``localhost`` with our own port, and no HTTPS."""
+
+    tls: bool = True
+    """Whether a domain is served over HTTPS by us. False: somebody in front of us does that."""
+
+    tls_port: int = TLS_PORT
+    """Where HTTPS is served, beside ``port``; 0 lets the system choose."""
+
+    tls_cert: Path | None = None
+    """A certificate chain (PEM) for the domain and all names below it. None: one of our own authority."""
+
+    tls_key: Path | None = None
+    """The key of ``tls_cert`` (PEM, unencrypted)."""
+
+    proxy_port: int | None = None
+    """Where an HTTP proxy leads to the domain, for clients that cannot resolve it. None: there is none."""
 
     cache_dir: Path | None = None
     """Where images are kept; None leaves it to ``wardian.images``."""
@@ -84,19 +102,38 @@ class Settings:
     def _check(self) -> None:
         for name, low, high in (
             ("port", 0, 65535),
+            ("tls_port", 0, 65535),
+            ("proxy_port", 0, 65535),
             ("pool_hot", 0, 1000),
             ("pool_created", 0, 1000),
             ("sandboxes_max", 1, 100_000),
             ("timeout_max_hours", 1, 24 * 365),
         ):
-            if not low <= getattr(self, name) <= high:
+            if getattr(self, name) is not None and not low <= getattr(self, name) <= high:
                 raise BadSetting(f"{name} must be between {low} and {high}, not {getattr(self, name)}")
+        self._check_domain()
+
+    def _check_domain(self) -> None:
+        given = [name for name in ("tls_cert", "tls_key", "proxy_port") if getattr(self, name) is not None]
+        if self.domain is not None:
+            Domain.parse(self.domain)
+        if given and (self.domain is None or not self.tls):
+            raise BadSetting(f"{given[0]} is for a domain over TLS", hint="give --domain, without --no-tls")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise BadSetting("tls_cert and tls_key belong together", hint="give both, or neither")
 
 
 def _whole(text: str) -> int:
     if not text.strip().lstrip("-").isdecimal():
         raise ValueError(f"not a whole number: {text!r}")
     return int(text)
+
+
+def _yes_or_no(text: str) -> bool:
+    answers = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if text.strip().lower() not in answers:
+        raise ValueError(f"neither yes nor no: {text!r}")
+    return answers[text.strip().lower()]
 
 
 def _networks(text: str) -> tuple[Network, ...]:
@@ -107,6 +144,11 @@ _READERS: Mapping[str, Any] = {
     "host": str,
     "port": _whole,
     "domain": str,
+    "tls": _yes_or_no,
+    "tls_port": _whole,
+    "tls_cert": Path,
+    "tls_key": Path,
+    "proxy_port": _whole,
     "programs": Path,
     "runsc": Path,
     "pool_hot": _whole,

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import isawaitable
 from pathlib import Path
@@ -33,14 +33,16 @@ class Server:
     key: str
     data: Path
     process: subprocess.Popen[str]
+    facts: Mapping[str, Any]
+    """The whole greeting."""
 
 
-def serve(data: Path) -> Server:
+def serve(data: Path, *options: str) -> Server:
     """Start a server on a free port and wait for its greeting."""
     program = Path(sys.executable).with_name("wardian")
     with (data / "server.log").open("a") as log:
         process = subprocess.Popen(
-            [program, "serve", "--json", "--port", "0", "--data", data],
+            [program, "serve", "--json", "--port", "0", "--data", data, *options],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
@@ -52,7 +54,7 @@ def serve(data: Path) -> Server:
         process.wait(STOP_S)
         pytest.fail("the server did not start:\n" + (data / "server.log").read_text())
     facts = json.loads(greeting)
-    return Server(facts["url"], facts["key"], data, process)
+    return Server(facts["url"], facts["key"], data, process, facts)
 
 
 def stop(server: Server) -> None:

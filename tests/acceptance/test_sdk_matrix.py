@@ -9,18 +9,13 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 from tests.acceptance.conftest import Server
 from tests.acceptance.sdks.matrix import table
-from tests.acceptance.sdks.releases import RELEASES, REPOSITORY, Release
-
-SDKS = Path(__file__).parent / "sdks"
-DRIVE_S = 100
+from tests.acceptance.sdks.releases import RELEASES, REPOSITORY, SDKS, Release, run_program
 
 
 def _of(*languages: str) -> list[object]:
@@ -92,17 +87,7 @@ def _drive(server: Server, *command: str) -> dict[str, str]:
 
 
 def _run(server: Server, *command: str) -> str:
-    done = subprocess.run(
-        command,
-        env=_environment(server),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=DRIVE_S,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
+    return run_program(*command, env=_environment(server))
 
 
 def _environment(server: Server) -> Mapping[str, str]:

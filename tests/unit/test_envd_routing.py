@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 
 import pytest
 
@@ -16,7 +17,7 @@ from wardian.api.envd.access import (
     check_traffic,
 )
 from wardian.api.envd.connect import RpcError
-from wardian.api.envd.plane import NOT_FOUND, PORT_CLOSED
+from wardian.api.envd.plane import NOT_FOUND, PORT_CLOSED, TRANSITIONING, Unreachable
 from wardian.api.envd.refusals import refusal
 from wardian.api.envd.routing import BadRoute, Target, is_for_a_sandbox, route
 
@@ -134,18 +135,47 @@ def test_users() -> None:
         assert caught.value.code == "unauthenticated"
 
 
-def test_programs_get_json_and_people_a_page() -> None:
-    browser = headers(user_agent="Mozilla/5.0", accept="text/html")
-    body, kind = refusal(browser, 502, "<id>", PORT_CLOSED, 8080)
-    assert kind == [(b"content-type", b"text/html; charset=utf-8")]
-    assert b"&lt;id&gt;" in body
-    assert b"no service running on port <code>8080</code>" in body
-    assert b"Sandbox Not Found" in refusal(browser, 502, ID, NOT_FOUND)[0]
+TARGET = Target(ID, 8080)
+GONE = Unreachable(502, NOT_FOUND)
+
+
+@pytest.mark.parametrize(
+    ("gone", "told"),
+    [
+        (Unreachable(502, PORT_CLOSED, 8080), "no service running on this port"),
+        (GONE, "Sandbox Not Found"),
+        (Unreachable(502, NOT_FOUND, paused=True), "Sandbox Paused"),
+        (Unreachable(403, "a token is missing"), "Token Needed"),
+        (Unreachable(409, TRANSITIONING), "Just a Moment"),
+        (Unreachable(504, "the service did not answer", 8080), "The service did not answer."),
+    ],
+)
+def test_people_get_a_page(gone: Unreachable, told: str) -> None:
+    """What happened, where, and nothing that a browser would load from elsewhere."""
+    body, given = refusal(headers(user_agent="Mozilla/5.0", accept="text/html"), TARGET, gone)
+    text = body.decode()
+    assert dict(given)[b"content-type"] == b"text/html; charset=utf-8"
+    assert b"default-src 'none'" in dict(given)[b"content-security-policy"]
+    assert told in text
+    assert f"<dd>{ID}</dd>" in text
+    assert "<dd>8080</dd>" in text
+    assert not re.search(r"<script|src=|href=|url\(|https?:", text)
+
+
+def test_nothing_that_a_request_says_is_markup_on_a_page() -> None:
+    hostile = "<script>{0}{port}</script>"
+    browser = headers(user_agent="Mozilla/5.0")
+    body, _ = refusal(browser, Target(hostile, 8080), Unreachable(502, hostile, 8080))
+    assert b"<script" not in body
+    assert body.count(b"&lt;script&gt;{0}{port}") == 2
+
+
+def test_programs_get_json() -> None:
     for program in (
         headers(user_agent="python-httpx/0.28"),
         headers(user_agent="Mozilla/5.0", accept="application/json"),
         headers(user_agent="Mozilla/5.0", sec_fetch_mode="cors"),
         headers(user_agent="Mozilla/5.0", x_requested_with="XMLHttpRequest"),
     ):
-        body, _ = refusal(program, 502, ID, NOT_FOUND)
+        body, _ = refusal(program, TARGET, GONE)
         assert body == b'{"sandboxId":"%s","message":"The sandbox was not found","code":502}' % ID.encode()

@@ -1,6 +1,8 @@
 """uvicorn's HTTP/1.1, with bounds on the head of a request: its size, and the time it may take to arrive.
 
-Without them a stranger could keep a connection, or fill our memory, with a header that never ends.
+Without them a stranger could keep a connection, or fill our memory, with a header that never ends. And there
+is one host that a request is for, because the host decides which sandbox gets it: the one in the request
+line if there is one there (RFC 9112, 3.2.2), else the one in the only Host header.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import asyncio
 import json
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from wardian.api.errors import HTTP_STATUS_OF_CODE
@@ -52,7 +55,22 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_is_here()
+        if not self.url.startswith(b"/"):
+            self._take_host_from_url()
+        if sum(name == b"host" for name, _ in self.headers) > 1:
+            raise ValueError("more than one Host")  # the parser turns it into a 400
         super().on_headers_complete()
+
+    def _take_host_from_url(self) -> None:
+        """``GET http://host/path``: as if it were ``GET /path`` with that Host."""
+        if self.url == b"*":
+            return
+        url = httptools.parse_url(self.url)
+        if url.schema not in (b"http", b"https") or not url.host or url.userinfo:
+            raise ValueError("no address of ours")
+        host = url.host if url.port is None else url.host + b":%d" % url.port
+        self.headers[:] = [(b"host", host), *(item for item in self.headers if item[0] != b"host")]
+        self.url = (url.path or b"/") + (b"?" + url.query if url.query else b"")
 
     def _expect_head(self) -> None:
         self._in_head, self._head_bytes = True, 0

@@ -9,13 +9,15 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.text import Text
 
 from wardian.app import build_driver
-from wardian.cli import remote
+from wardian.cli import remote, server_file
+from wardian.cli.domain_findings import domain_findings
+from wardian.cli.finding import Finding
 from wardian.cli.output import err, out, print_json
 from wardian.config import Settings
 from wardian.images.base import base_recipe
@@ -24,16 +26,6 @@ from wardian.model.errors import WardianError
 
 DISK_FREE_MIN = 2 << 30
 MEMORY_FREE_MIN = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One requirement. ``level`` is ok, warning (works, but) or missing; ``remedy`` says how to get it."""
-
-    name: str
-    level: str
-    detail: str
-    remedy: str = ""
 
 
 def examination(*, as_json: bool) -> bool:
@@ -61,6 +53,7 @@ def examine() -> Iterator[Finding]:
     yield _image()
     yield asyncio.run(_probe())
     yield _kvm()
+    yield from domain_findings(server_file.default_data_dir())
     yield _server()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -63,6 +64,24 @@ def serve(
         Path | None,
         typer.Option(help="Where everything is kept (WARDIAN_DATA; default: /var/lib/wardian)."),
     ] = None,
+    domain: Annotated[
+        str | None,
+        typer.Option(
+            help="Serve sandbox.example.com and the names below it over HTTPS; with :port, if clients see "
+            "another one than --tls-port."
+        ),
+    ] = None,
+    tls: Annotated[
+        bool | None, typer.Option("--tls/--no-tls", help="--no-tls: somebody in front of us does the HTTPS.")
+    ] = None,
+    tls_port: Annotated[int | None, typer.Option(help="Port for HTTPS (default: 8443).")] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate chain for the domain (PEM); default: one of our own.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    proxy_port: Annotated[
+        int | None, typer.Option(help="Port for a proxy to the domain, for clients without DNS for it.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run the server, in the foreground, until Ctrl-C.
@@ -75,9 +94,42 @@ def serve(
     from wardian.config import Settings
 
     with errors(as_json=as_json):
-        settings = Settings.load(data_dir=data or server_file.default_data_dir(), host=host, port=port)
+        settings = Settings.load(
+            data_dir=data or server_file.default_data_dir(),
+            host=host,
+            port=port,
+            domain=domain,
+            tls=tls,
+            tls_port=tls_port,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            proxy_port=proxy_port,
+        )
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         server.serve(settings, as_json=as_json)
+
+
+@app.command(epilog=EXIT_CODES)
+def ca(
+    *,
+    domain: Annotated[
+        str | None, typer.Option(help="The domain (WARDIAN_DOMAIN; default: the newest served).")
+    ] = None,
+    data: Data = None,
+    bundle: Annotated[
+        bool, typer.Option("--bundle", help="With the public authorities, for SSL_CERT_FILE.")
+    ] = False,
+) -> None:
+    """Print the certificate that clients of our domain must trust, and how to make them.
+
+    Every data directory has an authority of its own for each domain. It is made when it is first needed.
+    """
+    from wardian.cli.ca import show
+
+    with errors():
+        show(
+            data or server_file.default_data_dir(), domain or os.environ.get("WARDIAN_DOMAIN"), bundle=bundle
+        )
 
 
 @app.command(epilog=EXIT_CODES)

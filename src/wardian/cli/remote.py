@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
+import certifi
 import httpx
 
 from wardian.cli import server_file
@@ -140,9 +142,15 @@ class Remote:
 @asynccontextmanager
 async def connect(address: Address) -> AsyncIterator[Remote]:
     """A session with the server. The environment's proxies are not asked: servers are near."""
-    verify = address.url.startswith("https:")  # loading certificates takes longer than most commands
+    # Loading certificates takes longer than most commands.
+    verify = _trust() if address.url.startswith("https:") else False
     async with httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, verify=verify) as http:
         yield Remote(address, http)
+
+
+def _trust() -> ssl.SSLContext:
+    """Whom to believe over HTTPS: SSL_CERT_FILE, as every other client does, else the public authorities."""
+    return ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or certifi.where())
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

@@ -10,15 +10,17 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+SDKS = Path(__file__).parent
 REPOSITORY = Path(__file__).resolve().parents[3]
 INSTALLED = REPOSITORY / "build" / "sdks"
 SEARCH = os.pathsep.join((str(REPOSITORY / "build/uv/bin"), os.environ.get("PATH", "")))
-INSTALL_S = 100
+INSTALL_S, DRIVE_S = 100, 100
 
 OLD = frozenset({"file metadata", "fork"})
 OLDER = OLD | {"network rules"}
@@ -81,6 +83,26 @@ RELEASES = (
     Release("@e2b/cli", "2.19.0", "command line", short=True),
     Release("@e2b/cli", "2.16.0", "command line"),
 )
+
+
+def release(package: str, version: str, language: str = "python") -> Release:
+    """The one of the table with these names."""
+    return next(r for r in RELEASES if (r.package, r.version, r.language) == (package, version, language))
+
+
+def run_program(*command: str, env: Mapping[str, str]) -> str:
+    """What a program that drives a client wrote; it must succeed."""
+    done = subprocess.run(
+        command,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DRIVE_S,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
 def _install(place: Path, *commands: tuple[str, ...]) -> None:

@@ -3,8 +3,10 @@
 import assert from 'node:assert/strict'
 import { Sandbox } from 'e2b'
 
+// The SDK has a connection pool of its own, which asks no environment for a proxy.
+const reach = process.env.SDK_PROXY ? { proxy: process.env.SDK_PROXY } : {}
 const label = { sdk: 'js & co' }
-let sandbox = await Sandbox.create({ timeoutMs: 120_000, metadata: label, envs: { WHO: 'me' } })
+let sandbox = await Sandbox.create({ ...reach, timeoutMs: 120_000, metadata: label, envs: { WHO: 'me' } })
 const outcome = { create: 'ok' }
 
 const step = async (name, take, there = true) => {
@@ -102,8 +104,8 @@ await step('pause and resume', async () => {
   await sandbox.commands.run('until [ -s count ]; do sleep 0.02; done')
   await sandbox.pause()
   assert.equal(await sandbox.isRunning(), false)
-  assert.equal((await Sandbox.getInfo(sandbox.sandboxId)).state, 'paused')
-  sandbox = await Sandbox.connect(sandbox.sandboxId)
+  assert.equal((await Sandbox.getInfo(sandbox.sandboxId, reach)).state, 'paused')
+  sandbox = await Sandbox.connect(sandbox.sandboxId, reach)
   const before = Number(await sandbox.files.read('count'))
   await sandbox.commands.run(`until [ $(cat count) -gt ${before + 2} ]; do sleep 0.02; done`)
   await sandbox.setTimeout(240_000)
@@ -120,15 +122,15 @@ await step('fork', async () => {
 
 await step('snapshot', async () => {
   const snapshot = await sandbox.createSnapshot()
-  const made = await Sandbox.create(snapshot.snapshotId, { timeoutMs: 60_000 })
+  const made = await Sandbox.create(snapshot.snapshotId, { ...reach, timeoutMs: 60_000 })
   assert.equal((await made.files.read('notes/deep.txt')).length, 100_001)
   await made.kill()
-  assert.equal(await Sandbox.deleteSnapshot(snapshot.snapshotId), true)
-  assert.equal(await Sandbox.deleteSnapshot(snapshot.snapshotId), false)
+  assert.equal(await Sandbox.deleteSnapshot(snapshot.snapshotId, reach), true)
+  assert.equal(await Sandbox.deleteSnapshot(snapshot.snapshotId, reach), false)
 }, sandbox.createSnapshot !== undefined)
 
 await step('list', async () => {
-  const pages = Sandbox.list({ query: { metadata: label } })
+  const pages = Sandbox.list({ ...reach, query: { metadata: label } })
   assert.deepEqual((await pages.nextItems()).map((item) => item.sandboxId), [sandbox.sandboxId])
   assert.equal(pages.hasNext, false)
 })
@@ -138,7 +140,7 @@ await step('metrics', async () => assert.ok(Array.isArray(await sandbox.getMetri
 await step('ports', async () => assert.ok(sandbox.getHost(8080).startsWith(`8080-${sandbox.sandboxId}.`)))
 
 await step('no internet', async () => {
-  const closed = await Sandbox.create({ timeoutMs: 60_000, allowInternetAccess: false })
+  const closed = await Sandbox.create({ ...reach, timeoutMs: 60_000, allowInternetAccess: false })
   const done = await closed.commands.run('curl --silent --max-time 5 http://1.1.1.1/ || echo shut')
   assert.equal(done.stdout, 'shut\n')
   await closed.kill()
@@ -156,12 +158,12 @@ await step('network rules', async () => {
 
 await step('MCP failure is told', async () => {
   const metadata = { sdk: 'js & co mcp' }
-  await assert.rejects(Sandbox.create('base', { timeoutMs: 60_000, metadata, mcp: { exa: { apiKey: 'none' } } }))
-  assert.deepEqual(await Sandbox.list({ query: { metadata } }).nextItems(), [])
+  await assert.rejects(Sandbox.create('base', { ...reach, timeoutMs: 60_000, metadata, mcp: { exa: { apiKey: 'none' } } }))
+  assert.deepEqual(await Sandbox.list({ ...reach, query: { metadata } }).nextItems(), [])
 })
 
 assert.equal(await sandbox.kill(), true)
-assert.equal(await Sandbox.kill(sandbox.sandboxId), false)
+assert.equal(await Sandbox.kill(sandbox.sandboxId, reach), false)
 assert.equal(await sandbox.isRunning(), false)
 outcome.kill = 'ok'
 console.log(JSON.stringify(outcome))

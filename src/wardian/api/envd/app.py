@@ -19,7 +19,7 @@ from wardian.api.envd.access import (
     same,
 )
 from wardian.api.envd.exchange import ClientGone, Exchange, QuietEndings, preflight_headers
-from wardian.api.envd.plane import NOT_FOUND, Fleet, Plane, Record, Unreachable, Visits, can_answer
+from wardian.api.envd.plane import NOT_FOUND, Fleet, Plane, Record, Unreachable, Visits, answering
 from wardian.api.envd.refusals import refusal
 from wardian.api.envd.routing import ENVD_PORT, BadRoute, Target, route
 from wardian.api.envd.rpc import serve_client_stream, serve_stream, serve_unary
@@ -68,9 +68,7 @@ class DataPlane:
             if target is None:
                 await self._unnamed(exchange)
                 return
-            sandbox = await self._plane.sandboxes.locate(target.sandbox_id)
-            if sandbox is None or not can_answer(sandbox):
-                raise Unreachable(502, NOT_FOUND)
+            sandbox = answering(await self._plane.sandboxes.locate(target.sandbox_id))
             if target.port == ENVD_PORT:
                 await self._envd(exchange, sandbox)
             else:
@@ -81,9 +79,9 @@ class DataPlane:
         except BadRoute as bad:
             await exchange.refuse(400, bad.message)
         except Denied as denied:
-            await _refuse(exchange, 403, target, denied.message)
+            await _refuse(exchange, target, Unreachable(403, denied.message))
         except Unreachable as gone:
-            await _refuse(exchange, gone.status, target, gone.message, gone.port)
+            await _refuse(exchange, target, gone)
 
     async def _unnamed(self, exchange: Exchange) -> None:
         """A request that names no sandbox is for the one whose token it shows, or was signed with.
@@ -94,9 +92,7 @@ class DataPlane:
         if token is None:
             await self._signed(exchange)
             return
-        sandbox = await self._plane.sandboxes.locate_by_signature(lambda own: same(token, own))
-        if sandbox is None or not can_answer(sandbox):
-            raise Unreachable(502, NOT_FOUND)
+        sandbox = answering(await self._plane.sandboxes.locate_by_signature(lambda own: same(token, own)))
         await self._envd(exchange, sandbox)
 
     async def _signed(self, exchange: Exchange) -> None:
@@ -160,31 +156,27 @@ class DataPlane:
             target = route(headers)
             if target is None or target.port == ENVD_PORT:
                 raise BadRoute("no WebSocket here: name a sandbox and a port of it")
-            sandbox = await self._plane.sandboxes.locate(target.sandbox_id)
-            if sandbox is None or not can_answer(sandbox):
-                raise Unreachable(502, NOT_FOUND)
+            sandbox = answering(await self._plane.sandboxes.locate(target.sandbox_id))
             check_traffic(headers, _traffic_token(sandbox))
             await websocket.proxy(self._plane, sandbox, target.port, scope, receive, send)
             return
         except BadRoute as bad:
-            status, message, port = 400, bad.message, None
+            why = Unreachable(400, bad.message)
         except Denied as denied:
-            status, message, port = 403, denied.message, None
+            why = Unreachable(403, denied.message)
         except Unreachable as gone:
-            status, message, port = gone.status, gone.message, gone.port
-        body, kind = refusal(headers, status, target.sandbox_id if target else "", message, port)
-        await websocket.deny(scope, send, status, kind, body)
+            why = gone
+        body, kind = refusal(headers, target, why)
+        await websocket.deny(scope, send, why.status, kind, body)
 
 
 def _traffic_token(sandbox: Sandbox) -> str | None:
     return None if sandbox.spec.allow_public_traffic else sandbox.traffic_token
 
 
-async def _refuse(
-    exchange: Exchange, status: int, target: Target | None, message: str, port: int | None = None
-) -> None:
-    body, headers = refusal(exchange.headers, status, target.sandbox_id if target else "", message, port)
-    await exchange.reply(status, body, headers)
+async def _refuse(exchange: Exchange, target: Target | None, gone: Unreachable) -> None:
+    body, headers = refusal(exchange.headers, target, gone)
+    await exchange.reply(gone.status, body, headers)
 
 
 async def health(plane: Plane, sandbox: Sandbox, exchange: Exchange) -> None:

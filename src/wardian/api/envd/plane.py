@@ -38,11 +38,14 @@ class Fleet(Protocol):
 
 
 class Unreachable(Exception):
-    """The proxy's own answer: there is no guest to ask. ``status`` and ``message`` are the protocol's."""
+    """The proxy's own answer: there is no guest to ask. ``status`` and ``message`` are the protocol's.
 
-    def __init__(self, status: int, message: str, port: int | None = None) -> None:
+    The protocol has one word for a sandbox that is gone and one that is ``paused``; people are told which.
+    """
+
+    def __init__(self, status: int, message: str, port: int | None = None, *, paused: bool = False) -> None:
         super().__init__(message)
-        self.status, self.message, self.port = status, message, port
+        self.status, self.message, self.port, self.paused = status, message, port, paused
 
 
 class Visits:
@@ -117,6 +120,15 @@ def can_answer(sandbox: Sandbox | None) -> bool:
     if sandbox is None or sandbox.state in (State.KILLING, State.ENDED):
         return False
     return sandbox.state is not State.PAUSED or sandbox.wakes_on_traffic
+
+
+def answering(sandbox: Sandbox | None) -> Sandbox:
+    """The sandbox, if a request may be passed on to it. Raises :class:`Unreachable`."""
+    if sandbox is None or not can_answer(sandbox):
+        public = sandbox is not None and sandbox.spec.allow_public_traffic
+        paused = public and sandbox is not None and sandbox.state is State.PAUSED
+        raise Unreachable(502, NOT_FOUND, paused=paused)
+    return sandbox
 
 
 def unreachable(error: WardianError) -> Unreachable:

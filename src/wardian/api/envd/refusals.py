@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 
 from wardian.api.envd.connect import encode
 from wardian.api.envd.exchange import JSON
-from wardian.api.envd.plane import NOT_FOUND, PORT_CLOSED
-from wardian.api.envd.routing import header
+from wardian.api.envd.pages import HEADERS, page
+from wardian.api.envd.plane import Unreachable
+from wardian.api.envd.routing import Target, header
 
 _BROWSERS = ("mozilla", "chrome", "safari", "firefox", "edge", "opera")
-_TITLES = {NOT_FOUND: "Sandbox Not Found", PORT_CLOSED: "Closed Port"}
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:34rem;margin:18vh auto;padding:0 1rem;color:#222}}
-code{{background:#eee;padding:.1em .3em;border-radius:3px}}</style></head>
-<body><h1>{title}</h1><p>{text}</p></body></html>
-"""
 
 
 def is_browser(headers: Mapping[bytes, bytes]) -> bool:
@@ -34,25 +26,13 @@ def is_browser(headers: Mapping[bytes, bytes]) -> bool:
 
 
 def refusal(
-    headers: Mapping[bytes, bytes], status: int, sandbox_id: str, message: str, port: int | None = None
+    headers: Mapping[bytes, bytes], target: Target | None, gone: Unreachable
 ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-    """Body and headers of an answer in the proxy's own name."""
+    """Body and headers of an answer in the proxy's own name, to a request for ``target``."""
     if is_browser(headers):
-        page = _PAGE.format(
-            title=_TITLES.get(message, "Request Refused"), text=_text(message, sandbox_id, port)
-        )
-        return page.encode(), [(b"content-type", b"text/html; charset=utf-8")]
-    facts: dict[str, object] = {"sandboxId": sandbox_id, "message": message}
-    if port is not None:
-        facts["port"] = port
-    facts["code"] = status
+        return page(target, gone), list(HEADERS)
+    facts: dict[str, object] = {"sandboxId": target.sandbox_id if target else "", "message": gone.message}
+    if gone.port is not None:
+        facts["port"] = gone.port
+    facts["code"] = gone.status
     return encode(facts), [(b"content-type", JSON.encode())]
-
-
-def _text(message: str, sandbox_id: str, port: int | None) -> str:
-    sandbox = f"sandbox <code>{escape(sandbox_id)}</code>"
-    if message == PORT_CLOSED:
-        return f"The {sandbox} is running, but there is no service running on port <code>{port}</code>."
-    if message == NOT_FOUND:
-        return f"There is no running {sandbox}. It may have ended, or be paused."
-    return f"{escape(message)} ({sandbox})"
