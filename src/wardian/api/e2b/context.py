@@ -12,6 +12,8 @@ from fastapi import Depends, Request
 from wardian.model.errors import Invalid, NotFound
 from wardian.model.template import Template
 from wardian.sandboxes.service import Sandboxes
+from wardian.vault.vault import Vault
+from wardian.volumes.service import Volumes
 
 _SANDBOX_ID = re.compile(r"([a-z0-9]{1,64})(?:-[a-z0-9-]*)?")
 
@@ -38,6 +40,8 @@ class ControlPlane:
     templates: Templates
     domain: str | None
     timeout_max_s: int
+    vault: Vault
+    volumes: Volumes
 
     def timeout(self, seconds: int, *, smallest: int = 1) -> int:
         """``seconds`` if a sandbox may ask for it. Raises :class:`Invalid` in the protocol's words."""
