@@ -19,7 +19,12 @@
 struct settings settings = {.link = 7, .redirect = -1, .dns = -1};
 int epoll_fd;
 static struct source signals;
-static enum { RUNNING, DRAINING, QUIET } state; /* DRAINING: QUIESCED waits behind what is still to be sent */
+static enum {
+    RUNNING,
+    SETTLING, /* volumes' last answers are awaited */
+    DRAINING, /* QUIESCED waits behind what is still to be sent */
+    QUIET,
+} state;
 
 void say(const char *format, ...) {
     va_list values;
@@ -67,18 +72,27 @@ bool quiescing(void) { return state != RUNNING; }
 
 void quiesce_begin(void) {
     if (state != RUNNING) return;
+    state = SETTLING;
+    ferry_rest(true);
+}
+
+static void settle(void) {
+    if (!ferry_rests()) return;
     state = DRAINING;
     link_put(QUIESCED, 0, 0, NULL, 0);
 }
 
-void quiesce_end(void) { state = RUNNING; }
+void quiesce_end(void) {
+    if (state != RUNNING) ferry_rest(false);
+    state = RUNNING;
+}
 
 /* Everything has been sent: touch nothing but the link until the host says so. A capture may happen at any moment here. */
 static void stay_quiet(void) {
     state = QUIET;
     link_trim();
     while (state == QUIET) {
-        struct pollfd wait = {settings.link, POLLIN, 0};
+        struct pollfd wait = {ferry_runs() ? ferry_descriptor() : settings.link, POLLIN, 0};
         if (poll(&wait, 1, -1) <= 0) continue;
         link_note_readable();
         while (state == QUIET && link_receive()) {}
@@ -125,6 +139,7 @@ static void loop(void) {
             stream_run_queue();
             guard_check();
         }
+        if (state == SETTLING) settle();
         bool sent = link_flush();
         if (state == DRAINING && sent) stay_quiet();
         if (state == RUNNING) exec_get_ready();

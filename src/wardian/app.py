@@ -48,6 +48,7 @@ from wardian.store.database import Database
 from wardian.store.secrets import key_ids
 from wardian.vault import keys as vault_keys
 from wardian.vault.vault import Vault
+from wardian.volumes.mounts import Mounts
 from wardian.volumes.service import Volumes
 from wardian.volumes.tree import Limits
 
@@ -105,6 +106,7 @@ async def start(settings: Settings) -> AsyncIterator[App]:
             lambda sandbox_id, event: _at_the_shore(record, sandbox_id, event),
         )
         stack.callback(shore.close)
+        mounts = Mounts(volumes)
         works = Workshop(
             database=database,
             driver=driver,
@@ -115,6 +117,7 @@ async def start(settings: Settings) -> AsyncIterator[App]:
             pool=Pool(driver, pool_limits(settings)),
             root_image=roots.find,
             outbound=shore,
+            volumes=mounts,
             options=Options(
                 timeout_max_s=settings.timeout_max_hours * 3600, sandboxes_max=settings.sandboxes_max
             ),
@@ -124,6 +127,8 @@ async def start(settings: Settings) -> AsyncIterator[App]:
             await templates.put(template)
         sandboxes = Sandboxes(works, templates)
         stack.push_async_callback(sandboxes.close)
+        stack.push_async_callback(mounts.close)
+        volumes.in_use = sandboxes.mounts_volume
         taken_over = await sandboxes.start()
 
         data_plane = build_data_plane(sandboxes, record=record)

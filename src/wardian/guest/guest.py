@@ -17,7 +17,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
-from wardian.guest import files, tunnels
+from wardian.guest import files, mounts, tunnels
 from wardian.guest.control import Notices, attach_fields, parse_hello
 from wardian.guest.errors import Refuse, at_path, refused
 from wardian.guest.frames import (
@@ -33,6 +33,7 @@ from wardian.guest.frames import (
     OP_RESOLVE,
     OP_STAT,
     OP_STATS,
+    OP_UNMOUNT,
     OP_WATCH,
     PAYLOAD_MAX,
     QUIESCE,
@@ -287,6 +288,17 @@ class Guest:
     async def _entry(self, op: int, body: bytes, refuse: Refuse) -> Entry:
         fields = await call(self._link, op, body, refuse)
         return parsed(self._link, files.entry_of, fields)
+
+    # -- volumes
+
+    async def mount(self, path: str, volume_id: str) -> mounts.MountStream:
+        """Mount a volume, or take its mount up again after an attach. Its requests come from the stream."""
+        place, name = files.text(path, "the path"), files.text(volume_id, "the volume")
+        return await mounts.mount(self._link, place, name, at_path(path))
+
+    async def unmount_others(self) -> None:
+        """Take away what was mounted before this attach and has not been mounted since."""
+        await call(self._link, OP_UNMOUNT, b"", refused)
 
     # -- the rest
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from wardian.model.errors import Conflict
 from wardian.model.resources import Resources
+from wardian.model.volume import VolumeMount
 
 
 class State(StrEnum):
@@ -159,6 +160,7 @@ class SandboxSpec:
     secure: bool = True  # hand out an access token for the data plane
     allow_public_traffic: bool = True  # false: the sandbox's ports want a traffic token
     mask_request_host: str | None = None
+    volume_mounts: tuple[VolumeMount, ...] = ()
     idempotency_key: str | None = None
 
 

@@ -26,7 +26,10 @@ def attached_to(owner: Owner, epoch: int, identity: Identity | None) -> Attach:
 
     async def attach(guest: Guest) -> None:
         owner.bind(guest)
-        await guest.attach(epoch, identity, timeout_s=owner.works.options.guest_timeout_s)
+        works, sandbox = owner.works, owner.sandbox
+        await guest.attach(epoch, identity, timeout_s=works.options.guest_timeout_s)
+        if sandbox.spec.volume_mounts or sandbox.snapshot_id is not None:
+            await works.volumes.mount(guest, sandbox.spec.volume_mounts)
 
     return attach
 

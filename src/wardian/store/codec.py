@@ -9,6 +9,7 @@ from sqlalchemy import Row
 
 from wardian.model.resources import Resources
 from wardian.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxSpec, Snapshot, State
+from wardian.model.volume import VolumeMount
 
 
 def resources_of(row: Row[Any]) -> Resources:
@@ -75,13 +76,15 @@ def _spec_values(spec: SandboxSpec) -> dict[str, Any]:
         "metadata": dict(spec.metadata),
         "env": dict(spec.env),
         "on_timeout": spec.on_timeout.value,
+        "volume_mounts": [asdict(mount) for mount in spec.volume_mounts],
     }
 
 
 def _spec_of(values: dict[str, Any]) -> SandboxSpec:
     # A row written by another version may know fields that we do not.
     known = {name: value for name, value in values.items() if name in SandboxSpec.__dataclass_fields__}
-    return SandboxSpec(**known | {"on_timeout": OnTimeout(values["on_timeout"])})
+    mounts = tuple(VolumeMount(**mount) for mount in values.get("volume_mounts", ()))
+    return SandboxSpec(**known | {"on_timeout": OnTimeout(values["on_timeout"]), "volume_mounts": mounts})
 
 
 def snapshot_of(row: Row[Any]) -> Snapshot:

@@ -34,8 +34,9 @@ create table if not exists node (
     size integer not null, links integer not null, target blob,
     atime integer not null, mtime integer not null, ctime integer not null);
 create table if not exists entry (
-    parent integer not null, name blob not null, number integer not null, primary key (parent, name)
-) without rowid;
+    place integer primary key autoincrement,
+    parent integer not null, name blob not null, number integer not null, unique (parent, name));
+create index if not exists entry_place on entry (parent, place);
 create index if not exists entry_number on entry (number);
 create index if not exists node_orphan on node (number) where links = 0;
 """
@@ -140,6 +141,17 @@ class Tree:
             (parent, after or b"", limit),
         )
         return [(row[0], Node(*row[1:])) for row in rows]
+
+    def scan(self, parent: int, *, after: int, limit: int) -> Iterator[tuple[int, bytes, Node]]:
+        """The entries of a directory in the order they were made, beyond the place ``after``."""
+        self._directory(parent)
+        rows = self._db.execute(
+            "select place, name, node.* from entry join node using (number)"
+            " where parent = ? and place > ? order by place limit ?",
+            (parent, after, limit),
+        )
+        for row in rows:
+            yield row[0], row[1], Node(*row[2:])
 
     def parent(self, number: int) -> int:
         """The directory that a directory is in; the root is in itself."""
@@ -439,7 +451,7 @@ class Tree:
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
 
     def _enter(self, parent: int, name: bytes, number: int) -> None:
-        self._db.execute("insert into entry values (?, ?, ?)", (parent, name, number))
+        self._db.execute("insert into entry (parent, name, number) values (?, ?, ?)", (parent, name, number))
         self._touch(parent)
 
     def _leave(self, parent: int, name: bytes) -> None:

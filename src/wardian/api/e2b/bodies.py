@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from wardian.model.errors import Invalid, Unsupported
 from wardian.model.sandbox import OnTimeout, SandboxSpec
+from wardian.model.volume import VolumeMount, checked_mounts
 
 ALL_TRAFFIC = "0.0.0.0/0"
 PAIRS_MAX = 512
@@ -59,6 +60,11 @@ class Network(Body):
     dnsServers: list[str] | None = None
 
 
+class Mount(Body):
+    name: str
+    path: str
+
+
 class NewSandbox(Body):
     """A request for a sandbox, of either version; only the first has ``secure``."""
 
@@ -74,7 +80,7 @@ class NewSandbox(Body):
     envVars: dict[str, str] | None = None
     mcp: dict[str, Any] | None = None
     iam: dict[str, Any] | None = None
-    volumeMounts: list[Any] | None = None
+    volumeMounts: list[Mount] | None = None
 
     def spec(self, *, timeout_s: int, idempotency_key: str | None) -> SandboxSpec:
         """What is asked for, in our words. Raises :class:`Invalid` or :class:`Unsupported`."""
@@ -100,6 +106,9 @@ class NewSandbox(Body):
             secure=self.secure is not False,
             allow_public_traffic=network.allowPublicTraffic is not False,
             mask_request_host=network.maskRequestHost,
+            volume_mounts=checked_mounts(
+                tuple(VolumeMount(each.name, each.path) for each in self.volumeMounts or ())
+            ),
             idempotency_key=idempotency_key,
         )
 
@@ -108,8 +117,6 @@ class NewSandbox(Body):
             if not self.autoPause:
                 raise Invalid("autoPauseMemory: false needs autoPause", code="bad_lifecycle")
             raise Unsupported(_NO_DISK_ONLY, code="filesystem_pause_unsupported")
-        if self.volumeMounts:
-            raise Unsupported("volumes are not supported", code="volumes_unsupported")
         if self.mcp:
             raise Unsupported("Failed to start MCP gateway: no template here has one", code="mcp_unsupported")
         if self.iam and self.iam.get("tokens"):

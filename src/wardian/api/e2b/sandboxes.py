@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
@@ -60,7 +61,10 @@ async def _create(
             "Idempotency-Key: 1 to 255 lower-case letters, digits and '-'", code="bad_idempotency_key"
         )
     timeout_s = plane.timeout(default_s if body.timeout is None else body.timeout)
-    sandbox = await plane.sandboxes.create(tenant, body.spec(timeout_s=timeout_s, idempotency_key=key))
+    spec = body.spec(timeout_s=timeout_s, idempotency_key=key)
+    if spec.volume_mounts:
+        spec = replace(spec, volume_mounts=await plane.volumes.find_mounts(tenant, spec.volume_mounts))
+    sandbox = await plane.sandboxes.create(tenant, spec)
     return JSONResponse(answers.created(sandbox, domain=plane.domain), 201)
 
 
