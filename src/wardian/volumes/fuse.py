@@ -5,7 +5,8 @@ is unknown ENOSYS, and names and sizes are bounded by the tree. Nothing is remem
 nodes it holds open: nodes are known by their number, for good. So a machine may be captured, copied and
 restored with its mounts, and a server may be replaced under it.
 
-Nothing is cached in the guest (all times to live are zero): what one sandbox wrote is there for every other.
+Contents are never cached in the guest, and names of files are asked for each time: who opens a file sees what
+was written before. Only directories are believed for a moment, as every path leads through them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ PAGE = 4096
 RENAME_NOREPLACE = 1
 BIG_WRITES, MAX_PAGES = 1 << 5, 1 << 22
 
+DIRECTORY_S, FILE_NS = 1, 50_000_000
+"""How long a directory is believed, and what was said of a file: looking it up is then enough to open it."""
+
 _HEADER = struct.Struct("<IIQQIIII")  # length, opcode, unique, node, uid, gid, pid, padding
 _ANSWER = struct.Struct("<IiQ")  # length, -errno, unique
 _ATTRIBUTES = struct.Struct("<6Q10I")
@@ -35,6 +39,9 @@ _OPENED = struct.Struct("<Q2I")  # handle, flags
 _SET = struct.Struct("<II6Q8I")
 _INIT = struct.Struct("<4I2H2I2H8I")
 _NO_ANSWER = frozenset({2, 36, 42})  # FORGET, INTERRUPT, BATCH_FORGET
+
+_READ, _WRITE, _FSYNC, _FSYNCDIR = 15, 16, 20, 30
+_SMALL = 16 * 1024
 
 Handler = Callable[["Session", Tree, "Request"], bytes]
 
@@ -53,6 +60,14 @@ class Request:
         if len(names) != count + 1 or names.pop():
             raise struct.error("names")
         return names
+
+
+def waits_for_disk(packet: bytes) -> bool:
+    """Whether a request may take longer than its share of the event loop: much data, or a flush."""
+    opcode = int.from_bytes(packet[4:8], "little")
+    if opcode == _READ:
+        return int.from_bytes(packet[56:60], "little") > _SMALL
+    return opcode in (_FSYNC, _FSYNCDIR) or (opcode == _WRITE and len(packet) > _SMALL)
 
 
 class Session:
@@ -119,11 +134,14 @@ def _attributes(node: Node) -> bytes:
 
 
 def _entry(node: Node) -> bytes:
-    return _ENTRY.pack(node.number, 0, 0, 0, 0, 0) + _attributes(node)
+    if node.is_directory:
+        return _ENTRY.pack(node.number, 0, DIRECTORY_S, DIRECTORY_S, 0, 0) + _attributes(node)
+    return _ENTRY.pack(node.number, 0, 0, 0, 0, FILE_NS) + _attributes(node)
 
 
 def _timed(node: Node) -> bytes:
-    return _TIMED.pack(0, 0, 0) + _attributes(node)
+    lives = (DIRECTORY_S, 0) if node.is_directory else (0, FILE_NS)
+    return _TIMED.pack(*lives, 0) + _attributes(node)
 
 
 def _init(session: Session, tree: Tree, request: Request) -> bytes:
@@ -332,17 +350,17 @@ _HANDLERS: Mapping[int, Handler] = {
     12: _rename,
     13: _link,
     14: _open,
-    15: _read,
-    16: _write,
+    _READ: _read,
+    _WRITE: _write,
     17: _statfs,
     18: _release,
-    20: _fsync,
+    _FSYNC: _fsync,
     25: _nothing,  # FLUSH: every write has arrived already
     26: _init,
     27: _open,  # OPENDIR
     28: _readdir,
     29: _release,  # RELEASEDIR
-    30: _fsync,  # FSYNCDIR
+    _FSYNCDIR: _fsync,
     34: _nothing,  # ACCESS: the kernel has checked
     35: _create,
     38: _nothing,  # DESTROY

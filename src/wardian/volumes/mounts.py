@@ -1,8 +1,8 @@
 """Volumes inside sandboxes: each mount is a stream of file requests, answered one after the other.
 
 The guest keeps its mounts in its memory, so they are captured and restored with it, and its programs wait
-while nobody answers. A mount is made by asking for it, and taken up again the same way: after a pause, a fork,
-or in a new server.
+while nobody answers. A mount is made by asking for it, and taken up again the same way: after a pause, a
+fork, or in a new server.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from wardian.guest.guest import Guest
 from wardian.guest.mounts import MountStream
 from wardian.model.errors import NotFound, WardianError
 from wardian.model.volume import VolumeMount
-from wardian.volumes.fuse import Session
+from wardian.volumes.fuse import Session, waits_for_disk
 from wardian.volumes.service import Volumes
 from wardian.volumes.tree import Tree
 
@@ -56,7 +56,7 @@ class Mounts:
         try:
             while True:
                 packets = await stream.requests()
-                for answer in await self._volumes.do(volume_id, partial(_handle, session, packets)):
+                for answer in await self._answers(volume_id, session, packets):
                     await stream.answer(answer)
         except ValueError as malformed:
             stream.link.fault(f"the guest broke the protocol: {malformed}")
@@ -67,6 +67,15 @@ class Mounts:
         # Not when this server stops: the guest goes on, with its files open.
         with contextlib.suppress(NotFound):
             await self._volumes.do(volume_id, session.close)
+
+    async def _answers(self, volume_id: str, session: Session, packets: Sequence[bytes]) -> list[bytes]:
+        """Small requests are answered here and now, which takes less than asking a thread to."""
+        work = partial(_handle, session, packets)
+        if not any(waits_for_disk(packet) for packet in packets):
+            answers = self._volumes.at_once(volume_id, work)
+            if answers is not None:
+                return answers
+        return await self._volumes.do(volume_id, work)
 
 
 def _handle(session: Session, packets: Sequence[bytes], tree: Tree) -> list[bytes]:

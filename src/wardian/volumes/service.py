@@ -160,7 +160,16 @@ class Volumes:
         async with self._turn(volume_id):
             tree = self._trees.get(volume_id) or await self._open(volume_id)
             self._trees.move_to_end(volume_id)
+            if tree.untidy:
+                await self._run(tree.tidy)
             return await self._run(lambda: work(tree))
+
+    def at_once(self, volume_id: str, work: Callable[[Tree], T]) -> T | None:
+        """Run ``work``, which waits for no disk, here and now; None when the tree is busy, or not open."""
+        tree = self._trees.get(volume_id)
+        if tree is None or tree.untidy or self._turn(volume_id).locked():
+            return None
+        return work(tree)
 
     async def _open(self, volume_id: str) -> Tree:
         if await self._database.read(lambda conn: rows.get(conn, volume_id)) is None:

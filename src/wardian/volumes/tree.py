@@ -23,6 +23,7 @@ from pathlib import Path
 from wardian.volumes.blobs import Blobs
 
 ROOT = 1
+CHANGES_PER_TIDY = 4000
 NAME_BYTES_MAX, TARGET_BYTES_MAX, LINKS_MAX = 255, 4095, 65_000
 FIRST_OWNER = 1000
 """The user that programs in a sandbox run as; a new volume's root is theirs."""
@@ -88,8 +89,10 @@ class Tree:
         self._db = sqlite3.connect(directory / "tree.db", check_same_thread=False, isolation_level=None)
         self._db.execute("pragma journal_mode=wal")
         self._db.execute("pragma synchronous=normal")
+        self._db.execute("pragma wal_autocheckpoint=0")  # it flushes: only in tidy(), never in between
         self._db.executescript(_SCHEMA)
         self._held: Counter[int] = Counter()
+        self._log_start = 0
         with self._transaction():
             if self._db.execute("select 1 from node where number = ?", (ROOT,)).fetchone() is None:
                 now = time.time_ns()
@@ -373,6 +376,16 @@ class Tree:
         """Let a file, and the tree so far, survive a power cut."""
         self._blobs.sync(number)
         self._db.execute("pragma wal_checkpoint(full)")
+
+    def tidy(self) -> None:
+        """Fold the log of what was written into the tree's file. Waits for the disk."""
+        self._db.execute("pragma wal_checkpoint(passive)")
+        self._log_start = self._db.total_changes
+
+    @property
+    def untidy(self) -> bool:
+        """Whether the log has grown long."""
+        return self._db.total_changes - self._log_start > CHANGES_PER_TIDY
 
     # ── files that are open while their last name goes
 
