@@ -25,6 +25,7 @@ enum {
     VOLUME_ID_MAX = 64,
     UNANSWERED_MAX = 64, /* requests per mount */
     QUEUE_MAX = 64 << 20,
+    ATTACH_PATIENCE_MS = 2000,
     FUSE_HEADER = 40,
     FUSE_ANSWER = 16,
     FUSE_FORGET = 2, FUSE_INTERRUPT = 36, FUSE_BATCH_FORGET = 42, /* have no answer */
@@ -59,6 +60,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct parcel *parcels, **parcels_end = &parcels;
 static size_t parcels_size;
 static bool started, resting;
+static uint64_t attach_since; /* ms; 0: no ATTACH waits for the loop */
 static int to_ferry, to_loop; /* eventfds */
 static struct source news;
 
@@ -118,22 +120,37 @@ static bool send_asked(struct mount *mount) {
     return false;
 }
 
+static void refuse(const struct mount *mount, uint64_t unique, int error) {
+    int32_t answer[4] = {FUSE_ANSWER, -error};
+    memcpy(answer + 2, &unique, 8);
+    if (write(mount->fd, answer, sizeof answer) < 0 && errno != ENOENT) say("a volume's refusal: %s", strerror(errno));
+}
+
+/* A new host attaches, but the loop itself waits for a volume that only the next MOUNT can bring back: it must not. */
+static void refuse_all(void) {
+    for (struct mount *mount = mounts; mount < mounts + MOUNTS_MAX; mount++)
+        while (mount->asked) {
+            refuse(mount, mount->asked->unique, EIO);
+            forget_asked(mount, &mount->asked);
+        }
+}
+
 static void read_request(struct mount *mount) {
     static uint8_t request[PAYLOAD_MAX];
     ssize_t size = read(mount->fd, request, sizeof request);
+    if (size < 0 && errno != EAGAIN && errno != EINTR) mount->id = 0; /* somebody inside has unmounted it */
     if (size < FUSE_HEADER) return;
     struct asked *asked = malloc(sizeof *asked + HEADER + (size_t)size);
+    uint64_t unique;
+    memcpy(&unique, request + 8, 8);
     if (!asked) { /* the program inside is told, not left waiting */
-        int32_t answer[4] = {FUSE_ANSWER, -ENOMEM};
-        memcpy(answer + 2, request + 8, 8);
-        if (write(mount->fd, answer, sizeof answer) < 0) return;
+        refuse(mount, unique, ENOMEM);
         return;
     }
-    *asked = (struct asked){.size = HEADER + (size_t)size};
+    *asked = (struct asked){.size = HEADER + (size_t)size, .unique = unique};
     memset(asked->frame, 0, HEADER);
     asked->frame[0] = DATA;
     memcpy(asked->frame + HEADER, request, (size_t)size);
-    memcpy(&asked->unique, request + 8, 8);
     *mount->asked_end = asked;
     mount->asked_end = &asked->next;
     mount->unanswered++;
@@ -188,6 +205,7 @@ static void receive(void) {
             link_lost();
         }
         if (carry(frame, (size_t)size)) continue;
+        if (frame[0] == ATTACH && !attach_since) attach_since = now_ms();
         struct parcel *parcel = malloc(sizeof *parcel + (size_t)size);
         if (!parcel) link_lost(); /* a frame lost would be a lie */
         *parcel = (struct parcel){.size = (size_t)size};
@@ -214,9 +232,8 @@ __attribute__((noreturn)) static void *ferry(void *unused) {
         for (int i = 0; i < MOUNTS_MAX; i++)
             waits[2 + i] = (struct pollfd){wants_requests(&mounts[i]) && !blocked ? mounts[i].fd : -1, POLLIN, 0};
         pthread_mutex_unlock(&lock);
-        int ready = poll(waits, 2 + MOUNTS_MAX, -1);
+        poll(waits, 2 + MOUNTS_MAX, attach_since ? ATTACH_PATIENCE_MS / 4 : -1);
         pthread_mutex_lock(&lock);
-        if (ready <= 0) continue;
         if (waits[1].revents) hush(to_ferry);
         if (waits[0].revents & (POLLIN | POLLHUP | POLLERR | POLLRDHUP)) receive();
         blocked = false;
@@ -225,6 +242,7 @@ __attribute__((noreturn)) static void *ferry(void *unused) {
             if (waits[2 + i].revents && waits[2 + i].fd == mount->fd && wants_requests(mount)) read_request(mount);
             if (mount->id && send_asked(mount)) blocked = true;
         }
+        if (attach_since && now_ms() - attach_since > ATTACH_PATIENCE_MS) refuse_all();
         if (resting) ring(to_loop); /* perhaps that was the last answer */
     }
 }
@@ -282,6 +300,7 @@ void volumes_detach(void) {
     pthread_mutex_lock(&lock);
     for (struct mount *mount = mounts; mount < mounts + MOUNTS_MAX; mount++) mount->id = 0;
     resting = false;
+    attach_since = 0;
     pthread_mutex_unlock(&lock);
 }
 

@@ -161,9 +161,7 @@ async def test_the_wrong_key_is_told_at_the_start(opened: Vault, database: Datab
     assert KEY.id in str(refused.value)
 
 
-async def test_a_new_master_key_takes_over_what_the_old_one_sealed(
-    opened: Vault, database: Database
-) -> None:
+async def test_a_new_master_key_takes_over_what_the_old_one_sealed(opened: Vault, database: Database) -> None:
     await opened.create("t1", "n", VALUE, {})
     await opened.update("t1", "n", "second", None)
     rotated = await Vault.open(database, OTHER, previous=KEY)

@@ -1,4 +1,4 @@
-"""The content API: a volume's own token, string codes, bodies that stream, and uploads that are all or nothing."""
+"""The content API: a volume's own token, string codes, bodies that stream, uploads that are all or nothing."""
 
 from __future__ import annotations
 
@@ -175,7 +175,9 @@ async def test_parameters_out_of_bounds(client: httpx.AsyncClient, query: dict[s
     assert (await client.get("/dir", params=query)).status_code == 400
 
 
-@pytest.mark.parametrize("body", [b"[]", b"{", b'{"uid": "1"}', b'{"mode": true}', b'{"size": 1}', b" " * 5000])
+@pytest.mark.parametrize(
+    "body", [b"[]", b"{", b'{"uid": "1"}', b'{"mode": true}', b'{"size": 1}', b" " * 5000]
+)
 async def test_a_change_takes_an_owner_and_a_mode_only(client: httpx.AsyncClient, body: bytes) -> None:
     assert (await client.patch("/path", params={"path": "/"}, content=body)).is_client_error
 

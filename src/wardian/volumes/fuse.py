@@ -12,6 +12,7 @@ was written before. Only directories are believed for a moment, as every path le
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 import struct
@@ -42,6 +43,8 @@ _NO_ANSWER = frozenset({2, 36, 42})  # FORGET, INTERRUPT, BATCH_FORGET
 
 _READ, _WRITE, _FSYNC, _FSYNCDIR = 15, 16, 20, 30
 _SMALL = 16 * 1024
+
+_log = logging.getLogger(__name__)
 
 Handler = Callable[["Session", Tree, "Request"], bytes]
 
@@ -96,6 +99,10 @@ class Session:
                 number = error.errno or errno.EIO
             except (struct.error, OverflowError):
                 number = errno.EINVAL
+            except Exception:
+                # Whoever waits inside must get an answer, or waits for ever.
+                _log.exception("a request of kind %d to a volume failed", opcode)
+                number = errno.EIO
         return _ANSWER.pack(_ANSWER.size + len(told), -number, unique) + told
 
     def close(self, tree: Tree) -> None:

@@ -174,6 +174,7 @@ class Tree:
             raise OSError(errno.ENAMETOOLONG if target else errno.ENOENT, "bad target of a symbolic link")
         if self._nodes >= self.limits.nodes_max:
             raise OSError(errno.EDQUOT, "the volume has no room for more files")
+        self._check_room(len(target or b""))
         with self._transaction():
             self._directory(parent)
             self._absent(parent, name)
@@ -183,6 +184,7 @@ class Tree:
             if stat.S_ISDIR(mode):
                 self._add_links(parent, 1)
         self._nodes += 1
+        self._bytes += len(target or b"")
         return self.node(number)
 
     def draft(self, mode: int, uid: int, gid: int) -> Node:
@@ -361,10 +363,11 @@ class Tree:
             self._grow(node)
         self._blobs.write(number, offset, data)
         now = time.time_ns()
-        self._db.execute(
-            "update node set size = max(size, ?), mtime = ?, ctime = ? where number = ?",
-            (end, now, now, number),
-        )
+        with self._transaction():
+            self._db.execute(
+                "update node set size = max(size, ?), mtime = ?, ctime = ? where number = ?",
+                (end, now, now, number),
+            )
         self._bytes += more
         return len(data)
 
@@ -412,27 +415,25 @@ class Tree:
         self._db.execute("begin immediate")
         try:
             yield
-        except BaseException:
-            self._db.execute("rollback")
+            self._db.execute("commit")
+        except BaseException as error:
+            if self._db.in_transaction:  # a full disk has ended it already
+                self._db.execute("rollback")
+            if isinstance(error, sqlite3.OperationalError):
+                full = "full" in str(error)
+                raise OSError(errno.ENOSPC if full else errno.EIO, "the host's disk failed") from error
             raise
-        self._db.execute("commit")
 
     def _insert(
         self, number: int | None, mode: int, uid: int, gid: int, links: int, target: bytes | None, now: int
     ) -> int:
         size = len(target) if target is not None else 0
-        self._bytes_of_links(size)
         cursor = self._db.execute(
             "insert into node values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (number, mode, uid, gid, size, links, target, now, now, now),
         )
         assert cursor.lastrowid is not None
         return cursor.lastrowid
-
-    def _bytes_of_links(self, size: int) -> None:
-        if size:
-            self._check_room(size)
-            self._bytes += size
 
     def _file(self, number: int) -> Node:
         node = self.node(number)
