@@ -16,7 +16,7 @@
 
 #include "agent.h"
 
-struct settings settings = {.link = 7, .redirect = -1, .dns = -1};
+struct settings settings = {.link = 7, .redirect = -1, .dns = -1, .fuse = -1};
 int epoll_fd;
 static struct source signals;
 static enum {
@@ -170,13 +170,14 @@ static int number(const char *text) {
     return (int)value;
 }
 
-/* --processes-max N; --link FD; for tests on a host: --native DIR [--redirect FD] [--dns FD] */
+/* --processes-max N; --link FD; for tests on a host: --native DIR [--redirect FD] [--dns FD] [--fuse FD] */
 static void read_arguments(char **argv) {
     for (argv++; *argv; argv += 2) {
         if (!strcmp(argv[0], "--processes-max")) settings.processes_max = (unsigned)number(argv[1]);
         else if (!strcmp(argv[0], "--link")) settings.link = number(argv[1]);
         else if (!strcmp(argv[0], "--redirect")) settings.redirect = number(argv[1]);
         else if (!strcmp(argv[0], "--dns")) settings.dns = number(argv[1]);
+        else if (!strcmp(argv[0], "--fuse")) settings.fuse = number(argv[1]);
         else if (!strcmp(argv[0], "--native") && argv[1]) settings.native = argv[1];
         else {
             say("unknown argument: %s", argv[0]);

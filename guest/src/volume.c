@@ -333,20 +333,31 @@ static void connect_mount(struct mount *mount, uint32_t id) {
     ring(to_ferry);
 }
 
-static int make_mount(struct mount *made, const char *path, const char *volume) {
+/* A descriptor of /dev/fuse with a file system at `path`; errno. */
+static int mount_at(const char *path, int *fd) {
     static const struct user root = {.uid = 0};
     char options[128];
     int error = make_parents(path, &root);
     if (!error && mkdir(path, 0755) && errno != EEXIST) error = errno;
     if (error) return error;
-    int fd = open("/dev/fuse", O_RDWR | O_NONBLOCK | O_CLOEXEC);
-    if (fd < 0) return errno;
-    snprintf(options, sizeof options, "fd=%d,rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other", fd);
-    if (mount("volume", path, "fuse", MS_NOSUID | MS_NODEV, options)) {
-        error = errno;
-        close(fd);
-        return error;
-    }
+    *fd = open("/dev/fuse", O_RDWR | O_NONBLOCK | O_CLOEXEC);
+    if (*fd < 0) return errno;
+    snprintf(options, sizeof options, "fd=%d,rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other", *fd);
+    if (mount("volume", path, "fuse", MS_NOSUID | MS_NODEV, options) == 0) return 0;
+    error = errno;
+    close(*fd);
+    return error;
+}
+
+/* Natively a mount would be the host's: a test gives a socket that stands for the kernel. */
+static int stand_in(int *fd) {
+    *fd = settings.fuse < 0 ? -1 : fcntl(settings.fuse, F_DUPFD_CLOEXEC, 0);
+    return *fd < 0 ? EOPNOTSUPP : 0;
+}
+
+static int make_mount(struct mount *made, const char *path, const char *volume) {
+    int fd, error = settings.native ? stand_in(&fd) : mount_at(path, &fd);
+    if (error) return error;
     pthread_mutex_lock(&lock);
     *made = (struct mount){.fd = fd};
     made->asked_end = &made->asked;
@@ -360,7 +371,6 @@ void op_mount(uint32_t id, struct request *request) {
     const char *path = request_text(request, 2, ""), *volume = request_text(request, 3, "");
     struct mount *place = NULL;
     int error = request->bad || *path != '/' || strlen(path) >= PATH_MAX || strlen(volume) >= VOLUME_ID_MAX ? EINVAL : 0;
-    if (!error && settings.native) error = EOPNOTSUPP;
     for (struct mount *mount = mounts; !error && mount < mounts + MOUNTS_MAX; mount++) {
         if (!mount->fd && !place) place = mount;
         if (mount->fd && !strcmp(mount->path, path)) {
@@ -393,7 +403,7 @@ void op_unmount(uint32_t id, struct request *request) {
         pthread_mutex_unlock(&lock);
         if (!fd) continue;
         close(fd);
-        umount2(mount->path, MNT_DETACH);
+        if (!settings.native) umount2(mount->path, MNT_DETACH);
     }
     reply_ok(id, FIN);
 }

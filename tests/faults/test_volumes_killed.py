@@ -63,8 +63,8 @@ def test_programs_in_a_volume_outlive_the_server(killable: Killable, tmp_path: P
     sandbox.commands.run(GROWN, cwd="/v")
     sandbox.commands.run(f"kill {process.pid}")
     lines = [int(line) for line in Volume.connect(volume.volume_id).read_file("/log").split()]
-    # What the dead server had carried out but not answered is asked again: at most one line per death is there
-    # twice, and none is missing.
+    # What the dead server had carried out but not answered is asked again: at most one line per death is
+    # there twice, and none is missing.
     assert sorted(set(lines)) == list(range(1, max(lines) + 1))
     assert len(lines) - len(set(lines)) <= 2
     sandbox.kill()

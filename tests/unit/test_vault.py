@@ -241,3 +241,25 @@ def test_a_key_may_come_from_a_command() -> None:
         with pytest.raises(Unavailable) as refused:
             keys.from_command(command)
         assert "hush" not in str(refused.value)
+
+
+async def test_the_operators_key_comes_before_the_file(database: Database, tmp_path: Path) -> None:
+    from wardian.app import _vault
+    from wardian.config import Settings
+
+    def settings(**given: str) -> Settings:
+        return Settings.load(
+            {f"WARDIAN_{name.upper()}": text for name, text in given.items()}, data_dir=tmp_path
+        )
+
+    first = await _vault(settings(), database)
+    await first.create("t1", "n", VALUE, {})
+    made = (tmp_path / "vault.key").read_text()
+    hexadecimal = "ab" * 32
+    for given in ({"vault_key": hexadecimal}, {"vault_key_command": f"echo {hexadecimal}"}):
+        with pytest.raises(Unavailable) as refused:
+            await _vault(settings(**given), database)
+        assert refused.value.code == "vault_key_wrong"
+    rotated = await _vault(settings(vault_key=hexadecimal, vault_key_previous=made), database)
+    assert await rotated.reveal("t1", "n") == VALUE.encode()
+    assert hexadecimal not in repr(settings(vault_key=hexadecimal, vault_key_command=hexadecimal))

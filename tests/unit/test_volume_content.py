@@ -1,4 +1,4 @@
-"""The content API: a volume's own token, string codes, bodies that stream, uploads that are all or nothing."""
+"""The content API: a volume's own token, string codes, bodies that stream, all-or-nothing uploads."""
 
 from __future__ import annotations
 
