@@ -190,6 +190,7 @@ def test_a_volume_goes_through_pause_fork_and_snapshot(name: str, own_sandbox: O
     assert again.commands.run(more % at_pause).stdout == "written while it was paused"
 
     [fork] = again.fork()
+    assert isinstance(fork, Sandbox)
     try:
         fork.commands.run("echo fork > /v/by-fork")
         assert again.files.read("/v/by-fork") == "fork\n"
