@@ -185,6 +185,9 @@ def test_only_what_is_small_is_answered_on_the_event_loop(kernel: Kernel) -> Non
     assert waits_for_disk(kernel.raw(READ, 1, read.pack(0, 0, 60_000, 0, 0, 0, 0)))
     assert waits_for_disk(kernel.raw(WRITE, 1, bytes(60_000)))
     assert waits_for_disk(kernel.raw(20, 1, bytes(16)))
+    assert waits_for_disk(kernel.raw(OPEN, 1, struct.pack("<2I", os.O_TRUNC, 0)))
+    assert waits_for_disk(kernel.raw(SETATTR, 1, struct.pack("<I", 8) + bytes(84)))
+    assert not waits_for_disk(kernel.raw(SETATTR, 1, struct.pack("<I", 1) + bytes(84)))
 
 
 def test_free_space_is_the_volumes(kernel: Kernel) -> None:

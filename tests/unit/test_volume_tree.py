@@ -111,6 +111,24 @@ def test_what_is_held_outlives_its_name(tree: Tree, tmp_path: Path) -> None:
     assert tree.usage == (0, 1)
 
 
+def test_a_big_file_goes_when_there_is_time(tmp_path: Path) -> None:
+    tree = Tree(tmp_path / "v", Limits(bytes_max=1 << 30))
+    number = tree.make(ROOT, b"big", FILE, 0, 0).number
+    tree.write(number, 8 << 20, b"x")
+    tree.unlink(ROOT, b"big")
+    assert (tree.usage, tree.untidy, blobs(tree, tmp_path)) == ((0, 1), True, 1)
+    tree.tidy()
+    assert (tree.untidy, blobs(tree, tmp_path)) == (False, 0)
+    number = tree.make(ROOT, b"again", FILE, 0, 0).number
+    tree.write(number, 8 << 20, b"x")
+    tree.unlink(ROOT, b"again")
+    after_a_crash = Tree(tmp_path / "v", Limits())
+    after_a_crash.tidy()
+    assert blobs(tree, tmp_path) == 0
+    after_a_crash.close()
+    tree.close()
+
+
 def test_a_draft_gets_its_name_with_all_its_content(tree: Tree) -> None:
     old = tree.make(ROOT, b"f", FILE, 0, 0).number
     tree.write(old, 0, b"old")

@@ -9,6 +9,9 @@ from pathlib import Path
 OPEN_MAX = 64
 """Descriptors kept open per volume."""
 
+BIG = 4 << 20
+"""Files from this size on take long to remove."""
+
 
 class Blobs:
     """Files by number, below one directory. Used by one thread at a time."""
@@ -16,6 +19,7 @@ class Blobs:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._open: OrderedDict[int, int] = OrderedDict()
+        self._doomed: list[int] = []
 
     def read(self, number: int, offset: int, size: int) -> bytes:
         """What is there, which may be less than ``size``; nothing of a file that was never written."""
@@ -42,9 +46,23 @@ class Blobs:
             os.fdatasync(descriptor)
 
     def remove(self, number: int) -> None:
+        """For good: numbers are never used again. A big file goes at the next :meth:`sweep`."""
         if (descriptor := self._open.pop(number, None)) is not None:
             os.close(descriptor)
-        self._path(number).unlink(missing_ok=True)
+        path = self._path(number)
+        if path.exists() and path.stat().st_size >= BIG:
+            self._doomed.append(number)
+        else:
+            path.unlink(missing_ok=True)
+
+    @property
+    def doomed(self) -> bool:
+        """Whether big files wait to be removed. What is forgotten in a crash is found by :meth:`numbers`."""
+        return bool(self._doomed)
+
+    def sweep(self) -> None:
+        while self._doomed:
+            self._path(self._doomed.pop()).unlink(missing_ok=True)
 
     def numbers(self) -> set[int]:
         """Every number there is a file for."""

@@ -41,8 +41,9 @@ _SET = struct.Struct("<II6Q8I")
 _INIT = struct.Struct("<4I2H2I2H8I")
 _NO_ANSWER = frozenset({2, 36, 42})  # FORGET, INTERRUPT, BATCH_FORGET
 
-_READ, _WRITE, _FSYNC, _FSYNCDIR = 15, 16, 20, 30
+_SETATTR, _OPEN, _READ, _WRITE, _FSYNC, _FSYNCDIR, _CREATE = 4, 14, 15, 16, 20, 30, 35
 _SMALL = 16 * 1024
+_SIZE = 8  # of SETATTR: what is set is the size
 
 _log = logging.getLogger(__name__)
 
@@ -66,10 +67,14 @@ class Request:
 
 
 def waits_for_disk(packet: bytes) -> bool:
-    """Whether a request may take longer than its share of the event loop: much data, or a flush."""
-    opcode = int.from_bytes(packet[4:8], "little")
+    """Whether a request may take longer than its share of the event loop: much data, a cut, or a flush."""
+    opcode, first = int.from_bytes(packet[4:8], "little"), int.from_bytes(packet[40:44], "little")
     if opcode == _READ:
         return int.from_bytes(packet[56:60], "little") > _SMALL
+    if opcode in (_OPEN, _CREATE):
+        return bool(first & os.O_TRUNC)
+    if opcode == _SETATTR:
+        return bool(first & _SIZE)
     return opcode in (_FSYNC, _FSYNCDIR) or (opcode == _WRITE and len(packet) > _SMALL)
 
 
@@ -188,7 +193,7 @@ def _setattr(session: Session, tree: Tree, request: Request) -> bytes:
             mode=chosen(1, mode),
             uid=chosen(2, uid),
             gid=chosen(4, gid),
-            size=chosen(8, size),
+            size=chosen(_SIZE, size),
             atime=now if valid & 0x80 else chosen(0x10, _nanoseconds(atime, atime_ns)),
             mtime=now if valid & 0x100 else chosen(0x20, _nanoseconds(mtime, mtime_ns)),
         )
@@ -347,7 +352,7 @@ def _dirent(number: int, position: int, name: bytes, mode: int) -> bytes:
 _HANDLERS: Mapping[int, Handler] = {
     1: _lookup,
     3: _getattr,
-    4: _setattr,
+    _SETATTR: _setattr,
     5: _readlink,
     6: _symlink,
     8: _mknod,
@@ -356,7 +361,7 @@ _HANDLERS: Mapping[int, Handler] = {
     11: _rmdir,
     12: _rename,
     13: _link,
-    14: _open,
+    _OPEN: _open,
     _READ: _read,
     _WRITE: _write,
     17: _statfs,
@@ -369,7 +374,7 @@ _HANDLERS: Mapping[int, Handler] = {
     29: _release,  # RELEASEDIR
     _FSYNCDIR: _fsync,
     34: _nothing,  # ACCESS: the kernel has checked
-    35: _create,
+    _CREATE: _create,
     38: _nothing,  # DESTROY
     45: _rename2,
 }

@@ -21,6 +21,9 @@ from wardian.volumes.fuse import Session, waits_for_disk
 from wardian.volumes.service import Volumes
 from wardian.volumes.tree import Tree
 
+AT_ONCE_MAX = 16
+"""Requests of one mount that may be answered within one turn of the event loop."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -69,9 +72,9 @@ class Mounts:
             await self._volumes.do(volume_id, session.close)
 
     async def _answers(self, volume_id: str, session: Session, packets: Sequence[bytes]) -> list[bytes]:
-        """Small requests are answered here and now, which takes less than asking a thread to."""
+        """A few small requests are answered here and now, which takes less than asking a thread to."""
         work = partial(_handle, session, packets)
-        if not any(waits_for_disk(packet) for packet in packets):
+        if len(packets) <= AT_ONCE_MAX and not any(waits_for_disk(packet) for packet in packets):
             answers = self._volumes.at_once(volume_id, work)
             if answers is not None:
                 return answers

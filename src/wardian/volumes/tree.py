@@ -103,6 +103,7 @@ class Tree:
             self._blobs.remove(number)
 
     def close(self) -> None:
+        self._blobs.sweep()
         self._blobs.close()
         self._db.close()
 
@@ -381,14 +382,15 @@ class Tree:
         self._db.execute("pragma wal_checkpoint(full)")
 
     def tidy(self) -> None:
-        """Fold the log of what was written into the tree's file. Waits for the disk."""
+        """Fold the log of what was written into the tree's file, and remove big files. Waits for the disk."""
+        self._blobs.sweep()
         self._db.execute("pragma wal_checkpoint(passive)")
         self._log_start = self._db.total_changes
 
     @property
     def untidy(self) -> bool:
-        """Whether the log has grown long."""
-        return self._db.total_changes - self._log_start > CHANGES_PER_TIDY
+        """Whether the log has grown long, or big files wait to be removed."""
+        return self._blobs.doomed or self._db.total_changes - self._log_start > CHANGES_PER_TIDY
 
     # ── files that are open while their last name goes
 
