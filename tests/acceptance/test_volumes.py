@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
+import subprocess
+import sys
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -210,3 +214,34 @@ def test_a_volume_goes_through_pause_fork_and_snapshot(name: str, own_sandbox: O
     finally:
         again.kill()
         Sandbox.delete_snapshot(kept.snapshot_id)
+
+
+def test_the_command_line_copies_into_and_out_of_volumes(server: Server, name: str, tmp_path: Path) -> None:
+    def wardian(*arguments: str, code: int = 0) -> str:
+        command = [sys.executable, "-m", "wardian.cli.main", "volume", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    here = tmp_path / "here"
+    (here / "d").mkdir(parents=True)
+    (here / "a").write_text("one")
+    (here / "d/b").write_bytes(b"\0" * 2_000_000)
+    (here / "d/b").chmod(0o700)
+    (here / "outward").symlink_to("/etc/passwd")
+    wardian("create", name)
+    assert "2 files" in wardian("cp", "here", f"{name}:/")
+    listed = json.loads(wardian("ls", f"{name}:/here", "--json"))
+    assert [(item["name"], item["type"]) for item in listed] == [("a", "file"), ("d", "directory")]
+    wardian("cp", f"{name}:/here", "back")
+    assert (tmp_path / "back/a").read_text() == "one"
+    assert (tmp_path / "back/d/b").read_bytes() == b"\0" * 2_000_000
+    # Nothing is written through a link that lies in the way, and no copy is left half-done.
+    (tmp_path / "back/d/b").unlink()
+    (tmp_path / "back/d/b").symlink_to(tmp_path / "elsewhere")
+    assert "symbolic link" in wardian("cp", f"{name}:/here/d", "back", code=2)
+    assert not (tmp_path / "elsewhere").exists()
+    assert "No such file" in wardian("cp", f"{name}:/nope", "x", code=3)
+    assert "one side" in wardian("cp", "a", "b", code=2)
+    wardian("rm", name)
+    assert "no volume" in wardian("ls", f"{name}:/", code=3)
