@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import struct
 import subprocess
@@ -20,7 +21,7 @@ from tests.acceptance.conftest import Server, serve, stop
 from tests.guest import wire
 from tests.guest.peer import Peer, scripted
 
-from wardian.model.errors import GuestFault
+from wardian.model.errors import GuestFault, WardianError
 from wardian.model.volume import VolumeMount
 from wardian.store.database import Database
 from wardian.volumes.mounts import Mounts
@@ -66,6 +67,17 @@ async def test_a_request_is_answered_in_one_frame(tmp_path: Path) -> None:
         await peer.send(wire.DATA, stream, request(3, 1, bytes(16)))
         answer = await peer.on(wire.DATA)
         assert (answer.stream, len(answer.payload)) == (stream, 16 + 16 + 88)
+
+
+async def test_an_agent_that_knows_no_volumes_has_none_to_take_away() -> None:
+    async with scripted() as peer:
+        await peer.attached()
+        for number, refused in ((errno.ENOSYS, False), (errno.EIO, True)):
+            asking = asyncio.create_task(peer.guest.unmount_others())
+            opened = await peer.on(wire.OPEN)
+            await peer.send(wire.REPLY, opened.stream, wire.u32(number), flags=1)
+            with pytest.raises(WardianError) if refused else contextlib.nullcontext():
+                await asking
 
 
 @pytest.mark.parametrize(
