@@ -29,12 +29,13 @@ enum op {
     OP_DIAL = 0x20, OP_CONNECT, OP_RESOLVE,
     OP_STATS = 0x30,
     OP_PACK = 0x40, OP_UNPACK,
+    OP_MOUNT = 0x50, OP_UNMOUNT,
 };
 
 /* ---- main.c: settings and the loop ---- */
 struct settings {
     const char *native; /* a directory that stands for / in everything that would change this machine; NULL as pid 1 */
-    int link, redirect, dns; /* descriptors; -1: none given */
+    int link, redirect, dns, fuse; /* descriptors; -1: none given */
     unsigned processes_max;
 };
 extern struct settings settings;
@@ -71,6 +72,7 @@ bool link_flush(void);      /* true when nothing waits any more */
 void link_flush_all(void);  /* wait until nothing waits any more */
 bool link_full(void);       /* sources must not be read now */
 void link_drop(void);       /* forget what waits */
+void link_lost(void) __attribute__((noreturn)); /* nobody is there any more: the agent ends */
 void link_trim(void);       /* give the buffers' memory back; only while they are empty */
 uint8_t *link_begin(uint8_t type, uint8_t flags, uint32_t id, size_t room); /* room for a payload ... */
 void link_commit(size_t size);                                            /* ... that then got this big */
@@ -170,6 +172,8 @@ void op_dial(uint32_t id, struct request *request);
 void op_stats(uint32_t id, struct request *request);
 void op_pack(uint32_t id, struct request *request);
 void op_unpack(uint32_t id, struct request *request);
+void op_mount(uint32_t id, struct request *request);
+void op_unmount(uint32_t id, struct request *request);
 
 /* exec.c */
 struct winsize;
@@ -185,6 +189,15 @@ void exec_get_ready(void);            /* prepare what the next exec will need, w
 void tunnel_listen(void);
 void tunnel_abort(struct stream *stream); /* reset the connection when it ends, if it is a tunnel's */
 void tunnel_accept(void); /* what has knocked meanwhile */
+
+/* volume.c: the thread that reads the link as soon as there are volumes */
+bool ferry_runs(void);
+int ferry_descriptor(void);  /* readable when a frame may wait */
+bool ferry_waiting(void);
+ssize_t ferry_take(uint8_t *frame, size_t capacity); /* the next frame; -1: none */
+void ferry_rest(bool rest);  /* carry no more requests over */
+bool ferry_rests(void);      /* every request has its answer */
+void volumes_detach(void);   /* the host is another one: it will mount again */
 
 /* sudo.c */
 void sudo_listen(void);

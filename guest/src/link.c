@@ -30,7 +30,7 @@ void link_start(void) {
     int size = 1 << 20; /* best effort: fewer wake-ups per megabyte */
     setsockopt(settings.link, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
     link_source = (struct source){.fd = settings.link, .wake = link_wake};
-    int error = source_add(&link_source, EPOLLIN | EPOLLRDHUP);
+    int error = source_add(&link_source, ferry_runs() ? 0 : EPOLLIN | EPOLLRDHUP);
     if (error) {
         say("cannot watch the link: %s", strerror(error));
         exit(1);
@@ -86,7 +86,7 @@ void link_send(const struct out *out) {
     else out_end = out_open; /* taken back */
 }
 
-static void lost(void) {
+void link_lost(void) {
     say("the link is closed");
     exit(0);
 }
@@ -107,7 +107,7 @@ bool link_flush(void) {
                               : sendmmsg(settings.link, messages, count, MSG_DONTWAIT | MSG_NOSIGNAL);
         for (int i = 0; i < sent; i++) out_start += 4 + parts[i].iov_len;
         if (sent < 0) {
-            if (errno == EPIPE || errno == ECONNRESET || errno == ENOTCONN) lost();
+            if (errno == EPIPE || errno == ECONNRESET || errno == ENOTCONN) link_lost();
             if (errno != EINTR) source_await_writable(&link_source);
         }
     }
@@ -149,15 +149,25 @@ static void handle(uint8_t *frame, size_t size, bool truncated) {
 
 static void check_alive(void) {
     struct pollfd now = {settings.link, POLLIN | POLLRDHUP, 0};
-    if (poll(&now, 1, 0) > 0 && now.revents & (POLLRDHUP | POLLHUP)) lost();
+    if (poll(&now, 1, 0) > 0 && now.revents & (POLLRDHUP | POLLHUP)) link_lost();
 }
 
 void link_note_readable(void) { link_source.readable = true; }
 
-bool link_readable(void) { return link_source.readable && out_end - out_start <= CHOKED; }
+bool link_readable(void) {
+    return (ferry_runs() ? ferry_waiting() : link_source.readable) && out_end - out_start <= CHOKED;
+}
+
+/* One frame that the ferry brought. */
+static bool take_parcel(void) {
+    ssize_t size = ferry_take(incoming[0], FRAME_MAX + 1);
+    if (size >= 0) handle(incoming[0], (size_t)size, size > FRAME_MAX);
+    return size >= 0;
+}
 
 bool link_receive(void) {
     if (!link_readable()) return false;
+    if (ferry_runs()) return take_parcel();
     struct mmsghdr messages[BATCH];
     struct iovec parts[BATCH];
     for (int i = 0; i < BATCH; i++) {
@@ -167,7 +177,7 @@ bool link_receive(void) {
     int count = recvmmsg(settings.link, messages, BATCH, MSG_DONTWAIT, NULL);
     if (count < 0) {
         if (errno == EAGAIN) link_source.readable = false;
-        else if (errno != EINTR) lost();
+        else if (errno != EINTR) link_lost();
         return false;
     }
     if (count < BATCH) link_source.readable = false;

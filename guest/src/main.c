@@ -16,10 +16,15 @@
 
 #include "agent.h"
 
-struct settings settings = {.link = 7, .redirect = -1, .dns = -1};
+struct settings settings = {.link = 7, .redirect = -1, .dns = -1, .fuse = -1};
 int epoll_fd;
 static struct source signals;
-static enum { RUNNING, DRAINING, QUIET } state; /* DRAINING: QUIESCED waits behind what is still to be sent */
+static enum {
+    RUNNING,
+    SETTLING, /* volumes' last answers are awaited */
+    DRAINING, /* QUIESCED waits behind what is still to be sent */
+    QUIET,
+} state;
 
 void say(const char *format, ...) {
     va_list values;
@@ -76,18 +81,27 @@ bool quiescing(void) { return state != RUNNING; }
 
 void quiesce_begin(void) {
     if (state != RUNNING) return;
+    state = SETTLING;
+    ferry_rest(true);
+}
+
+static void settle(void) {
+    if (!ferry_rests()) return;
     state = DRAINING;
     link_put(QUIESCED, 0, 0, NULL, 0);
 }
 
-void quiesce_end(void) { state = RUNNING; }
+void quiesce_end(void) {
+    if (state != RUNNING) ferry_rest(false);
+    state = RUNNING;
+}
 
 /* Everything has been sent: touch nothing but the link until the host says so. A capture may happen at any moment here. */
 static void stay_quiet(void) {
     state = QUIET;
     link_trim();
     while (state == QUIET) {
-        struct pollfd wait = {settings.link, POLLIN, 0};
+        struct pollfd wait = {ferry_runs() ? ferry_descriptor() : settings.link, POLLIN, 0};
         if (poll(&wait, 1, -1) <= 0) continue;
         link_note_readable();
         while (state == QUIET && link_receive()) {}
@@ -134,6 +148,7 @@ static void loop(void) {
             stream_run_queue();
             guard_check();
         }
+        if (state == SETTLING) settle();
         bool sent = link_flush();
         if (state == DRAINING && sent) stay_quiet();
         if (state == RUNNING) exec_get_ready();
@@ -164,13 +179,14 @@ static int number(const char *text) {
     return (int)value;
 }
 
-/* --processes-max N; --link FD; for tests on a host: --native DIR [--redirect FD] [--dns FD] */
+/* --processes-max N; --link FD; for tests on a host: --native DIR [--redirect FD] [--dns FD] [--fuse FD] */
 static void read_arguments(char **argv) {
     for (argv++; *argv; argv += 2) {
         if (!strcmp(argv[0], "--processes-max")) settings.processes_max = (unsigned)number(argv[1]);
         else if (!strcmp(argv[0], "--link")) settings.link = number(argv[1]);
         else if (!strcmp(argv[0], "--redirect")) settings.redirect = number(argv[1]);
         else if (!strcmp(argv[0], "--dns")) settings.dns = number(argv[1]);
+        else if (!strcmp(argv[0], "--fuse")) settings.fuse = number(argv[1]);
         else if (!strcmp(argv[0], "--native") && argv[1]) settings.native = argv[1];
         else {
             say("unknown argument: %s", argv[0]);

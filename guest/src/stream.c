@@ -206,7 +206,7 @@ static void perform(uint32_t id, uint8_t op, uint8_t *bytes, size_t size) {
         {OP_EXEC, op_exec}, {OP_SIGNAL, op_signal}, {OP_STAT, op_stat}, {OP_LIST, op_list}, {OP_MKDIR, op_mkdir},
         {OP_MOVE, op_move}, {OP_REMOVE, op_remove}, {OP_READ, op_read}, {OP_WRITE, op_write}, {OP_WATCH, op_watch},
         {OP_SYNC_WATCH, op_sync_watch}, {OP_DIAL, op_dial}, {OP_STATS, op_stats}, {OP_PACK, op_pack},
-        {OP_UNPACK, op_unpack},
+        {OP_UNPACK, op_unpack}, {OP_MOUNT, op_mount}, {OP_UNMOUNT, op_unmount},
     };
     struct request request;
     if (quiescing()) {
@@ -355,6 +355,7 @@ static bool link_frame(uint8_t type, uint8_t flags, uint8_t *payload, size_t siz
     case ATTACH:
         if (!request_parse(&request, payload, size)) return false;
         for (size_t i = 0; i < OPENINGS_MAX; i++) opening_close(&openings[i]);
+        volumes_detach();
         stream_each(tunnel_abort);
         stream_each(forget);
         attach(&request);

@@ -23,6 +23,7 @@ from wardian.api.dispatch import Dispatch
 from wardian.api.e2b.app import build_control_plane
 from wardian.api.e2b.context import ControlPlane
 from wardian.api.envd import build_data_plane
+from wardian.api.volumes import build_content_plane
 from wardian.config import DATABASE, Settings
 from wardian.guest.guest import ProcessConfig
 from wardian.images.catalog import Catalog, base_image
@@ -45,12 +46,20 @@ from wardian.snapshots.store import SnapshotStore
 from wardian.store import keys
 from wardian.store.database import Database
 from wardian.store.sealing import Seal
+from wardian.store.secrets import key_ids
+from wardian.vault import keys as vault_keys
+from wardian.vault.vault import Vault
+from wardian.volumes.mounts import Mounts
+from wardian.volumes.service import Volumes
+from wardian.volumes.tree import Limits
 
 NODE = "local"
 TENANT = "default"
 BASE = "base"
 KEY_FILE = "key"
 SEAL_FILE = "seal.key"
+VAULT_KEY_FILE = "vault.key"
+VOLUME_KEY_FILE = "volumes.key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +85,9 @@ async def start(settings: Settings) -> AsyncIterator[App]:
         database = await Database.open(data / DATABASE)
         stack.push_async_callback(database.close)
         key = await _local_key(database, data / KEY_FILE)
+        vault = await _vault(settings, database)
+        volumes = await _volumes(settings, database)
+        stack.push_async_callback(volumes.close)
         roots = Roots(data / "roots")
         template = await asyncio.to_thread(_base_template, settings, roots)
 
@@ -98,6 +110,7 @@ async def start(settings: Settings) -> AsyncIterator[App]:
             unseal=seal.open,
         )
         stack.callback(shore.close)
+        mounts = Mounts(volumes)
         works = Workshop(
             database=database,
             driver=driver,
@@ -108,6 +121,7 @@ async def start(settings: Settings) -> AsyncIterator[App]:
             pool=Pool(driver, pool_limits(settings)),
             root_image=roots.find,
             outbound=shore,
+            volumes=mounts,
             options=Options(
                 timeout_max_s=settings.timeout_max_hours * 3600, sandboxes_max=settings.sandboxes_max
             ),
@@ -117,19 +131,28 @@ async def start(settings: Settings) -> AsyncIterator[App]:
             await templates.put(template)
         sandboxes = Sandboxes(works, templates)
         stack.push_async_callback(sandboxes.close)
+        stack.push_async_callback(mounts.close)
+        volumes.in_use = sandboxes.mounts_volume
         taken_over = await sandboxes.start()
 
         data_plane = build_data_plane(sandboxes, record=record)
         stack.push_async_callback(data_plane.aclose)
         plane = ControlPlane(
-            sandboxes, templates, settings.domain, settings.timeout_max_hours * 3600, shore.check, seal.seal
+            sandboxes,
+            templates,
+            settings.domain,
+            settings.timeout_max_hours * 3600,
+            shore.check,
+            seal.seal,
+            vault,
+            volumes,
         )
 
         async def find_tenant(key: str) -> str | None:
             return await database.read(lambda conn: keys.tenant_of(conn, key))
 
         control_plane = build_control_plane(plane, Keyring(find_tenant))
-        asgi = Dispatch(control=control_plane, data=data_plane)
+        asgi = Dispatch(control=control_plane, data=data_plane, content=build_content_plane(volumes))
         yield App(asgi, sandboxes, key, settings.domain, host, taken_over, lease.lost)
 
 
@@ -165,6 +188,28 @@ def _base_template(settings: Settings, roots: Roots) -> Template:
     return Template(
         id=BASE, alias=BASE, tenant=None, root_digest=root.digest, resources=Resources(), created_at=made_at
     )
+
+
+async def _vault(settings: Settings, database: Database) -> Vault:
+    """The vault, with the key that the operator gives or the one that lies beside the database."""
+    if settings.vault_key is not None:
+        key = vault_keys.parse(settings.vault_key)
+    elif settings.vault_key_command is not None:
+        key = await asyncio.to_thread(vault_keys.from_command, settings.vault_key_command)
+    else:
+        sealed = await database.read(key_ids)
+        key = await asyncio.to_thread(
+            vault_keys.from_file, settings.data_dir / VAULT_KEY_FILE, may_make=not sealed
+        )
+    previous = settings.vault_key_previous
+    return await Vault.open(database, key, None if previous is None else vault_keys.parse(previous))
+
+
+async def _volumes(settings: Settings, database: Database) -> Volumes:
+    """The volumes; their tokens are signed with a key of their own."""
+    key = await asyncio.to_thread(vault_keys.from_file, settings.data_dir / VOLUME_KEY_FILE, may_make=True)
+    limits = Limits(bytes_max=settings.volume_size_gib << 30)
+    return await Volumes.open(database, settings.data_dir / "volumes", key.secret, limits)
 
 
 async def _usable(driver: Driver) -> Capabilities:

@@ -79,6 +79,18 @@ class Settings:
     timeout_max_hours: int = 24
     """The longest time a sandbox may ask for at once."""
 
+    vault_key: str | None = field(default=None, repr=False)
+    """The vault's master key, 32 bytes in hexadecimal or base64. None: a file in the data directory."""
+
+    vault_key_command: str | None = field(default=None, repr=False)
+    """What prints the vault's master key, instead."""
+
+    vault_key_previous: str | None = field(default=None, repr=False)
+    """The master key until now: what it sealed is sealed anew at the start."""
+
+    volume_size_gib: int = 10
+    """How much one volume holds."""
+
     allowed_networks: tuple[Network, ...] = field(default=())
     """Private networks that sandboxes may reach all the same, although private ones are closed by default."""
 
@@ -108,6 +120,7 @@ class Settings:
             ("pool_created", 0, 1000),
             ("sandboxes_max", 1, 100_000),
             ("timeout_max_hours", 1, 24 * 365),
+            ("volume_size_gib", 1, 100_000),
         ):
             if getattr(self, name) is not None and not low <= getattr(self, name) <= high:
                 raise BadSetting(f"{name} must be between {low} and {high}, not {getattr(self, name)}")
@@ -156,6 +169,10 @@ _READERS: Mapping[str, Any] = {
     "sandboxes_max": _whole,
     "timeout_max_hours": _whole,
     "allowed_networks": _networks,
+    "vault_key": str,
+    "vault_key_command": str,
+    "vault_key_previous": str,
+    "volume_size_gib": _whole,
 }
 """How each setting that the environment may give is read. ``WARDIAN_DATA`` and ``WARDIAN_CACHE`` concern
 more than a server, and are read where they are used."""

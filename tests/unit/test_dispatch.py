@@ -19,6 +19,8 @@ NAMED = {b"e2b-sandbox-id": ID, b"e2b-sandbox-port": b"49983"}
         ("/health", {b"x-access-token": b"t"}, True),
         ("/metrics", NAMED, True),
         ("/files", {}, True),
+        ("/volumecontent/v/file", {}, False),
+        ("/volumecontent/v/file", NAMED, True),  # a sandbox's own web server
         ("/process.Process/Start", {}, True),
         ("/filesystem.Filesystem/Stat", {}, True),
         ("/", {b"host": b"8080-" + ID + b".localhost:9273"}, True),

@@ -1,4 +1,5 @@
-"""One HTTP port, two planes: what is for a sandbox goes to the data plane, everything else is for us."""
+"""One HTTP port, three planes: what is for a sandbox goes to the data plane, the rest is for us: the contents
+of volumes, and everything else."""
 
 from __future__ import annotations
 
@@ -14,19 +15,24 @@ ENVD_PATHS = ("/process.Process/", "/filesystem.Filesystem/")
 """Only the data plane answers these; a client that forgot to name its sandbox is told so there."""
 
 CONTROL_PATHS = ("/sandboxes/", "/v2/sandboxes/")
+CONTENT_PATHS = "/volumecontent/"
 
 
 class Dispatch:
     """The server's one ASGI application."""
 
-    def __init__(self, *, control: ASGIApp, data: ASGIApp) -> None:
-        self._control, self._data = control, data
+    def __init__(self, *, control: ASGIApp, data: ASGIApp, content: ASGIApp) -> None:
+        self._control, self._data, self._content = control, data, content
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             raise RuntimeError(f"no {scope['type']} here: parts are started by the composition root")
-        plane = self._data if scope["type"] == "websocket" or is_data(scope) else self._control
-        await plane(scope, receive, send)
+        await self._plane(scope)(scope, receive, send)
+
+    def _plane(self, scope: Scope) -> ASGIApp:
+        if scope["type"] == "websocket" or is_data(scope):
+            return self._data
+        return self._content if scope["path"].startswith(CONTENT_PATHS) else self._control
 
 
 def is_data(scope: Scope) -> bool:

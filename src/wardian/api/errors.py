@@ -63,6 +63,7 @@ HTTP_STATUS_OF_CODE: Mapping[str, int] = {
     "request_too_large": 413,
     "headers_too_large": 431,
     "method_not_allowed": 405,
+    "volume_full": 507,
 }
 """The few errors for which HTTP has a word of its own, narrower than that of their kind."""
 

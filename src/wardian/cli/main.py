@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from wardian.cli import key, network, sandbox, server_file, template
+from wardian.cli import key, network, sandbox, secret, server_file, template, volume
 from wardian.cli.output import EXIT_CODES, ExitCode, Json, errors
 
 app = typer.Typer(
@@ -144,11 +144,13 @@ def doctor(*, as_json: Json = False) -> None:
 
 
 sandbox.app.command(epilog=EXIT_CODES)(network.network)
-for group in (sandbox.app, template.app):
+for group in (sandbox.app, template.app, secret.app, volume.app):
     group.callback()(server_options)
 
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(template.app, name="template")
+app.add_typer(secret.app, name="secret")
+app.add_typer(volume.app, name="volume")
 app.add_typer(key.app, name="key")
 
 

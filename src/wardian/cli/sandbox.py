@@ -68,6 +68,10 @@ def create(
     internet: Annotated[
         bool, typer.Option("--internet/--no-internet", help="Let it reach the internet.")
     ] = True,
+    volume: Annotated[
+        list[str],
+        typer.Option("--volume", "-v", metavar="NAME:PATH", help="Mount a volume. May be repeated."),
+    ] = [],  # noqa: B006
     idempotency_key: Annotated[
         str | None, typer.Option(help="The same key gives the same sandbox, however often this is run.")
     ] = None,
@@ -82,6 +86,8 @@ def create(
             "metadata": pairs(metadata, "--metadata"),
             "allow_internet_access": internet,
         }
+        if volume:
+            body["volumeMounts"] = [_mount(each) for each in volume]
         if pause_at_timeout:
             body["autoPause"] = True
         if auto_resume:
@@ -92,6 +98,14 @@ def create(
             return
         out.print(made["sandboxID"])
         note(f"{template}, {made.get('isolation', 'unknown isolation')}, for {timeout} s")
+
+
+def _mount(text: str) -> dict[str, str]:
+    """``NAME:PATH``, in the protocol's words."""
+    name, colon, path = text.partition(":")
+    if not colon or not path:
+        raise Invalid(f"--volume takes NAME:PATH, not {text!r}")
+    return {"name": name, "path": path}
 
 
 async def _create(server: Address, body: dict[str, Any], key: str | None) -> dict[str, Any]:

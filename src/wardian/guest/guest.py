@@ -17,9 +17,9 @@ import secrets
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
-from wardian.guest import carrying, files, tunnels
+from wardian.guest import carrying, files, mounts, tunnels
 from wardian.guest.control import Notices, attach_fields, parse_hello
-from wardian.guest.errors import Refuse, at_path, refused
+from wardian.guest.errors import Refusal, Refuse, at_path, refused
 from wardian.guest.frames import (
     ATTACH,
     FIN,
@@ -33,6 +33,7 @@ from wardian.guest.frames import (
     OP_RESOLVE,
     OP_STAT,
     OP_STATS,
+    OP_UNMOUNT,
     OP_WATCH,
     PAYLOAD_MAX,
     QUIESCE,
@@ -295,6 +296,21 @@ class Guest:
     async def _entry(self, op: int, body: bytes, refuse: Refuse) -> Entry:
         fields = await call(self._link, op, body, refuse)
         return parsed(self._link, files.entry_of, fields)
+
+    # -- volumes
+
+    async def mount(self, path: str, volume_id: str) -> mounts.MountStream:
+        """Mount a volume, or take its mount up again after an attach. Its requests come from the stream."""
+        place, name = files.text(path, "the path"), files.text(volume_id, "the volume")
+        return await mounts.mount(self._link, place, name, at_path(path))
+
+    async def unmount_others(self) -> None:
+        """Take away what was mounted before this attach and has not been mounted since."""
+        try:
+            await call(self._link, OP_UNMOUNT, b"", refused)
+        except Refusal as refusal:
+            if refusal.errno != errno.ENOSYS:  # an agent of a snapshot from before there were volumes
+                raise
 
     # -- the rest
 

@@ -132,6 +132,7 @@ class Link:
         self._queued = 0
         self._held: list[tuple[int, int, int, bytes | memoryview]] | None = None  # while quiesced
         self._held_size = 0
+        self._unheld: set[int] = set()
         self._reading = False
         self._bucket = Bucket(_BURST, _FRAMES_PER_S)
         self._waiters: set[asyncio.Future[None]] = set()
@@ -219,6 +220,7 @@ class Link:
 
     def forget(self, stream: Stream) -> None:
         """The stream is over on both sides."""
+        self._unheld.discard(stream.id)
         if self._streams.pop(stream.id, None) is not None and not stream.id % 2:
             self._guest_streams -= 1
 
@@ -249,7 +251,7 @@ class Link:
         """Send or queue one frame. Never blocks; frames for a broken link vanish."""
         if self._broken is not None:
             return
-        if self._held is not None and kind not in _WHILE_QUIESCED:
+        if self._held is not None and kind not in _WHILE_QUIESCED and stream_id not in self._unheld:
             self._keep_back(kind, flags, stream_id, payload)
             return
         header = HEADER.pack(kind, flags, 0, stream_id)
@@ -327,6 +329,10 @@ class Link:
         """From QUIESCE on: keep back everything the protocol does not allow in that time."""
         if self._held is None:
             self._held, self._held_size = [], 0
+
+    def never_hold(self, stream_id: int) -> None:
+        """What is sent on this stream does not wait for ``resume``: the guest needs it to come to rest."""
+        self._unheld.add(stream_id)
 
     def resume(self) -> None:
         """Undo ``hold``: send what was kept back."""

@@ -140,6 +140,17 @@ class Outflow:
             rest = rest[size:]
         raise again(self._error)
 
+    async def send_whole(self, packet: bytes) -> None:
+        """Send a packet of at most PAYLOAD_MAX as one frame. Only the window holds it back, not the link."""
+        async with self._lock:
+            while self._error is None and self._credit < len(packet):
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+            if self._error is not None:
+                raise again(self._error)
+            self._credit -= len(packet)
+            self._stream.link.send(DATA, CHANNEL_PLAIN, self._stream.id, packet)
+
     async def finish(self, channel: int = CHANNEL_PLAIN) -> None:
         """Say that nothing more comes. Later sends raise Conflict."""
         async with self._lock:

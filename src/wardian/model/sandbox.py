@@ -23,6 +23,7 @@ from typing import Any
 from wardian.model.egress import Egress, GrantedHost
 from wardian.model.errors import Conflict
 from wardian.model.resources import Resources
+from wardian.model.volume import VolumeMount
 
 
 class State(StrEnum):
@@ -173,6 +174,7 @@ class SandboxSpec:
     https_ports: tuple[int, ...] = ()  # inside, these speak TLS
     egress: Egress = field(default_factory=Egress)
     granted_hosts: tuple[GrantedHost, ...] = ()  # by the server to sandboxes of its own; no request sets it
+    volume_mounts: tuple[VolumeMount, ...] = ()
     idempotency_key: str | None = None
 
 

@@ -39,6 +39,9 @@ def attached_to(
             await apply_layer(guest, layer)
         owner.bind(guest)
         await guest.attach(epoch, identity, timeout_s=patience)
+        sandbox = owner.sandbox
+        if sandbox.spec.volume_mounts or sandbox.snapshot_id is not None:
+            await owner.works.volumes.mount(guest, sandbox.spec.volume_mounts)
 
     return attach
 

@@ -428,6 +428,16 @@ class Sandboxes:
             lambda conn: meter.usage(conn, tenant, start=start_us, end=end_us, now=now)
         )
 
+    # ── volumes
+
+    def mounts_volume(self, volume_id: str) -> bool:
+        """Whether some sandbox, running or paused, has a volume mounted."""
+        return any(
+            mount.volume_id == volume_id
+            for owner in self._owners.values()
+            for mount in owner.sandbox.spec.volume_mounts
+        )
+
     # ── the data plane
 
     async def locate(self, sandbox_id: str) -> Sandbox | None:

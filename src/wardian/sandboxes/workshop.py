@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from wardian.guest.guest import Tunnel
+from wardian.guest.guest import Guest, Tunnel
 from wardian.isolation.port import Capabilities, Driver, RootImage
+from wardian.model.errors import Unsupported
 from wardian.model.sandbox import Sandbox
+from wardian.model.volume import VolumeMount
 from wardian.recorder.log import Recorder
 from wardian.sandboxes.leases import NodeLease
 from wardian.sandboxes.pool import Pool
@@ -49,6 +51,21 @@ class Isolated:
         return None
 
 
+class Mounter(Protocol):
+    """Gives guests their volumes."""
+
+    async def mount(self, guest: Guest, mounts: Sequence[VolumeMount]) -> None:
+        """Mount these in an attached guest, and take away whatever else it has mounted."""
+
+
+class NoVolumes:
+    """A server without volumes."""
+
+    async def mount(self, guest: Guest, mounts: Sequence[VolumeMount]) -> None:
+        if mounts:
+            raise Unsupported("this server has no volumes", code="volumes_unsupported")
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """Bounds and times of a node's lifecycle, in seconds where not said otherwise."""
@@ -85,6 +102,7 @@ class Workshop:
     pool: Pool
     root_image: Callable[[str], RootImage]  # by digest
     outbound: Outbound = field(default_factory=Isolated)
+    volumes: Mounter = field(default_factory=NoVolumes)
     options: Options = field(default_factory=Options)
     now_us: Callable[[], int] = now_us
     checkpoint: Callable[[str], None] = no_checkpoint

@@ -10,6 +10,7 @@ from sqlalchemy import Row
 from wardian.model.egress import Egress, EgressProxy, GrantedHost
 from wardian.model.resources import Resources
 from wardian.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxSpec, Snapshot, State
+from wardian.model.volume import VolumeMount
 
 
 def resources_of(row: Row[Any]) -> Resources:
@@ -80,6 +81,7 @@ def spec_values(spec: SandboxSpec) -> dict[str, Any]:
         "https_ports": list(spec.https_ports),
         "egress": asdict(spec.egress),
         "granted_hosts": [asdict(grant) for grant in spec.granted_hosts],
+        "volume_mounts": [asdict(mount) for mount in spec.volume_mounts],
     }
 
 
@@ -93,6 +95,7 @@ def _spec_of(values: dict[str, Any]) -> SandboxSpec:
             "https_ports": tuple(values.get("https_ports", ())),
             "egress": _egress_of(values.get("egress", {})),
             "granted_hosts": tuple(GrantedHost(**each) for each in values.get("granted_hosts", ())),
+            "volume_mounts": tuple(VolumeMount(**each) for each in values.get("volume_mounts", ())),
         }
     )
 

@@ -13,6 +13,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -183,5 +184,47 @@ usage_interval = Table(
         unique=True,
         sqlite_where=text("closed_at IS NULL"),
         postgresql_where=text("closed_at IS NULL"),
+    ),
+)
+
+secret = Table(
+    "secret",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", String(64), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("current_version", Integer, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Index("ix_secret_name", "tenant_id", "name", unique=True),
+)
+
+secret_version = Table(
+    "secret_version",
+    metadata,
+    Column("secret_id", String(64), ForeignKey("secret.id", ondelete="CASCADE"), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("key_id", String(64), nullable=False, index=True),  # names the master key, says nothing about it
+    Column("data_key", LargeBinary, nullable=False),  # sealed with the master key
+    Column("value", LargeBinary, nullable=False),  # sealed with the data key
+    Column("created_at", BigInteger, nullable=False),
+)
+
+volume = Table(
+    "volume",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", String(64), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("deleted_at", BigInteger),  # set before its files go, so that a crash in between is made good
+    Index(
+        "ix_volume_name",
+        "tenant_id",
+        "name",
+        unique=True,
+        sqlite_where=text("deleted_at IS NULL"),
+        postgresql_where=text("deleted_at IS NULL"),
     ),
 )

@@ -20,9 +20,6 @@ def _refusing(what: str) -> Callable[[], Awaitable[None]]:
 
 router = APIRouter(include_in_schema=False)
 for _path, _what in (
-    ("/volumes", "volumes"),
-    ("/volumecontent", "volumes"),
-    ("/secrets", "secrets"),
     ("/api-keys", "API keys over HTTP"),
     ("/access-tokens", "access tokens"),
 ):

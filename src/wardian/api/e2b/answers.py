@@ -68,6 +68,8 @@ def _identity(sandbox: Sandbox) -> dict[str, Any]:
         "envdVersion": ENVD_VERSION,
         "isolation": sandbox.isolation,  # ours: how strong the wall is, in every answer
     }
+    if sandbox.spec.volume_mounts:
+        told["volumeMounts"] = [{"name": each.name, "path": each.path} for each in sandbox.spec.volume_mounts]
     if sandbox.template_alias:
         told["alias"] = sandbox.template_alias
     return told

@@ -11,7 +11,18 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from wardian.api.auth import Keyring
-from wardian.api.e2b import absent, logs, metrics, network, sandboxes, service, snapshots, templates
+from wardian.api.e2b import (
+    absent,
+    logs,
+    metrics,
+    network,
+    sandboxes,
+    secrets,
+    service,
+    snapshots,
+    templates,
+    volumes,
+)
 from wardian.api.e2b.context import ControlPlane
 from wardian.api.e2b.front import Front
 from wardian.api.errors import http_status, rest_body, rest_headers
@@ -28,7 +39,7 @@ def build_control_plane(plane: ControlPlane, keyring: Keyring) -> ASGIApp:
     app.state.plane = plane
     # More specific paths come first: the routers are asked in this order.
     # Taken over as they are: `include_router` would analyse each again, while its first request waits.
-    for part in (service, metrics, logs, network, sandboxes, templates, snapshots, absent):
+    for part in (service, metrics, logs, network, sandboxes, templates, snapshots, secrets, volumes, absent):
         app.router.routes.extend(part.router.routes)
     app.add_exception_handler(WardianError, _on_refusal)
     app.add_exception_handler(RequestValidationError, _on_malformed)

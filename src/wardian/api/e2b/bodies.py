@@ -17,6 +17,7 @@ from wardian.api.e2b.body import Body
 from wardian.api.e2b.network import Network, SealText
 from wardian.model.errors import Invalid, Unsupported
 from wardian.model.sandbox import OnTimeout, SandboxSpec
+from wardian.model.volume import VolumeMount, checked_mounts
 
 PAIRS_MAX = 512
 PAIRS_BYTES_MAX = 256 * 1024
@@ -33,6 +34,11 @@ _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._/-]{0,126}[a-z0-9])?(?::[a-z0-9][a-z0-9
 
 class AutoResume(Body):
     enabled: bool = False
+
+
+class Mount(Body):
+    name: str
+    path: str
 
 
 class NewSandbox(Body):
@@ -52,7 +58,7 @@ class NewSandbox(Body):
     """What the client will tell the gateway, which it starts itself by a command. Perhaps with credentials in
     it, so it is not kept."""
     iam: dict[str, Any] | None = None
-    volumeMounts: list[Any] | None = None
+    volumeMounts: list[Mount] | None = None
 
     def spec(self, *, timeout_s: int, idempotency_key: str | None, seal: SealText) -> SandboxSpec:
         """What is asked for, in our words. Raises :class:`Invalid` or :class:`Unsupported`."""
@@ -80,6 +86,9 @@ class NewSandbox(Body):
             mask_request_host=network.checked_mask(),
             https_ports=network.checked_https_ports(),
             egress=network.egress(internet=internet, seal=seal),
+            volume_mounts=checked_mounts(
+                tuple(VolumeMount(each.name, each.path) for each in self.volumeMounts or ())
+            ),
             idempotency_key=idempotency_key,
         )
 
@@ -92,8 +101,6 @@ class NewSandbox(Body):
                     "autoPauseMemory: false excludes autoResume: traffic never boots a sandbox",
                     code="bad_lifecycle",
                 )
-        if self.volumeMounts:
-            raise Unsupported("volumes are not supported", code="volumes_unsupported")
         if self.mcp and len(json.dumps(self.mcp)) > MCP_BYTES_MAX:
             raise Invalid(f"mcp: more than {MCP_BYTES_MAX} characters", code="too_large")
         if self.iam and self.iam.get("tokens"):

@@ -13,6 +13,8 @@ from wardian.model.egress import Egress
 from wardian.model.errors import Invalid, NotFound
 from wardian.model.template import Template
 from wardian.sandboxes.service import Sandboxes
+from wardian.vault.vault import Vault
+from wardian.volumes.service import Volumes
 
 _SANDBOX_ID = re.compile(r"([a-z0-9]{1,64})(?:-[a-z0-9-]*)?")
 
@@ -42,6 +44,8 @@ class ControlPlane:
     timeout_max_s: int
     check_egress: Callable[[Egress], Awaitable[None]]
     seal: Callable[[str, str], str]
+    vault: Vault
+    volumes: Volumes
 
     def timeout(self, seconds: int, *, smallest: int = 1) -> int:
         """``seconds`` if a sandbox may ask for it. Raises :class:`Invalid` in the protocol's words."""

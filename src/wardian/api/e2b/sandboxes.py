@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
@@ -62,6 +63,8 @@ async def _create(
     timeout_s = plane.timeout(default_s if body.timeout is None else body.timeout)
     spec = body.spec(timeout_s=timeout_s, idempotency_key=key, seal=plane.seal)
     await plane.check_egress(spec.egress)
+    if spec.volume_mounts:
+        spec = replace(spec, volume_mounts=await plane.volumes.find_mounts(tenant, spec.volume_mounts))
     sandbox = await plane.sandboxes.create(tenant, spec)
     return JSONResponse(answers.created(sandbox, domain=plane.domain), 201)
 

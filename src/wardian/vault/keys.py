@@ -1,0 +1,92 @@
+"""The master key: where it comes from, and what it is called. It is never stored beside what it seals.
+
+It comes from the operator (``WARDIAN_VAULT_KEY``, or the output of ``WARDIAN_VAULT_KEY_COMMAND``), or else
+from a file that only the server's user can read, made at the first start.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import shlex
+import subprocess
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+from wardian.model.errors import Invalid, Unavailable
+
+KEY_BYTES = 32
+COMMAND_TIMEOUT_S = 30
+
+
+class BadVaultKey(Invalid):
+    code = "bad_vault_key"
+
+
+@dataclass(frozen=True, slots=True)
+class MasterKey:
+    """256 bits, and the name by which rows remember them: a digest that says nothing about the key."""
+
+    secret: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.secret) != KEY_BYTES:
+            raise BadVaultKey(f"a vault key has {KEY_BYTES} bytes, not {len(self.secret)}")
+
+    @property
+    def id(self) -> str:
+        return sha256(b"wardian vault key\0" + self.secret).hexdigest()[:16]
+
+
+def parse(text: str) -> MasterKey:
+    """A key as people write it: 64 hexadecimal digits, or base64. Raises :class:`BadVaultKey`."""
+    text = text.strip()
+    try:
+        secret = bytes.fromhex(text) if len(text) == 2 * KEY_BYTES else base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error):
+        raise BadVaultKey(
+            "the vault key is neither 64 hexadecimal digits nor base64", hint="`openssl rand -base64 32`"
+        ) from None
+    return MasterKey(secret)
+
+
+def from_command(command: str) -> MasterKey:
+    """The key that ``command`` prints (a key service's client). Raises :class:`Unavailable`."""
+    try:
+        ran = subprocess.run(
+            shlex.split(command), capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=True
+        )
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        # Neither what it printed nor the command itself: either may hold a secret.
+        raise Unavailable(
+            f"the vault key's command failed: {type(error).__name__}", code="vault_key_unavailable"
+        ) from None
+    return parse(ran.stdout)
+
+
+def from_file(path: Path, *, may_make: bool) -> MasterKey:
+    """The key in ``path``; a new one when there is none and nothing has been sealed yet."""
+    if not path.exists():
+        if not may_make:
+            raise Unavailable(
+                f"the vault's key file {path} is gone, and without it its secrets cannot be opened",
+                code="vault_key_missing",
+                hint="restore the file or set WARDIAN_VAULT_KEY; if the key is lost, so are the secrets",
+            )
+        _make(path)
+    if path.stat().st_mode & 0o077:
+        raise Unavailable(f"{path} can be read by others", code="vault_key_exposed", hint=f"chmod 600 {path}")
+    return parse(path.read_text())
+
+
+def _make(path: Path) -> None:
+    draft = path.with_suffix(".new")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(base64.b64encode(os.urandom(KEY_BYTES)).decode() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.rename(path)
