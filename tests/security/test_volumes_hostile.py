@@ -27,7 +27,7 @@ from wardian.store.database import Database
 from wardian.volumes.mounts import Mounts
 from wardian.volumes.service import Volumes
 
-MOUNT, UNMOUNT = 0x40, 0x41
+MOUNT, UNMOUNT = 0x50, 0x51
 HOST_SECRET = "only the host knows this"
 REFUSALS = (VolumeException, VolumePathNotFoundException)
 
