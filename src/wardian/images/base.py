@@ -240,7 +240,11 @@ def installed_packages(layer: Path) -> dict[str, str]:
     with tarfile.open(layer) as tar:
         file = tar.extractfile("./var/lib/dpkg/status")
         assert file is not None
-        status = file.read().decode()
+        return packages_in(file.read().decode())
+
+
+def packages_in(status: str) -> dict[str, str]:
+    """Names and versions of the packages in dpkg's status file."""
     found = re.findall(r"^Package: (\S+)$.*?^Version: (\S+)$", status, flags=re.M | re.S)
     return dict(sorted(found))
 

@@ -37,7 +37,10 @@ class Healthcheck:
 
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
-    """How an image wants to be run. ``workdir`` and ``user`` are "" where it does not say."""
+    """How an image wants to be run. ``workdir`` and ``user`` are "" where it does not say.
+
+    ``certificates`` is where its certificate authorities are; "": there are none, TLS fails inside.
+    """
 
     env: Mapping[str, str] = field(default_factory=dict)
     workdir: str = ""
@@ -48,6 +51,7 @@ class ImageConfig:
     ports: tuple[int, ...] = ()
     healthcheck: Healthcheck | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    certificates: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """For the manifest of a built image."""
