@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 from e2b import CommandExitException, Sandbox
-
 from tests.acceptance.conftest import serve, stop
 from tests.images.oci_images import Content, image, layer, write_layout
+
 from wardian.images.base import base_recipe
 from wardian.images.bases import Bases
 from wardian.images.catalog import BuiltImage, Catalog
@@ -90,7 +90,7 @@ def foreign(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         for name, value in environment.items():
             patch.setenv(name, value)
         try:
-            sandbox = Sandbox.create(timeout=600, envs=built.config.env)
+            sandbox = Sandbox.create(timeout=600, envs=dict(built.config.env))
             yield sandbox
             sandbox.kill()
         finally:
@@ -105,7 +105,10 @@ def said(sandbox: Sandbox, command: str, **options: str) -> str:
 
 def test_commands_run_as_the_user(foreign: Sandbox) -> None:
     """By a login shell that is a bash, at the user's home, with the image's own PATH."""
-    assert said(foreign, "id -un; pwd; echo ${BASH_VERSION%%.*}; echo $HOME") == "user\n/home/user\n5\n/home/user"
+    assert (
+        said(foreign, "id -un; pwd; echo ${BASH_VERSION%%.*}; echo $HOME")
+        == "user\n/home/user\n5\n/home/user"
+    )
     assert said(foreign, "echo $PATH") == "/opt/tool/bin:/usr/local/bin:/usr/bin:/bin"
     assert said(foreign, "id -un", user="root") == "root"
     with pytest.raises(CommandExitException) as caught:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from e2b import Sandbox
-
 from tests.acceptance.conftest import serve, stop
+
 from wardian.images import guest_tree
 from wardian.images.catalog import base_image
 from wardian.images.erofs import Image

@@ -52,7 +52,11 @@ class Version:
     def __str__(self) -> str:
         if not self.before:
             return f"+ {self.package} {self.after}"
-        return f"~ {self.package} {self.before} → {self.after}" if self.after else f"- {self.package} {self.before}"
+        return (
+            f"~ {self.package} {self.before} → {self.after}"
+            if self.after
+            else f"- {self.package} {self.before}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
