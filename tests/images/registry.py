@@ -1,4 +1,4 @@
-"""A registry of one image on the loopback, as OCI's distribution specification has it: enough to be pulled from."""
+"""A registry of one image on the loopback: as much of OCI's distribution specification as pulling takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images come from strangers: what a layer or a document says leads nowhere, and unpacks to no more than allowed."""
+"""Images come from strangers: nothing in them leads out, and none unpacks to more than is allowed."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ class Catalog:
         return self.make(recipe.key, lambda out: self._from_packages(recipe, out, report), report)
 
     def make(self, key: str, make: Make, report: Report = lambda words, fraction: None) -> BuiltImage:
-        """The image under ``key`` (a hexadecimal digest of all that decides what it holds), made if need be."""
+        """The image under ``key``, made if need be. A key is a hexadecimal digest of all that decides."""
         with self._lock():
             if found := self.find_key(key):
                 return found

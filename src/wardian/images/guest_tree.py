@@ -1,7 +1,7 @@
-"""Hashes the files of the machine that it runs in. It runs inside sandboxes: ``python3 - < guest_tree.py``, as root.
+"""Hashes the files of the machine that it runs in. It runs inside sandboxes, as root, by their own Python.
 
-What it prints equals ``wardian.images.erofs.Image.tree_digest(without=LEFT_OUT)`` of the root image, as long as
-nothing has been changed: paths, types, permissions, owners and contents, not times, nor how files are stored.
+What it prints equals ``wardian.images.erofs.Image.tree_digest(without=LEFT_OUT)`` of the root image, as long
+as nothing has been changed: paths, types, permissions, owners and contents, not times.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """What is laid over a foreign image so that sandboxes of it work as those of ``base`` do.
 
-A user called ``user``, a bash, a sudo, names and addresses. Nothing of the image is run for that: its own files
-are read, and changed files are written. What the image has already stays, unless it cannot work.
+A user called ``user``, a bash, a sudo, names and addresses. Nothing of the image is run for that: its own
+files are read, and changed files are written. What the image has already stays, unless it cannot work.
 """
 
 from __future__ import annotations
