@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.images.leaks import leaks
+
 from wardian.images.erofs import make_image
 
 
@@ -17,7 +18,7 @@ def test_secrets_are_found_wherever_they_are(tmp_path: Path) -> None:
     (tree / "hunter2-token.txt").touch()
     (tree / "usr/share/doc/pip").write_bytes(b"hunter2-token")
     make_image(tree, tmp_path / "image")
-    secrets = {"TOKEN": "hunter2-token", "CA": b"-----BEGIN", "PORT": "80"}
+    secrets: dict[str, str | bytes] = {"TOKEN": "hunter2-token", "CA": b"-----BEGIN", "PORT": "80"}
     paths = ["/conf", "/hunter2-token.txt", "/link"]
     assert leaks(tmp_path / "image", secrets, but_for=["/usr/share/doc/"]) == [
         (path, "TOKEN") for path in paths

@@ -123,7 +123,6 @@ def test_credentials_go_by_a_file_that_is_removed(
         return run(command, **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr(subprocess, "run", watched)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with registry(image([LOWER], CONFIG), user="me", password="secret-word") as host:
         reference = f"docker://{host}/{REPOSITORY}:{TAG}"
         with pytest.raises(FetchFailed) as caught:
@@ -135,6 +134,15 @@ def test_credentials_go_by_a_file_that_is_removed(
     assert not any("word" in word for word in ran)
     assert set(modes) == {0o600}
     assert not list(tmp_path.glob("**/auth.json"))
+
+
+def test_what_a_dead_fetch_left_is_removed(tmp_path: Path) -> None:
+    """And not what a living one is about to use."""
+    catalog = Catalog(tmp_path)
+    (tmp_path / "fetching-dead").mkdir()
+    with catalog.room() as first, catalog.room() as second:
+        assert sorted(tmp_path.iterdir()) == sorted([first, second])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_image_of_another_processor_is_refused(tmp_path: Path, bases: Bases) -> None:

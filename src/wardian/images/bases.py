@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,8 +75,8 @@ class Bases:
         """
         wanted = parse(reference)
         check_place(wanted, directory=self._directory, private_registries=self._private_registries)
-        with tempfile.TemporaryDirectory(prefix="wardian-image-") as directory:
-            fetcher = Fetcher(wanted, Path(directory), username=username, password=password)
+        with self._catalog.room() as room:
+            fetcher = Fetcher(wanted, room, username=username, password=password)
             report("asking for the image", 0.02)
             digest = fetcher.digest()
             key = _key({"image": digest, "arch": host_architecture(), "provisioning": PROVISIONING})
