@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from e2b import CommandExitException, Sandbox
 from tests.acceptance.conftest import serve, stop
+from tests.images.caches import own_cache
 from tests.images.oci_images import Content, image, layer, write_layout
 
 from wardian.images.base import base_recipe
@@ -76,7 +77,8 @@ def foreign(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     directory = tmp_path_factory.mktemp("foreign")
     layers: list[bytes] = IMAGES[request.param]()
     layout = write_layout(directory / "layout", image(layers, CONFIG))
-    built = Bases(Catalog(), directory=directory).image(f"oci:{layout}:latest")
+    catalog = Catalog(own_cache(directory / "built"))
+    built = Bases(catalog, directory=directory).image(f"oci:{layout}:latest")
     assert built.config.env == {"PATH": "/opt/tool/bin:/usr/local/bin:/usr/bin:/bin"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WARDIAN_CACHE", str(cache_with(built, directory / "cache")))
@@ -95,7 +97,6 @@ def foreign(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             sandbox.kill()
         finally:
             stop(server)
-            shutil.rmtree(built.root.path.parent)
 
 
 def said(sandbox: Sandbox, command: str, **options: str) -> str:

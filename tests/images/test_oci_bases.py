@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from tests.images.caches import own_cache
 from tests.images.oci_images import Blob, image, layer, write_archive, write_layout
 from tests.images.registry import REPOSITORY, TAG, registry
 
 from wardian.images.bases import Bases
-from wardian.images.catalog import BuiltImage, Catalog, base_image, default_cache
+from wardian.images.catalog import BuiltImage, Catalog
 from wardian.images.erofs import Image
 from wardian.images.oci.config import Healthcheck, ImageInvalid
 from wardian.images.oci.fetch import FetchFailed
@@ -44,11 +45,7 @@ CONFIG = {
 @pytest.fixture
 def bases(tmp_path: Path) -> Bases:
     """With a catalog of its own, in which only `base` is."""
-    assert base_image()
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    subprocess.run(["cp", "-al", *default_cache().glob("*/"), cache], check=True)
-    return Bases(Catalog(cache), directory=tmp_path, private_registries=True)
+    return Bases(Catalog(own_cache(tmp_path / "cache")), directory=tmp_path, private_registries=True)
 
 
 def contents(built: BuiltImage) -> Mapping[str, bytes]:

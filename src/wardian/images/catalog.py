@@ -119,8 +119,10 @@ class Catalog:
 
     def make(self, key: str, make: Make, report: Report = lambda words, fraction: None) -> BuiltImage:
         """The image under ``key``, made if need be. A key is a hexadecimal digest of all that decides."""
+        if found := self.find_key(key):
+            return found
         with self._lock():
-            if found := self.find_key(key):
+            if found := self.find_key(key):  # made while we waited for our turn
                 return found
             with self._scratch() as scratch:
                 (made := scratch / "image").mkdir()
