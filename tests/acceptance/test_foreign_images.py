@@ -1,6 +1,6 @@
 """Sandboxes of images that were made for container engines: the SDK works on them as on ``base``.
 
-The server is started with a cache in which the name of ``base`` leads to the foreign image. Half a minute.
+The server is started with a cache in which the name of ``base`` leads to the foreign image. About a minute.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def foreign(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """A sandbox of a foreign image, on a server of its own."""
     directory = tmp_path_factory.mktemp("foreign")
     layers: list[bytes] = IMAGES[request.param]()
-    layout = write_layout(directory / "layout", image(layers, CONFIG))
+    layout = write_layout(directory / "layout", image(layers, CONFIG, packing="tar"))
     catalog = Catalog(own_cache(directory / "built"))
     built = Bases(catalog, directory=directory).image(f"oci:{layout}:latest")
     assert built.config.env == {"PATH": "/opt/tool/bin:/usr/local/bin:/usr/bin:/bin"}
