@@ -32,6 +32,7 @@ from wardian.images.catalog import Catalog  # noqa: E402
 
 PACKAGES = {
     "bubblewrap": "the benchmark's second yardstick",
+    "busybox-static": "foreign images in tests",
     "ca-certificates": "reaching package indexes",
     "crun": "the benchmark's first yardstick",
     "debian-archive-keyring": "checking Debian's signatures",
@@ -42,6 +43,7 @@ PACKAGES = {
     "make": "the same",
     "mmdebstrap": "the base image",
     "runsc": "gVisor, the sandbox's kernel",
+    "skopeo": "fetching OCI images",
 }
 PACKAGES_WITHOUT_ROOT = {"uidmap": "building images as an ordinary user"}
 PACKAGES_FOR_UV = {"python3-venv": "installing uv"}
