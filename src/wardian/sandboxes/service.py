@@ -15,17 +15,20 @@ from typing import Any
 from sqlalchemy import Connection
 
 from wardian.guest.guest import Guest
-from wardian.isolation.port import MachineImage
+from wardian.isolation.port import MachineImage, MachineSpec, RootImage
 from wardian.meter import intervals as meter
 from wardian.model.errors import Invalid, LimitExceeded, NotFound, WardianError
+from wardian.model.resources import Resources
 from wardian.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxSpec, Snapshot, State
 from wardian.model.usage import Usage
-from wardian.sandboxes import cursors
+from wardian.sandboxes import benches, cursors
 from wardian.sandboxes.acts import capture, create, pause, resume
 from wardian.sandboxes.acts import end as ending
 from wardian.sandboxes.alarms import Alarms
+from wardian.sandboxes.benches import Bench
 from wardian.sandboxes.origins import Origin, Origins, insert, new_sandbox
 from wardian.sandboxes.owner import Hooks, Owner, not_found
+from wardian.sandboxes.pool import Source
 from wardian.sandboxes.reconciler import Outcome, reconcile
 from wardian.sandboxes.sampler import Metric, Sampler
 from wardian.sandboxes.templates import Templates
@@ -89,6 +92,7 @@ class Sandboxes:
         for sandbox in left:
             self._owners[sandbox.id] = Owner(works, sandbox, self._hooks)
         outcome = await reconcile(works, dict(self._owners))
+        await self._clear_benches()
         for owner in list(self._owners.values()):
             self._changed(owner)
         for template in await self._templates.public():
@@ -350,6 +354,34 @@ class Sandboxes:
 
         await self._works.snapshots.remove(await self._works.database.write(transaction, durable=True))
 
+    # ── builds
+
+    @asynccontextmanager
+    async def bench(
+        self, tenant: str, root: RootImage, resources: Resources, *, env: Mapping[str, str], lifetime_s: int
+    ) -> AsyncIterator[Bench]:
+        """An unlisted sandbox for a build of ``tenant``'s, booted from ``root``, killed at the end whatever
+        happens, and after ``lifetime_s`` in any case."""
+        source = Source(MachineSpec(root, resources))
+        origin = Origin(benches.TEMPLATE, None, source, env)
+        spec = SandboxSpec(template=benches.TEMPLATE, timeout_s=lifetime_s)
+        owner, _ = await self._add(benches.bench_tenant(tenant), origin, spec)
+        try:
+            await owner.turn(lambda: create.create(owner, source))
+            async with owner.use() as guest:
+                yield Bench(owner, guest)
+        finally:
+            await asyncio.shield(asyncio.ensure_future(self._clear_bench(owner)))
+
+    async def _clear_bench(self, owner: Owner) -> None:
+        if owner.sandbox.state is not State.ENDED:
+            await owner.turn(lambda: _end_if_there(owner))
+
+    async def _clear_benches(self) -> None:
+        """End what builds of an earlier server left: nobody is waiting for it."""
+        left = [owner for owner in self._owners.values() if benches.is_bench(owner.sandbox)]
+        await asyncio.gather(*(self._clear_bench(owner) for owner in left))
+
     # ── what happened, and what it cost
 
     async def metrics(
@@ -448,6 +480,11 @@ class Sandboxes:
 
 async def _nothing() -> None:
     return None
+
+
+async def _end_if_there(owner: Owner) -> None:
+    if owner.sandbox.state is not State.ENDED:
+        await ending.end(owner, EndReason.KILLED)
 
 
 def _check_running(owner: Owner) -> None:

@@ -1,0 +1,160 @@
+"""COPY: which files, to which place, as whom. The result is a layer to be laid over the machine.
+
+The rules are those of Docker and of the E2B builder where they agree. A directory's *content* goes into the
+destination, and is merged with what is there; a file goes into the destination when that is a directory or
+is written with a slash at its end, else it becomes the destination. Directories that are symlinks in the
+machine are followed, so a COPY to /bin of a merged /usr does not put an end to it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import tarfile
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from wardian.builds.patterns import translate
+from wardian.builds.trees import DIRECTORY, Item, Tree
+from wardian.images.erofs import TIMESTAMP
+from wardian.model.errors import Invalid
+
+MAGIC = re.compile(r"[*?\[]")
+
+
+class NothingToCopy(Invalid):
+    """No file is what the step names."""
+
+    code = "nothing_to_copy"
+
+
+class BadDestination(Invalid):
+    """A destination that cannot take what is to be copied."""
+
+    code = "bad_destination"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a path is in the machine: ``kind`` is directory, file or absent; ``path`` has no symlink in it."""
+
+    path: str
+    kind: str
+
+
+Stand = Callable[[str], Awaitable[Standing]]
+"""Looks an absolute path up in the machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An item and where it goes. ``source`` is its path in the tree, or None for a directory made on the
+    way."""
+
+    path: str
+    item: Item
+    source: str | None
+
+
+async def lay_out(
+    items: Mapping[str, Item], source: str, destination: str, *, into: bool, stand: Stand
+) -> Sequence[Placed]:
+    """Where everything goes that ``source`` names, parents first.
+
+    ``destination`` is absolute; ``into`` says that it was written as a directory.
+    """
+    matches = matching(items, source)
+    if not matches:
+        raise NothingToCopy(f"there is no {source!r} among the files of this step")
+    there = await stand(destination)
+    brings_directory = any(not path or items[path].kind == "directory" for path in matches)
+    if there.kind == "file" and (into or brings_directory or len(matches) > 1):
+        raise BadDestination(f"{destination} is a file, so nothing can be copied into it")
+    inside = into or brings_directory or len(matches) > 1 or there.kind == "directory"
+    wanted: dict[str, Placed] = {}
+    for match in matches:
+        if match and items[match].kind != "directory":
+            place = posixpath.join(destination, posixpath.basename(match)) if inside else destination
+            wanted[place] = Placed(place, items[match], match)
+            continue
+        prefix = match + "/" if match else ""
+        for path, item in items.items():
+            if path.startswith(prefix):
+                place = posixpath.join(destination, path[len(prefix) :])
+                wanted[place] = Placed(place, item, path)
+        wanted.setdefault(destination, Placed(destination, DIRECTORY, None))
+    return await _settled(wanted, stand)
+
+
+async def _settled(wanted: Mapping[str, Placed], stand: Stand) -> Sequence[Placed]:
+    """``wanted`` at paths without symlinks, with the missing directories above; parents first."""
+    settled: dict[str, Placed] = {}
+    for path, placed in wanted.items():
+        if placed.item.kind == "directory":
+            there = await stand(path)
+            if there.kind == "file":
+                raise BadDestination(f"{path} is a file, and a directory is to be copied there")
+            if placed.source is not None or there.kind == "absent":
+                settled[there.path] = replace(placed, path=there.path)
+            continue
+        parent = await stand(posixpath.dirname(path))
+        if parent.kind == "file":
+            raise BadDestination(f"{posixpath.dirname(path)} is a file, and something is to be copied below it")
+        real = posixpath.join(parent.path, posixpath.basename(path))
+        if (await stand(path)).kind == "directory":
+            raise BadDestination(f"{path} is a directory, and a file is to be copied there")
+        settled[real] = replace(placed, path=real)
+    for path in list(settled):
+        above = posixpath.dirname(path)
+        while above != "/" and above not in settled and (await stand(above)).kind == "absent":
+            settled[above] = Placed(above, DIRECTORY, None)
+            above = posixpath.dirname(above)
+    return [settled[path] for path in sorted(settled) if path != "/"]
+
+
+def matching(items: Mapping[str, Item], source: str) -> Sequence[str]:
+    """The paths that ``source``, a path or a pattern, names. "" is the whole tree."""
+    path = posixpath.normpath(source).lstrip("/")
+    if path in (".", ""):
+        return [""]
+    if path in items:
+        return [path]
+    if not MAGIC.search(path):
+        return []
+    pattern = re.compile(translate(path))
+    return [candidate for candidate in items if pattern.fullmatch(candidate)]
+
+
+def write_layer(
+    tree: Tree | None, placed: Sequence[Placed], out: Path, *, uid: int, gid: int, mode: int | None
+) -> None:
+    """Write what goes where as a tar, the same bytes for the same files. Only files need a ``tree``."""
+    with tarfile.open(out, "w", format=tarfile.PAX_FORMAT) as tar:
+        for each in placed:
+            info = _member(each, mode)
+            info.uid, info.gid, info.mtime = uid, gid, TIMESTAMP
+            if each.item.kind == "file":
+                assert tree is not None
+                assert each.source is not None
+                with tree.open(each.source) as content:
+                    tar.addfile(info, content)
+            else:
+                tar.addfile(info)
+
+
+def _member(placed: Placed, mode: int | None) -> tarfile.TarInfo:
+    item = placed.item
+    info = tarfile.TarInfo(placed.path.lstrip("/"))
+    info.mode = item.mode
+    if item.kind == "directory":
+        info.type = tarfile.DIRTYPE
+        if mode is not None and placed.source is not None:
+            info.mode = mode | (mode & 0o444) >> 2  # a directory that may be read may be entered
+    elif item.kind == "symlink":
+        info.type, info.linkname = tarfile.SYMTYPE, item.target
+    else:
+        info.size = item.size
+        if mode is not None:
+            info.mode = mode
+    return info
