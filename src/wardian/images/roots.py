@@ -48,5 +48,15 @@ class Roots:
                 draft.rename(path)
         return RootImage(path, image.root.digest)
 
+    def take(self, image: Path, digest: str) -> RootImage:
+        """Keep a file that was just written beside the roots, on the same file system, by its name."""
+        path = self._path(digest)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            image.unlink()
+        else:
+            image.rename(path)
+        return RootImage(path, digest)
+
     def _path(self, digest: str) -> Path:
         return self._directory / f"{digest.removeprefix('sha256:')}.erofs"
