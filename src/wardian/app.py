@@ -31,7 +31,7 @@ from wardian.isolation.gvisor import GvisorDriver, Tools
 from wardian.isolation.port import Capabilities, Driver
 from wardian.model.errors import Unavailable
 from wardian.model.resources import Resources
-from wardian.model.template import Template
+from wardian.model.template import Edition
 from wardian.network.policy import Policy
 from wardian.network.shore import Shore
 from wardian.recorder.log import Recorder
@@ -39,7 +39,7 @@ from wardian.sandboxes.leases import DirectoryLock, NodeLease
 from wardian.sandboxes.pool import Bounds, Pool, PoolLimits
 from wardian.sandboxes.reconciler import Outcome
 from wardian.sandboxes.service import Sandboxes
-from wardian.sandboxes.templates import Templates
+from wardian.sandboxes.templates import Templates, house_edition
 from wardian.sandboxes.workshop import Options, Workshop, now_us
 from wardian.snapshots.store import SnapshotStore
 from wardian.store import keys
@@ -75,7 +75,7 @@ async def start(settings: Settings) -> AsyncIterator[App]:
         stack.push_async_callback(database.close)
         key = await _local_key(database, data / KEY_FILE)
         roots = Roots(data / "roots")
-        template = await asyncio.to_thread(_base_template, settings, roots)
+        base = await asyncio.to_thread(_base_template, settings, roots)
 
         driver = build_driver(settings)
         stack.push_async_callback(driver.close)
@@ -108,9 +108,8 @@ async def start(settings: Settings) -> AsyncIterator[App]:
                 timeout_max_s=settings.timeout_max_hours * 3600, sandboxes_max=settings.sandboxes_max
             ),
         )
-        templates = Templates(database)
-        if await templates.find(TENANT, BASE) != template:
-            await templates.put(template)
+        templates = Templates(database, house=TENANT)
+        await templates.install(base)
         sandboxes = Sandboxes(works, templates)
         stack.push_async_callback(sandboxes.close)
         taken_over = await sandboxes.start()
@@ -151,13 +150,16 @@ def pool_limits(settings: Settings) -> PoolLimits:
     return PoolLimits(created=Bounds(created, 4 * created), hot=Bounds(hot, 8 * hot), rehearsal=shell)
 
 
-def _base_template(settings: Settings, roots: Roots) -> Template:
+def _base_template(settings: Settings, roots: Roots) -> Edition:
     """The template everybody has. Raises :class:`Unavailable` when its image has not been built."""
     image = base_image(settings.cache_dir)
     root = roots.adopt(image, Catalog(settings.cache_dir))
-    made_at = int(root.path.stat().st_mtime) * 1_000_000
-    return Template(
-        id=BASE, alias=BASE, tenant=None, root_digest=root.digest, resources=Resources(), created_at=made_at
+    return house_edition(
+        BASE,
+        root_digest=root.digest,
+        tree=image.manifest.tree,
+        resources=Resources(),
+        created_at=int(root.path.stat().st_mtime) * 1_000_000,
     )
 
 
