@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +23,17 @@ from wardian.api.dispatch import Dispatch
 from wardian.api.e2b.app import build_control_plane
 from wardian.api.e2b.context import ControlPlane
 from wardian.api.envd import build_data_plane
+from wardian.api.wardian import builds as own_builds
+from wardian.builds.context import Context
+from wardian.builds.service import Builds, House, Limits
 from wardian.config import DATABASE, Settings
 from wardian.guest.guest import ProcessConfig
 from wardian.images.catalog import Catalog, base_image
 from wardian.images.roots import Roots
 from wardian.isolation.gvisor import GvisorDriver, Tools
 from wardian.isolation.port import Capabilities, Driver
-from wardian.model.errors import Unavailable
+from wardian.model.build import BuildLine, Built, Lock, Plan
+from wardian.model.errors import Unavailable, Unsupported
 from wardian.model.resources import Resources
 from wardian.model.template import Edition
 from wardian.network.policy import Policy
@@ -116,12 +120,26 @@ async def start(settings: Settings) -> AsyncIterator[App]:
 
         data_plane = build_data_plane(sandboxes, record=record)
         stack.push_async_callback(data_plane.aclose)
-        plane = ControlPlane(sandboxes, templates, settings.domain, settings.timeout_max_hours * 3600)
+        builds = Builds(
+            House(
+                database=database,
+                templates=templates,
+                sandboxes=sandboxes,
+                roots=roots,
+                builder=_NoBuilder(),
+                fence=lease.fence,
+            ),
+            data / "builds",
+            Limits(host_images=frozenset({TENANT})),
+        )
+        stack.push_async_callback(builds.close)
+        await builds.open()
+        plane = ControlPlane(sandboxes, templates, builds, settings.domain, settings.timeout_max_hours * 3600)
 
         async def find_tenant(key: str) -> str | None:
             return await database.read(lambda conn: keys.tenant_of(conn, key))
 
-        control_plane = build_control_plane(plane, Keyring(find_tenant))
+        control_plane = build_control_plane(plane, Keyring(find_tenant), more=[own_builds.router])
         asgi = Dispatch(control=control_plane, data=data_plane)
         yield App(asgi, sandboxes, key, settings.domain, host, taken_over, lease.lost)
 
@@ -148,6 +166,21 @@ def pool_limits(settings: Settings) -> PoolLimits:
     # As the SDKs begin every command.
     shell = ProcessConfig(cmd="/bin/bash", args=("-l", "-c", "true"), envs={}, cwd=None)
     return PoolLimits(created=Bounds(created, 4 * created), hot=Bounds(hot, 8 * hot), rehearsal=shell)
+
+
+class _NoBuilder:
+    """Refuses every build."""
+
+    async def build(
+        self,
+        plan: Plan,
+        *,
+        tenant: str,
+        context: Context,
+        log: Callable[[BuildLine], None],
+        lock: Lock | None = None,
+    ) -> Built:
+        raise Unsupported("this server has no builder", code="no_builder")
 
 
 def _base_template(settings: Settings, roots: Roots) -> Edition:

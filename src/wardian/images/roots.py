@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Set
 from pathlib import Path
 
 from wardian.images.catalog import BuiltImage, Catalog
@@ -47,6 +48,12 @@ class Roots:
                     shutil.copyfile(image.root.path, draft)
                 draft.rename(path)
         return RootImage(path, image.root.digest)
+
+    def collect(self, used: Set[str]) -> None:
+        """Remove every image whose digest is not among ``used``. Machines that have one open keep it."""
+        for path in self._directory.glob("*.erofs"):
+            if f"sha256:{path.stem}" not in used:
+                path.unlink(missing_ok=True)
 
     def _path(self, digest: str) -> Path:
         return self._directory / f"{digest.removeprefix('sha256:')}.erofs"

@@ -1,4 +1,4 @@
-"""Templates: what ``create`` clones. A template has builds; a tag names one of them; a sandbox remembers which.
+"""Templates: what ``create`` clones. A template has builds, tags name them, sandboxes remember theirs.
 
 A template is a name that stays; a build is what it stood for at one time, and never changes once it is ready.
 """

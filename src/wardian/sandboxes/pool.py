@@ -1,7 +1,8 @@
 """Machines that wait: *created* ones for any start or restore, *hot* ones of builds that are in use.
 
-A created member is booted, empty and parked. A hot member has a build of a template in it, its guest attached
-at epoch 0, and is frozen; it costs memory and no CPU. Neither knows a tenant: identity is applied at hand-out.
+A created member is booted, empty and parked. A hot member has a build of a template in it, its guest is
+attached at epoch 0, and it is frozen: it costs memory and no CPU. Neither knows a tenant: identity is applied
+at hand-out.
 
 Hot members of what is always kept warm are there from the start; those of any other build from its first use
 until it has not been used for ``WARM_FOR_S``. All of them together stay within a bound on memory: for want of
@@ -328,8 +329,8 @@ class Pool:
         now = time.monotonic()
         for build_id, hot_shelf in list(self._hot.items()):
             surplus = hot_shelf.surplus(now)
-            if surplus < 0 and (place := self._make_room(hot_shelf)) is not None:
-                return place
+            if surplus < 0 and (step := self._make_room(hot_shelf)) is not None:
+                return step
             if surplus > 0:
                 return partial(self._destroy, hot_shelf.members.pop())
             if hot_shelf.is_unused(now):

@@ -205,8 +205,12 @@ class Sandboxes:
         for build in builds:
             self._origins.forget(build.id)
             await self._works.pool.drop(build.id)
-            if build.snapshot_id is not None:
-                await self._works.snapshots.remove(build.snapshot_id)
+        await self.drop_snapshots([build.snapshot_id for build in builds if build.snapshot_id is not None])
+
+    async def drop_snapshots(self, snapshot_ids: Sequence[str]) -> None:
+        """Remove the files of snapshots whose rows are gone."""
+        for snapshot_id in snapshot_ids:
+            await self._works.snapshots.remove(snapshot_id)
 
     # ── time
 

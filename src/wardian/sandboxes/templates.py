@@ -14,9 +14,9 @@ from uuid import uuid4
 
 from sqlalchemy import Connection
 
+from wardian.model.build import BuildStatus, Surroundings
 from wardian.model.errors import Conflict, Forbidden, Invalid, NotFound
 from wardian.model.resources import Resources
-from wardian.model.build import BuildStatus, Surroundings
 from wardian.model.template import DEFAULT_TAG, Assignment, Build, Edition, Listed, Reference, Template
 from wardian.sandboxes.workshop import now_us
 from wardian.store import builds, snapshots, templates

@@ -74,14 +74,13 @@ def page(
     return [build_of(row) for row in conn.execute(query)]
 
 
+def all_ids(conn: Connection) -> frozenset[str]:
+    return frozenset(conn.execute(select(table.c.id)).scalars())
+
+
 def unfinished(conn: Connection) -> Sequence[Build]:
     """Every build that waits or is under way."""
     return [build_of(row) for row in conn.execute(select(table).where(table.c.status.in_(UNFINISHED)))]
-
-
-def roots(conn: Connection) -> frozenset[str]:
-    """The root images that builds stand on."""
-    return frozenset(conn.execute(select(table.c.root_digest).where(table.c.root_digest != "")).scalars())
 
 
 # ── tags

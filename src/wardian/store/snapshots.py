@@ -12,6 +12,9 @@ from wardian.store.codec import snapshot_of, surroundings_values
 from wardian.store.tables import snapshot as table
 from wardian.store.tables import template_build
 
+WARMTH = "template"
+"""The kind that a template's sandboxes are restored from."""
+
 KEPT = "named"
 """The kind a caller may ask for by id. The memory of a paused sandbox, and a template's warmth, are not."""
 
@@ -87,6 +90,13 @@ def all_ids(conn: Connection) -> frozenset[str]:
 
 def remove(conn: Connection, snapshot_id: str) -> None:
     conn.execute(delete(table).where(table.c.id == snapshot_id))
+
+
+def unused_warmth(conn: Connection) -> Sequence[str]:
+    """The warm snapshots that no build starts from: what a build that never ended left."""
+    used = select(template_build.c.snapshot_id).where(template_build.c.snapshot_id.is_not(None))
+    query = select(table.c.id).where(table.c.kind == WARMTH, table.c.id.not_in(used))
+    return list(conn.execute(query).scalars())
 
 
 def builds_using(conn: Connection, snapshot_id: str) -> int:

@@ -9,12 +9,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    union,
+    update,
+)
 
 from wardian.model.build import BuildStatus
 from wardian.model.sandbox import State
 from wardian.model.template import Listed, Reference, Template
 from wardian.store.tables import sandbox as sandbox_table
+from wardian.store.tables import snapshot as snapshot_table
 from wardian.store.tables import template as table
 from wardian.store.tables import template_build
 
@@ -91,6 +105,26 @@ def house(conn: Connection) -> Sequence[Template]:
     """The house's own templates: the ones always worth keeping warm."""
     rows = conn.execute(select(table).where(table.c.tenant_id.is_(None)).order_by(table.c.created_at))
     return [_template_of(row) for row in rows]
+
+
+def count(conn: Connection, tenant: str) -> int:
+    """How many templates a tenant has."""
+    return conn.execute(select(func.count()).where(table.c.tenant_id == tenant)).scalar_one()
+
+
+def all_ids(conn: Connection) -> frozenset[str]:
+    return frozenset(conn.execute(select(table.c.id)).scalars())
+
+
+def roots_in_use(conn: Connection) -> frozenset[str]:
+    """The root images that builds, snapshots and sandboxes stand on."""
+    ended = sandbox_table.c.state == State.ENDED.value
+    found = union(
+        select(template_build.c.root_digest),
+        select(snapshot_table.c.root_digest),
+        select(sandbox_table.c.template_digest).where(~ended),
+    )
+    return frozenset(conn.execute(found).scalars())
 
 
 def spawned(conn: Connection, template_id: str, at: int) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 from wardian.api.e2b.bodies import ALL_TRAFFIC
 from wardian.api.errors import rest_body
+from wardian.model.build import BuildLine
 from wardian.model.errors import WardianError
 from wardian.model.sandbox import Sandbox, Snapshot
-from wardian.model.template import Build, Listed
+from wardian.model.template import Assignment, Build, Failure, Listed
 from wardian.sandboxes.service import Metric
 
 ENVD_VERSION = "0.6.13"
@@ -167,3 +168,29 @@ def template_build(build: Build) -> dict[str, Any]:
 def template_with_builds(known: Listed, newest: Build, builds: Sequence[Build]) -> dict[str, Any]:
     """``TemplateWithBuilds``."""
     return template(known, newest) | {"builds": [template_build(build) for build in builds]}
+
+
+def build_line(line: BuildLine) -> dict[str, Any]:
+    """``BuildLogEntry``."""
+    told = {"timestamp": timestamp(line.at), "level": line.level, "message": line.message}
+    return told | {"step": line.step.partition("/")[0]} if line.step else told
+
+
+def build_failure(failure: Failure, lines: Sequence[BuildLine]) -> dict[str, Any]:
+    """``BuildStatusReason``."""
+    told: dict[str, Any] = {
+        "message": failure.message,
+        "logEntries": [build_line(line) for line in lines],
+    }
+    return told | {"step": failure.step} if failure.step else told
+
+
+def assignment(assigned: Assignment, build: Build) -> dict[str, Any]:
+    """``TemplateTagAssignment``."""
+    return {
+        "assignmentId": assigned.id,
+        "buildID": build.id,
+        "assignedAt": timestamp(assigned.assigned_at),
+        "buildCreatedAt": timestamp(build.created_at),
+        "buildFinishedAt": None if build.finished_at is None else timestamp(build.finished_at),
+    }

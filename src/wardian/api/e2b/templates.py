@@ -60,7 +60,12 @@ async def by_alias(plane: Plane, tenant: Tenant, alias: str) -> Response:
 
 @router.get("/templates/{template}")
 async def get(
-    plane: Plane, tenant: Tenant, template: TemplateRef, *, limit: int | None = None, next_token: NextToken = None
+    plane: Plane,
+    tenant: Tenant,
+    template: TemplateRef,
+    *,
+    limit: int | None = None,
+    next_token: NextToken = None,
 ) -> Response:
     """A template and a page of its builds, newest first."""
     most = page_size(limit)

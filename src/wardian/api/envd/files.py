@@ -57,7 +57,7 @@ class BadFileRequest(Exception):
 
 
 async def authorised(exchange: Exchange, sandbox: Sandbox, operation: str) -> FileRequest | None:
-    """The request, in the sandbox's terms, if its token or signature is good; else the refusal has been sent."""
+    """The request in the sandbox's terms, if its token or signature is good; else it has been refused."""
     try:
         request = file_request(exchange, operation)
         check_files(exchange.headers, request, sandbox.access_token, now_s=time.time())
