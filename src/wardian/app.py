@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +23,19 @@ from wardian.api.dispatch import Dispatch
 from wardian.api.e2b.app import build_control_plane
 from wardian.api.e2b.context import ControlPlane
 from wardian.api.envd import build_data_plane
+from wardian.api.wardian import builds as own_builds
+from wardian.builds.context import Context
+from wardian.builds.service import Builds, House, Limits
 from wardian.config import DATABASE, Settings
 from wardian.guest.guest import ProcessConfig
 from wardian.images.catalog import Catalog, base_image
 from wardian.images.roots import Roots
 from wardian.isolation.gvisor import GvisorDriver, Tools
 from wardian.isolation.port import Capabilities, Driver
-from wardian.model.errors import Unavailable
+from wardian.model.build import BuildLine, Built, Lock, Plan
+from wardian.model.errors import Unavailable, Unsupported
 from wardian.model.resources import Resources
-from wardian.model.template import Template
+from wardian.model.template import Edition
 from wardian.network.policy import Policy
 from wardian.network.shore import Shore
 from wardian.recorder.log import Recorder
@@ -39,7 +43,7 @@ from wardian.sandboxes.leases import DirectoryLock, NodeLease
 from wardian.sandboxes.pool import Bounds, Pool, PoolLimits
 from wardian.sandboxes.reconciler import Outcome
 from wardian.sandboxes.service import Sandboxes
-from wardian.sandboxes.templates import Templates
+from wardian.sandboxes.templates import Templates, house_edition
 from wardian.sandboxes.workshop import Options, Workshop, now_us
 from wardian.snapshots.store import SnapshotStore
 from wardian.store import keys
@@ -75,7 +79,7 @@ async def start(settings: Settings) -> AsyncIterator[App]:
         stack.push_async_callback(database.close)
         key = await _local_key(database, data / KEY_FILE)
         roots = Roots(data / "roots")
-        template = await asyncio.to_thread(_base_template, settings, roots)
+        base = await asyncio.to_thread(_base_template, settings, roots)
 
         driver = build_driver(settings)
         stack.push_async_callback(driver.close)
@@ -108,21 +112,34 @@ async def start(settings: Settings) -> AsyncIterator[App]:
                 timeout_max_s=settings.timeout_max_hours * 3600, sandboxes_max=settings.sandboxes_max
             ),
         )
-        templates = Templates(database)
-        if await templates.find(TENANT, BASE) != template:
-            await templates.put(template)
+        templates = Templates(database, house=TENANT)
+        await templates.install(base)
         sandboxes = Sandboxes(works, templates)
         stack.push_async_callback(sandboxes.close)
         taken_over = await sandboxes.start()
 
         data_plane = build_data_plane(sandboxes, record=record)
         stack.push_async_callback(data_plane.aclose)
-        plane = ControlPlane(sandboxes, templates, settings.domain, settings.timeout_max_hours * 3600)
+        builds = Builds(
+            House(
+                database=database,
+                templates=templates,
+                sandboxes=sandboxes,
+                roots=roots,
+                builder=_NoBuilder(),
+                fence=lease.fence,
+            ),
+            data / "builds",
+            Limits(host_images=frozenset({TENANT})),
+        )
+        stack.push_async_callback(builds.close)
+        await builds.open()
+        plane = ControlPlane(sandboxes, templates, builds, settings.domain, settings.timeout_max_hours * 3600)
 
         async def find_tenant(key: str) -> str | None:
             return await database.read(lambda conn: keys.tenant_of(conn, key))
 
-        control_plane = build_control_plane(plane, Keyring(find_tenant))
+        control_plane = build_control_plane(plane, Keyring(find_tenant), more=[own_builds.router])
         asgi = Dispatch(control=control_plane, data=data_plane)
         yield App(asgi, sandboxes, key, settings.domain, host, taken_over, lease.lost)
 
@@ -151,13 +168,31 @@ def pool_limits(settings: Settings) -> PoolLimits:
     return PoolLimits(created=Bounds(created, 4 * created), hot=Bounds(hot, 8 * hot), rehearsal=shell)
 
 
-def _base_template(settings: Settings, roots: Roots) -> Template:
+class _NoBuilder:
+    """Refuses every build."""
+
+    async def build(
+        self,
+        plan: Plan,
+        *,
+        tenant: str,
+        context: Context,
+        log: Callable[[BuildLine], None],
+        lock: Lock | None = None,
+    ) -> Built:
+        raise Unsupported("this server has no builder", code="no_builder")
+
+
+def _base_template(settings: Settings, roots: Roots) -> Edition:
     """The template everybody has. Raises :class:`Unavailable` when its image has not been built."""
     image = base_image(settings.cache_dir)
     root = roots.adopt(image, Catalog(settings.cache_dir))
-    made_at = int(root.path.stat().st_mtime) * 1_000_000
-    return Template(
-        id=BASE, alias=BASE, tenant=None, root_digest=root.digest, resources=Resources(), created_at=made_at
+    return house_edition(
+        BASE,
+        root_digest=root.digest,
+        tree=image.manifest.tree,
+        resources=Resources(),
+        created_at=int(root.path.stat().st_mtime) * 1_000_000,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Set
 from pathlib import Path
 
 from wardian.images.catalog import BuiltImage, Catalog
@@ -57,6 +58,12 @@ class Roots:
         else:
             image.rename(path)
         return RootImage(path, digest)
+
+    def collect(self, used: Set[str]) -> None:
+        """Remove every image whose digest is not among ``used``. Machines that have one open keep it."""
+        for path in self._directory.glob("*.erofs"):
+            if f"sha256:{path.stem}" not in used:
+                path.unlink(missing_ok=True)
 
     def _path(self, digest: str) -> Path:
         return self._directory / f"{digest.removeprefix('sha256:')}.erofs"

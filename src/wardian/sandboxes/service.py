@@ -20,6 +20,7 @@ from wardian.meter import intervals as meter
 from wardian.model.errors import Invalid, LimitExceeded, NotFound, WardianError
 from wardian.model.resources import Resources
 from wardian.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxSpec, Snapshot, State
+from wardian.model.template import Build
 from wardian.model.usage import Usage
 from wardian.sandboxes import benches, cursors
 from wardian.sandboxes.acts import capture, create, pause, resume
@@ -95,8 +96,8 @@ class Sandboxes:
         await self._clear_benches()
         for owner in list(self._owners.values()):
             self._changed(owner)
-        for template in await self._templates.public():
-            works.pool.keep_warm((await self._origins.of_template(template)).source)
+        for edition in await self._templates.house():
+            works.pool.keep_warm((await self._origins.of_template(edition)).source)
         works.pool.start()
         self._sampler.start()
         return outcome
@@ -172,6 +173,7 @@ class Sandboxes:
         """A page by start time, newest first unless asked otherwise."""
         after = cursors.decode(query.cursor)
         states = frozenset[State]().union(*(_PUBLIC_STATES[name] for name in query.states))
+        template = await self._template_of(tenant, query.template)
 
         def transaction(conn: Connection) -> tuple[Sequence[Sandbox], int]:
             found = sandboxes.page(
@@ -179,7 +181,7 @@ class Sandboxes:
                 tenant,
                 states=states,
                 metadata=query.metadata,
-                template=query.template,
+                template=template,
                 started_from=query.started_after_us,
                 after=after,
                 ascending=query.ascending,
@@ -191,6 +193,28 @@ class Sandboxes:
         items = tuple(found[: query.limit])
         more = len(found) > query.limit
         return Page(items, cursors.encode(items[-1].started_at, items[-1].id) if more else None, running)
+
+    async def _template_of(self, tenant: str, reference: str | None) -> str | None:
+        """What to look for in the rows of sandboxes for a template, build or snapshot that was named."""
+        if reference is None:
+            return None
+        edition = await self._templates.find(tenant, reference)
+        if edition is None:
+            return reference
+        by_build = reference == edition.build.id or ":" in reference
+        return edition.build.id if by_build else edition.template.id
+
+    async def forget_builds(self, builds: Sequence[Build]) -> None:
+        """Let go of what stood on builds that are gone: machines that waited, warm snapshots."""
+        for build in builds:
+            self._origins.forget(build.id)
+            await self._works.pool.drop(build.id)
+        await self.drop_snapshots([build.snapshot_id for build in builds if build.snapshot_id is not None])
+
+    async def drop_snapshots(self, snapshot_ids: Sequence[str]) -> None:
+        """Remove the files of snapshots whose rows are gone."""
+        for snapshot_id in snapshot_ids:
+            await self._works.snapshots.remove(snapshot_id)
 
     # ── time
 
@@ -343,7 +367,7 @@ class Sandboxes:
             row = snapshots.find(conn, tenant, snapshot_id)
             if row is None:
                 raise NotFound(f"snapshot '{snapshot_id}' not found", code="snapshot_not_found")
-            if sandboxes.using_snapshot(conn, row.id) or snapshots.templates_using(conn, row.id):
+            if sandboxes.using_snapshot(conn, row.id) or snapshots.builds_using(conn, row.id):
                 raise Invalid(
                     f"snapshot '{snapshot_id}' is in use",
                     code="snapshot_in_use",
@@ -498,6 +522,8 @@ def _log_creation(owner: Owner) -> None:
         "sandbox.create",
         tenant=sandbox.tenant,
         template=sandbox.template_id,
+        build=sandbox.build_id,
+        tree=sandbox.tree,
         root=sandbox.template_digest,
         isolation=sandbox.isolation,
         parent=sandbox.parent_id,

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol, cast
+from typing import Annotated, cast
+from urllib.parse import unquote
 
 from fastapi import Depends, Request
 
+from wardian.api.e2b.bodies import template_reference
+from wardian.builds.service import Builds
 from wardian.model.errors import Invalid, NotFound
-from wardian.model.template import Template
 from wardian.sandboxes.service import Sandboxes
+from wardian.sandboxes.templates import Templates
 
 _SANDBOX_ID = re.compile(r"([a-z0-9]{1,64})(?:-[a-z0-9-]*)?")
-
-
-class Templates(Protocol):
-    """What the routes need to know about templates."""
-
-    async def visible(self, tenant: str) -> Sequence[Template]:
-        """The tenant's own templates and the public ones."""
-
-    async def find(self, tenant: str, reference: str) -> Template | None:
-        """One of those, by id or alias."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +28,7 @@ class ControlPlane:
 
     sandboxes: Sandboxes
     templates: Templates
+    builds: Builds
     domain: str | None
     timeout_max_s: int
 
@@ -64,6 +57,10 @@ async def _sandbox_id(sandbox_id: str) -> str:
     return match[1]
 
 
+async def _template_ref(template: str) -> str:
+    return template_reference(unquote(template))  # clients encode "/" and ":" in ids, some of them twice
+
+
 async def _plane(request: Request) -> ControlPlane:
     return cast(ControlPlane, request.app.state.plane)
 
@@ -76,3 +73,5 @@ Plane = Annotated[ControlPlane, Depends(_plane)]
 Tenant = Annotated[str, Depends(_tenant)]
 SandboxId = Annotated[str, Depends(_sandbox_id)]
 """The id in the path; ``{id}-{client id}``, as old clients have it, counts as ``{id}``."""
+TemplateRef = Annotated[str, Depends(_template_ref)]
+"""The template in the path, by id or ``[namespace/]alias``."""
