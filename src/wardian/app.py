@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +24,18 @@ from wardian.api.e2b.app import build_control_plane
 from wardian.api.e2b.context import ControlPlane
 from wardian.api.envd import build_data_plane
 from wardian.api.wardian import builds as own_builds
-from wardian.builds.context import Context
+from wardian.builds.builder import Builder, Yard, unequipped
+from wardian.builds.cache import LayerCache
+from wardian.builds.grounds import Grounds, Known
 from wardian.builds.service import Builds, House, Limits
 from wardian.config import DATABASE, Settings
 from wardian.guest.guest import ProcessConfig
+from wardian.images.bases import Bases
 from wardian.images.catalog import Catalog, base_image
 from wardian.images.roots import Roots
 from wardian.isolation.gvisor import GvisorDriver, Tools
 from wardian.isolation.port import Capabilities, Driver
-from wardian.model.build import BuildLine, Built, Lock, Plan
-from wardian.model.errors import Unavailable, Unsupported
+from wardian.model.errors import Unavailable
 from wardian.model.resources import Resources
 from wardian.model.template import Edition
 from wardian.network.policy import Policy
@@ -126,7 +128,7 @@ async def start(settings: Settings) -> AsyncIterator[App]:
                 templates=templates,
                 sandboxes=sandboxes,
                 roots=roots,
-                builder=_NoBuilder(),
+                builder=builder_of(settings, sandboxes, templates, works, roots),
                 fence=lease.fence,
             ),
             data / "builds",
@@ -168,19 +170,39 @@ def pool_limits(settings: Settings) -> PoolLimits:
     return PoolLimits(created=Bounds(created, 4 * created), hot=Bounds(hot, 8 * hot), rehearsal=shell)
 
 
-class _NoBuilder:
-    """Refuses every build."""
+def builder_of(
+    settings: Settings, sandboxes: Sandboxes, templates: Templates, works: Workshop, roots: Roots
+) -> Builder:
+    """What carries plans out, with this server's own parts."""
+    catalog = Catalog(settings.cache_dir)
+    cache = LayerCache(settings.data_dir / "builds" / "layers")
 
-    async def build(
-        self,
-        plan: Plan,
-        *,
-        tenant: str,
-        context: Context,
-        log: Callable[[BuildLine], None],
-        lock: Lock | None = None,
-    ) -> Built:
-        raise Unsupported("this server has no builder", code="no_builder")
+    async def find_template(tenant: str, reference: str) -> Known | None:
+        edition = await templates.find(tenant, reference)
+        if edition is None:
+            return None
+        build = edition.build
+        return Known(build.root_digest, build.surroundings, build.start, build.ready, {"tree": build.tree})
+
+    grounds = Grounds(
+        bases=Bases(catalog),
+        catalog=catalog,
+        roots=roots,
+        cache=cache,
+        find_template=find_template,
+        find_snapshot=sandboxes.find_snapshot,
+        thaw=sandboxes.thawed_bench,
+    )
+    yard = Yard(
+        make_bench=sandboxes.bench,
+        equip=unequipped,
+        grounds=grounds,
+        roots=roots,
+        cache=cache,
+        scratch=settings.data_dir / "builds" / "scratch",
+        now_us=works.now_us,
+    )
+    return Builder(yard)
 
 
 def _base_template(settings: Settings, roots: Roots) -> Edition:

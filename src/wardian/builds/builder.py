@@ -47,7 +47,7 @@ class MakeBench(Protocol):
     """Makes the machines of a build."""
 
     def __call__(
-        self, tenant: str, root: RootImage, resources: Resources, *, env: Mapping[str, str], lifetime_s: int
+        self, tenant: str, root: RootImage, resources: Resources, *, lifetime_s: int
     ) -> AbstractAsyncContextManager[Bench]: ...
 
 
@@ -234,9 +234,7 @@ class _Job:
             tenant=self.tenant,
             cache=self.yard.cache,
             scratch=self.scratch,
-            make_bench=lambda root: self.yard.make_bench(
-                self.tenant, root, room, env={}, lifetime_s=LIFETIME_S
-            ),
+            make_bench=lambda root: self.yard.make_bench(self.tenant, root, room, lifetime_s=LIFETIME_S),
             equip=self.yard.equip,
             open_tree=open_tree,
             digest_of=digest_of,
@@ -275,9 +273,7 @@ class _Job:
     async def _warm(self, root: RootImage, start: str, ready: str, around: Surroundings) -> str:
         plan = self.plan
         starting = warm.Starting(start, ready, plan.ready_timeout_s, plan.ports, around)
-        async with self.yard.make_bench(
-            self.tenant, root, plan.resources, env=around.env, lifetime_s=LIFETIME_S
-        ) as bench:
+        async with self.yard.make_bench(self.tenant, root, plan.resources, lifetime_s=LIFETIME_S) as bench:
             await warm.start(bench, starting, self.say)
             self.say("capturing the running machine")
             return (await bench.snapshot()).id
@@ -291,7 +287,9 @@ def needed_stages(all_stages: Sequence[Stage]) -> Sequence[Stage]:
     for stage in all_stages:
         for name in _dependencies(stage):
             if name not in seen:
-                raise BuildFailed(f"stage {stage.name!r} needs a stage {name!r}, which does not come before it")
+                raise BuildFailed(
+                    f"stage {stage.name!r} needs a stage {name!r}, which does not come before it"
+                )
         if stage.name in seen:
             raise BuildFailed(f"two stages are called {stage.name!r}")
         seen.add(stage.name)

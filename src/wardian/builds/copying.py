@@ -100,7 +100,9 @@ async def _settled(wanted: Mapping[str, Placed], stand: Stand) -> Sequence[Place
             continue
         parent = await stand(posixpath.dirname(path))
         if parent.kind == "file":
-            raise BadDestination(f"{posixpath.dirname(path)} is a file, and something is to be copied below it")
+            raise BadDestination(
+                f"{posixpath.dirname(path)} is a file, and something is to be copied below it"
+            )
         real = posixpath.join(parent.path, posixpath.basename(path))
         if (await stand(path)).kind == "directory":
             raise BadDestination(f"{path} is a directory, and a file is to be copied there")

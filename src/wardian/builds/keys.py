@@ -49,7 +49,7 @@ def chain(
     for said in steps:
         step = _expanded(said, surroundings)
         files = digest_of(step.files) if step.files else ""
-        key = _digest([key, step.kind.value, step.args, files, _plain(surroundings)])
+        key = _digest([key, step.kind.value, step.args, files, step.user, _plain(surroundings)])
         keyed.append(Keyed(step, surroundings, key))
         surroundings = after(surroundings, step)
     return keyed, surroundings

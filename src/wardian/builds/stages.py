@@ -28,11 +28,11 @@ from wardian.sandboxes.benches import Bench
 _CHANGING = frozenset({StepKind.RUN, StepKind.COPY, StepKind.WORKDIR, StepKind.USER})
 _CAPTURED = frozenset({StepKind.RUN, StepKind.COPY})
 
+
 class Say(Protocol):
     """Takes a line for the build's log, and the step it belongs to ("2/7", or "")."""
 
     def __call__(self, message: str, step: str = "") -> None: ...
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,9 @@ class Count:
         return f"{self.done}/{self.total}"
 
 
-async def carry_out(work: Workplace, ground: Ground, stage: Stage, count: Count) -> tuple[Ground, Sequence[str]]:
+async def carry_out(
+    work: Workplace, ground: Ground, stage: Stage, count: Count
+) -> tuple[Ground, Sequence[str]]:
     """Where the stage ends, and the keys of its steps. Raises :class:`BuildFailed`."""
     keyed, surroundings = chain(ground.key, ground.surroundings, stage.steps, work.digest_of)
     keys = [each.key for each in keyed]

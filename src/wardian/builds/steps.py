@@ -21,8 +21,8 @@ from wardian.builds.trees import DIRECTORY, Tree
 from wardian.guest.guest import Guest
 from wardian.images.erofs import TIMESTAMP
 from wardian.images.layers import apply_layer
-from wardian.model.build import StepKind, Surroundings
-from wardian.model.errors import Invalid, WardianError
+from wardian.model.build import StepKind
+from wardian.model.errors import Invalid
 
 ENVIRONMENT: Mapping[str, str] = {
     "DEBIAN_FRONTEND": "noninteractive",
@@ -69,13 +69,13 @@ class Hand:
 
     async def _run(self, keyed: Keyed, place: str) -> None:
         step, around = keyed.step, keyed.surroundings
-        command = command_of(step.args)
+        command, user = command_of(step.args), step.user or around.user
         lines = Lines(self.say)
         try:
             ended = await inside.run(
                 self.guest,
                 step.args,
-                user=around.user,
+                user=user,
                 env=around.env,
                 hidden={**ENVIRONMENT, **self.secrets},
                 cwd=around.workdir,
@@ -84,7 +84,7 @@ class Hand:
         except Invalid as error:
             words = error.message
             if error.code == "invalid_username":
-                words = f"unauthenticated: invalid username: '{around.user}'"
+                words = f"unauthenticated: invalid username: '{user}'"
             message = f"failed to run command '{command}': command failed: {words}"
             raise BuildFailed(message, place=place, step=step, hint=error.hint) from error
         if not ended.exited or ended.exit_code:

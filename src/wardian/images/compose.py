@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from hashlib import file_digest
 from pathlib import Path
 
@@ -75,7 +76,9 @@ def compose_root(base: Path, layers: Sequence[Path], out: Path, *, clean: Clean 
         table = _of_image(image)
         for layer in layers:
             _lay_over(table, stack.enter_context(tarfile.open(layer, "r:")))
-        for path in [path for path in table if is_excluded(path) or (clean is not None and clean.drops(path))]:
+        for path in [
+            path for path in table if is_excluded(path) or (clean is not None and clean.drops(path))
+        ]:
             del table[path]
         _check(table)
         return _write(table, out)
@@ -86,7 +89,7 @@ def _of_image(image: Image) -> dict[str, _Entry]:
     for node in image.walk():
         path = node.path.lstrip("/")
         if path and stat.S_IFMT(node.mode) in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
-            table[path] = _Entry(node.mode, node.uid, node.gid, lambda node=node: image.read(node))
+            table[path] = _Entry(node.mode, node.uid, node.gid, partial(image.read, node))
     return table
 
 

@@ -117,7 +117,12 @@ def checked_path(name: str) -> str:
     """A tar entry's path below the root. Raises :class:`Invalid` for one that could lead anywhere else."""
     path = name.removeprefix("./").rstrip("/")
     parts = path.split("/")
-    if not path or len(os.fsencode(path)) > PATH_MAX or "\0" in path or any(p in ("", ".", "..") for p in parts):
+    if (
+        not path
+        or len(os.fsencode(path)) > PATH_MAX
+        or "\0" in path
+        or any(p in ("", ".", "..") for p in parts)
+    ):
         raise Invalid(f"{name[:100]!r} is no path of a layer", code="bad_layer")
     return path
 
@@ -215,7 +220,9 @@ def _sent(sent: Path | None, wanted: set[str]) -> Iterator[tuple[tarfile.TarInfo
                 if path not in wanted or order(path) <= last:
                     raise GuestFault(f"the machine sent {path!r}, which was not asked for")
                 if split_whiteout(path) is not None:
-                    raise Invalid(f"{path!r} cannot be kept: {WHITEOUT} marks what is removed", code="bad_layer")
+                    raise Invalid(
+                        f"{path!r} cannot be kept: {WHITEOUT} marks what is removed", code="bad_layer"
+                    )
                 last = order(path)
                 seen.add(path)
                 yield _canonical(path, member, seen), tar.extractfile(member) if member.isreg() else None

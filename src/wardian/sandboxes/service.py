@@ -27,6 +27,7 @@ from wardian.sandboxes.acts import capture, create, pause, resume
 from wardian.sandboxes.acts import end as ending
 from wardian.sandboxes.alarms import Alarms
 from wardian.sandboxes.benches import Bench
+from wardian.sandboxes.machines import source_of
 from wardian.sandboxes.origins import Origin, Origins, insert, new_sandbox
 from wardian.sandboxes.owner import Hooks, Owner, not_found
 from wardian.sandboxes.pool import Source
@@ -382,12 +383,22 @@ class Sandboxes:
 
     @asynccontextmanager
     async def bench(
-        self, tenant: str, root: RootImage, resources: Resources, *, env: Mapping[str, str], lifetime_s: int
+        self, tenant: str, root: RootImage, resources: Resources, *, lifetime_s: int
     ) -> AsyncIterator[Bench]:
         """An unlisted sandbox for a build of ``tenant``'s, booted from ``root``, killed at the end whatever
         happens, and after ``lifetime_s`` in any case."""
-        source = Source(MachineSpec(root, resources))
-        origin = Origin(benches.TEMPLATE, None, source, env)
+        async with self._bench(tenant, Source(MachineSpec(root, resources)), lifetime_s) as bench:
+            yield bench
+
+    @asynccontextmanager
+    async def thawed_bench(self, tenant: str, snapshot: Snapshot) -> AsyncIterator[Bench]:
+        """The same, restored from a snapshot, so that its files can be looked at."""
+        async with self._bench(tenant, source_of(self._works, snapshot), RESUME_TIMEOUT_S) as bench:
+            yield bench
+
+    @asynccontextmanager
+    async def _bench(self, tenant: str, source: Source, lifetime_s: int) -> AsyncIterator[Bench]:
+        origin = Origin(benches.TEMPLATE, None, source)
         spec = SandboxSpec(template=benches.TEMPLATE, timeout_s=lifetime_s)
         owner, _ = await self._add(benches.bench_tenant(tenant), origin, spec)
         try:
@@ -396,6 +407,10 @@ class Sandboxes:
                 yield Bench(owner, guest)
         finally:
             await asyncio.shield(asyncio.ensure_future(self._clear_bench(owner)))
+
+    async def find_snapshot(self, tenant: str, reference: str) -> Snapshot | None:
+        """A kept snapshot of the tenant's, by id or name."""
+        return await self._works.database.read(lambda conn: snapshots.find(conn, tenant, reference))
 
     async def _clear_bench(self, owner: Owner) -> None:
         if owner.sandbox.state is not State.ENDED:

@@ -25,7 +25,9 @@ def base_of(name: str, is_template: Callable[[str], bool]) -> Base:
     registry; ``base``, ``wardian/<template>`` and the names of known templates are templates.
     """
     if name.lower() == "scratch":
-        raise BadBase("there is nothing to run a step in on 'scratch'; begin FROM base or FROM debian:bookworm")
+        raise BadBase(
+            "there is nothing to run a step in on 'scratch'; begin FROM base or FROM debian:bookworm"
+        )
     if (house := _HOUSE.fullmatch(name)) is not None:
         return Base(BaseKind.TEMPLATE, house[1])
     if name == "base" or is_template(name):

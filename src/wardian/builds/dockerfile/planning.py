@@ -116,7 +116,9 @@ class _Planner:
         if not config.user:
             last.steps.append(Step(StepKind.USER, ("user",), text="USER user (where none is set)"))
         if not config.workdir:
-            last.steps.append(Step(StepKind.WORKDIR, ("/home/user",), text="WORKDIR /home/user (as none is set)"))
+            last.steps.append(
+                Step(StepKind.WORKDIR, ("/home/user",), text="WORKDIR /home/user (as none is set)")
+            )
         stages = tuple(Stage(draft.name, draft.base, tuple(draft.steps)) for draft in self._drafts)
         return Plan(stages, start=_start(config), ready=config.ready, ports=config.ports)
 
@@ -171,14 +173,19 @@ class _Planner:
     def _from(self, instruction: Instruction) -> None:
         flags, rest = split_flags(instruction.rest)
         for flag, value in flags:
-            if flag != "platform" or self._known(value or "", self._with_platform()) != PLATFORM["TARGETPLATFORM"]:
+            if (
+                flag != "platform"
+                or self._known(value or "", self._with_platform()) != PLATFORM["TARGETPLATFORM"]
+            ):
                 self._refuse(f"--{flag}={value} is not supported", hint="images here are linux/amd64")
         words = split_words(rest, self._source.escape)
         if len(words) not in (1, 3) or (len(words) == 3 and words[1].lower() != "as"):
             self._refuse("FROM takes a name, and perhaps AS and another name")
         name = self._known(words[0], self._global)
         if not name:
-            self._refuse("FROM of an empty name: an ARG before it has no value", hint="give it with --build-arg")
+            self._refuse(
+                "FROM of an empty name: an ARG before it has no value", hint="give it with --build-arg"
+            )
         called = words[2].lower() if len(words) == 3 else str(len(self._named_drafts()))
         if len(words) == 3 and not _STAGE_NAME.fullmatch(called):
             self._refuse(f"{words[2]!r} cannot be the name of a stage")
@@ -421,7 +428,9 @@ class _Planner:
         process = self._process(command.strip())
         self._configure(ready=process if isinstance(process, str) else shlex.join(process))
         if flags:
-            self._remark("HEALTHCHECK is the ready check of the build: it is not run later, so its times say nothing")
+            self._remark(
+                "HEALTHCHECK is the ready check of the build: it is not run later, so its times say nothing"
+            )
 
     def _unkept(self, instruction: Instruction) -> None:
         self._remark(f"{instruction.keyword} is not kept: templates have names and tags instead")
