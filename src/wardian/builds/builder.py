@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -180,12 +180,8 @@ class _Job:
         count = Count(sum(len(stage.steps) for stage in needed))
         record = Record()
         done: dict[str, Ground] = {}
-        composed: dict[str, RootImage] = {}
         for stage in needed:
-            for name in _copied_from(stage):
-                if name not in composed:
-                    composed[name] = await self._compose(done[name])
-            work = self._workplace(done, composed, force=force)
+            work = self._workplace(done, force=force)
             ground = await self._ground(stage, done)
             record.stage(stage, ground)
             done[stage.name], keys = await stages.carry_out(work, ground, stage, count)
@@ -204,9 +200,7 @@ class _Job:
             layer_max=self._layer_max(),
         )
 
-    def _workplace(
-        self, done: Mapping[str, Ground], composed: Mapping[str, RootImage], *, force: bool
-    ) -> Workplace:
+    def _workplace(self, done: Mapping[str, Ground], *, force: bool) -> Workplace:
         asked = self.plan.resources
         room = Resources(
             cpu_count=asked.cpu_count,
@@ -215,16 +209,16 @@ class _Job:
             processes_max=max(asked.processes_max, ROOM.processes_max),
         )
 
-        @contextmanager
-        def open_tree(files: str) -> Iterator[Tree]:
+        @asynccontextmanager
+        async def open_tree(files: str) -> AsyncIterator[Tree]:
             digest = digest_in(files)
-            tree = (
-                image_tree(composed[files.removeprefix("stage:")].path)
-                if digest is None
-                else archive_tree(self.context.path(digest), bytes_max=self._layer_max())
-            )
-            with tree as opened:
-                yield opened
+            if digest is None:
+                root = await self._compose(done[files.removeprefix("stage:")])
+                opening = image_tree(root.path)
+            else:
+                opening = archive_tree(self.context.path(digest), bytes_max=self._layer_max())
+            with opening as tree:
+                yield tree
 
         def digest_of(files: str) -> str:
             digest = digest_in(files)
@@ -248,15 +242,21 @@ class _Job:
 
     async def _compose(self, ground: Ground) -> RootImage:
         """One root image of a ground's root and layer."""
+        yard = self.yard
         if ground.layer is None:
             return ground.root
+        known = None if self.plan.force else yard.cache.composed(self.tenant, ground.key)
+        if known is not None and (root := yard.roots.known(known)) is not None:
+            return root
+        self.say("composing the image")
         out = self.scratch / f"{ground.key}.erofs"
         made = await asyncio.to_thread(compose_root, ground.root.path, [ground.layer], out, clean=Clean())
-        return await asyncio.to_thread(self.yard.roots.take, out, made.digest)
+        root = await asyncio.to_thread(yard.roots.take, out, made.digest)
+        await asyncio.to_thread(yard.cache.note_composed, self.tenant, ground.key, made.digest)
+        return root
 
     async def _finish(self, ground: Ground, record: Record) -> Built:
         """Compose the image, check it against the lock, start what is to be started."""
-        self.say("composing the image")
         root = await self._compose(ground)
         made = await asyncio.to_thread(record.lock, root)
         if self.lock is not None:

@@ -1,6 +1,7 @@
 """The layers of steps that were carried out before, by key. May be deleted at any time.
 
-    <directory>/<tenant>/<key>.tar
+    <directory>/<tenant>/<key>.tar      what differs from the root image after a step
+    <directory>/<tenant>/<key>.root     the digest of the root image that was composed of it
 
 Tenants have a directory each: what a command of one wrote is nothing that another should be handed, even
 when both said the same words. A layer is everything that differs from the root image, so the deepest one is
@@ -35,6 +36,23 @@ class LayerCache:
         """Where the layer with this key belongs. Whoever makes it renames it there whole."""
         return self._directory / tenant / f"{key}.tar"
 
+    def composed(self, tenant: str, key: str) -> str | None:
+        """The digest of the image that was composed of the layer with this key."""
+        try:
+            return self._composed(tenant, key).read_text()
+        except FileNotFoundError:
+            return None
+
+    def note_composed(self, tenant: str, key: str, digest: str) -> None:
+        """Remember that digest."""
+        path = self._composed(tenant, key)
+        draft = path.with_suffix(f".{os.getpid()}")
+        draft.write_text(digest)
+        draft.rename(path)
+
+    def _composed(self, tenant: str, key: str) -> Path:
+        return self.place(tenant, key).with_suffix(".root")
+
     def prune(self) -> None:
         """Remove the least recently used layers until the rest is within the bound."""
         found = sorted(
@@ -45,6 +63,7 @@ class LayerCache:
             total += size
             if total > self._bytes_max:
                 path.unlink(missing_ok=True)
+                path.with_suffix(".root").unlink(missing_ok=True)
 
     def _layers(self) -> list[tuple[Path, os.stat_result]]:
         layers = []

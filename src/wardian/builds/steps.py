@@ -8,7 +8,7 @@ import re
 import shlex
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,7 @@ MODE = re.compile(r"[0-7]{3,4}")
 USER_NAME = re.compile(r"[a-z_][a-z0-9_.-]{0,31}\$?", re.IGNORECASE)
 MAKE_USER = 'useradd --create-home --shell /bin/bash "$1" || adduser -D -s /bin/sh "$1"'
 
-OpenTree = Callable[[str], AbstractContextManager[Tree]]
+OpenTree = Callable[[str], AbstractAsyncContextManager[Tree]]
 """Opens what a step's ``files`` names."""
 
 
@@ -99,7 +99,7 @@ class Hand:
         around = keyed.surroundings
         who = await self._account(owner or around.user)
         into = destination in ("", ".") or destination.endswith(("/", "/."))
-        with self.open_tree(keyed.step.files) as tree:
+        async with self.open_tree(keyed.step.files) as tree:
             placed = await copying.lay_out(
                 tree.items, source, absolute(around, destination), into=into, stand=Standings(self.guest)
             )

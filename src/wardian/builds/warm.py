@@ -31,7 +31,8 @@ SETTLE_EVERY_S, SETTLE_LOOKS, SETTLE_MAX_S = 0.25, 4, 20.0
 class Starting:
     """What is to run in every sandbox of a template, and how one knows that it does.
 
-    Without ``ready`` the ``ports`` are waited for, and without these until the machine has come to rest.
+    Without ``ready`` the ``ports`` are waited for, and without these until the machine has come to rest; both
+    for at most ``SETTLE_MAX_S``.
     """
 
     start: str
@@ -65,9 +66,13 @@ async def _until_ready(bench: Bench, starting: Starting, process: Process, lines
     if not starting.ready and not starting.ports:
         await _until_at_rest(bench, process, starting, lines)
         return
-    pause = POLL_FIRST_S
+    loop = asyncio.get_running_loop()
+    pause, gives_up = POLL_FIRST_S, loop.time() + SETTLE_MAX_S
     while not await (_succeeds(bench, starting, say) if starting.ready else _listens(bench, starting.ports)):
         _check_alive(process, starting, lines)
+        if not starting.ready and loop.time() > gives_up:
+            say(f"not every port of {', '.join(map(str, starting.ports))} is open; going on")
+            break
         await asyncio.sleep(pause)
         pause = min(2 * pause, POLL_MAX_S)
     _check_alive(process, starting, lines)

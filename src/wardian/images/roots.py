@@ -34,6 +34,11 @@ class Roots:
             )
         return RootImage(path, digest)
 
+    def known(self, digest: str) -> RootImage | None:
+        """The image with this digest, if it is here."""
+        path = self._path(digest)
+        return RootImage(path, digest) if path.exists() else None
+
     def adopt(self, image: BuiltImage, catalog: Catalog) -> RootImage:
         """Keep ``image``. Checked against its digest the first time."""
         path = self._path(image.root.digest)
