@@ -50,11 +50,13 @@ from wardian.sandboxes.workshop import Options, Workshop, now_us
 from wardian.snapshots.store import SnapshotStore
 from wardian.store import keys
 from wardian.store.database import Database
+from wardian.store.sealing import Seal
 
 NODE = "local"
 TENANT = "default"
 BASE = "base"
 KEY_FILE = "key"
+SEAL_FILE = "seal.key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +97,11 @@ async def start(settings: Settings) -> AsyncIterator[App]:
         def record(sandbox_id: str, kind: str, facts: Mapping[str, Any]) -> None:
             sandboxes.record(sandbox_id, kind, facts)
 
+        seal = await asyncio.to_thread(Seal.kept_in, data / SEAL_FILE)
         shore = Shore(
             Policy(settings.allowed_networks),
             lambda sandbox_id, event: _at_the_shore(record, sandbox_id, event),
+            unseal=seal.open,
         )
         stack.callback(shore.close)
         works = Workshop(
@@ -136,7 +140,15 @@ async def start(settings: Settings) -> AsyncIterator[App]:
         )
         stack.push_async_callback(builds.close)
         await builds.open()
-        plane = ControlPlane(sandboxes, templates, builds, settings.domain, settings.timeout_max_hours * 3600)
+        plane = ControlPlane(
+            sandboxes,
+            templates,
+            builds,
+            settings.domain,
+            settings.timeout_max_hours * 3600,
+            shore.check,
+            seal.seal,
+        )
 
         async def find_tenant(key: str) -> str | None:
             return await database.read(lambda conn: keys.tenant_of(conn, key))

@@ -21,6 +21,7 @@ from enum import StrEnum
 from typing import Any
 
 from wardian.model.build import Surroundings
+from wardian.model.egress import Egress, GrantedHost
 from wardian.model.errors import Conflict
 from wardian.model.resources import Resources
 
@@ -160,6 +161,9 @@ class SandboxSpec:
     secure: bool = True  # hand out an access token for the data plane
     allow_public_traffic: bool = True  # false: the sandbox's ports want a traffic token
     mask_request_host: str | None = None
+    https_ports: tuple[int, ...] = ()  # inside, these speak TLS
+    egress: Egress = field(default_factory=Egress)
+    granted_hosts: tuple[GrantedHost, ...] = ()  # by the server to sandboxes of its own; no request sets it
     idempotency_key: str | None = None
 
 

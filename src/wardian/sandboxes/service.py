@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from wardian.guest.guest import Guest
 from wardian.isolation.port import MachineImage, MachineSpec, RootImage
 from wardian.meter import intervals as meter
+from wardian.model.egress import Egress
 from wardian.model.errors import Invalid, LimitExceeded, NotFound, WardianError
 from wardian.model.resources import Resources
 from wardian.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxSpec, Snapshot, State
@@ -282,6 +283,25 @@ class Sandboxes:
             await owner.change(end_at=self._works.now_us() + retry_us)
             raise
 
+    # ── network
+
+    async def set_network(
+        self, tenant: str, sandbox_id: str, *, egress: Egress, allow_internet: bool
+    ) -> Sandbox:
+        """Replace the rules of what may leave a sandbox, running or paused. New connections follow them at
+        once; those under way that they forbid are cut."""
+        owner = self._owner(tenant, sandbox_id)
+
+        async def command() -> None:
+            owner.check_present()
+            spec = replace(owner.sandbox.spec, egress=egress, allow_internet=allow_internet)
+            await owner.change(spec=spec)
+            self._works.outbound.changed(owner.sandbox)
+            _log_network(owner)
+
+        await owner.turn(command)
+        return owner.sandbox
+
     # ── pause, resume, kill
 
     async def pause(self, tenant: str, sandbox_id: str) -> Sandbox:
@@ -331,6 +351,7 @@ class Sandboxes:
             parent.spec,
             timeout_s=parent.spec.timeout_s if timeout_s is None else timeout_s,
             idempotency_key=None,
+            granted_hosts=(),  # granted to the parent, and to nobody that comes after it
         )
         try:
             owner, _ = await self._add(parent.tenant, origin, asked)
@@ -511,6 +532,7 @@ class Sandboxes:
         if sandbox.state is State.ENDED:
             self._owners.pop(sandbox.id, None)
             self._sampler.forget(sandbox.id)
+            self._works.outbound.forget(sandbox.id)
         if sandbox.state in _EXPIRING:
             self._alarms.set(sandbox.id, sandbox.end_at)
         elif sandbox.state in (State.PAUSED, State.ENDED):
@@ -544,4 +566,20 @@ def _log_creation(owner: Owner) -> None:
         parent=sandbox.parent_id,
         timeout_s=sandbox.spec.timeout_s,
         env_names=sorted(sandbox.spec.env),
+    )
+    if sandbox.spec.egress != Egress() or not sandbox.spec.allow_internet:
+        _log_network(owner)
+
+
+def _log_network(owner: Owner) -> None:
+    """The rules as they are now, without anything secret."""
+    spec = owner.sandbox.spec
+    egress, proxy = spec.egress, spec.egress.proxy
+    owner.log.append(
+        "sandbox.network",
+        internet=spec.allow_internet,
+        allow=list(egress.allow),
+        deny=list(egress.deny),
+        dns_servers=None if egress.dns_servers is None else list(egress.dns_servers),
+        proxy=None if proxy is None else proxy.address,
     )

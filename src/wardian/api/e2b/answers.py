@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from wardian.api.e2b.bodies import ALL_TRAFFIC
+from wardian.api.e2b.network import told_network
 from wardian.api.errors import rest_body
 from wardian.model.build import BuildLine
 from wardian.model.errors import WardianError
@@ -51,16 +51,11 @@ def listed(sandbox: Sandbox) -> dict[str, Any]:
 def detail(sandbox: Sandbox, *, domain: str | None) -> dict[str, Any]:
     """``SandboxDetail``."""
     spec = sandbox.spec
-    network: dict[str, Any] = {"allowPublicTraffic": spec.allow_public_traffic}
-    if not spec.allow_internet:
-        network["denyOut"] = [ALL_TRAFFIC]
-    if spec.mask_request_host:
-        network["maskRequestHost"] = spec.mask_request_host
     told = listed(sandbox) | _access(sandbox, domain=domain)
     told |= {
         "allowInternetAccess": spec.allow_internet,
         "lifecycle": {"autoResume": spec.auto_resume, "onTimeout": spec.on_timeout.value},
-        "network": network,
+        "network": told_network(spec),
     }
     if sandbox.public_state == "paused":
         told["pauseMode"] = "full"

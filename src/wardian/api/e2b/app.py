@@ -12,7 +12,18 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from wardian.api.auth import Keyring
-from wardian.api.e2b import absent, builds, logs, metrics, sandboxes, service, snapshots, tags, templates
+from wardian.api.e2b import (
+    absent,
+    builds,
+    logs,
+    metrics,
+    network,
+    sandboxes,
+    service,
+    snapshots,
+    tags,
+    templates,
+)
 from wardian.api.e2b.context import ControlPlane
 from wardian.api.e2b.front import Front
 from wardian.api.e2b.uploads import Door
@@ -33,7 +44,7 @@ def build_control_plane(plane: ControlPlane, keyring: Keyring, *, more: Iterable
     app.state.plane = plane
     # More specific paths come first: the routers are asked in this order.
     # Taken over as they are: `include_router` would analyse each again, while its first request waits.
-    parts = (service, metrics, logs, sandboxes, tags, builds, templates, snapshots, absent)
+    parts = (service, metrics, logs, network, sandboxes, tags, builds, templates, snapshots, absent)
     for router in (*(part.router for part in parts), *more):
         app.router.routes.extend(router.routes)
     app.add_exception_handler(WardianError, _on_refusal)

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from wardian.api.e2b import answers
-from wardian.api.e2b.bodies import Body
+from wardian.api.e2b.body import Body
 from wardian.api.e2b.context import ControlPlane, Plane, TemplateRef, Tenant
 from wardian.api.e2b.listing import LIMIT_MAX
 from wardian.api.e2b.steps import BuildStart

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, cast
 from urllib.parse import unquote
@@ -11,6 +12,7 @@ from fastapi import Depends, Request
 
 from wardian.api.e2b.bodies import template_reference
 from wardian.builds.service import Builds
+from wardian.model.egress import Egress
 from wardian.model.errors import Invalid, NotFound
 from wardian.sandboxes.service import Sandboxes
 from wardian.sandboxes.templates import Templates
@@ -23,7 +25,8 @@ class ControlPlane:
     """The control plane's connections to the rest of the house.
 
     ``domain`` is what the names of sandbox ports end in (``{port}-{id}.{domain}``); ``timeout_max_s`` is the
-    longest time a sandbox may ask for at once.
+    longest time a sandbox may ask for at once. ``check_egress`` raises Invalid for rules that lead where the
+    server lets nobody go; ``seal`` makes a secret (and what it is for) fit to be kept.
     """
 
     sandboxes: Sandboxes
@@ -31,6 +34,8 @@ class ControlPlane:
     builds: Builds
     domain: str | None
     timeout_max_s: int
+    check_egress: Callable[[Egress], Awaitable[None]]
+    seal: Callable[[str, str], str]
 
     def timeout(self, seconds: int, *, smallest: int = 1) -> int:
         """``seconds`` if a sandbox may ask for it. Raises :class:`Invalid` in the protocol's words."""

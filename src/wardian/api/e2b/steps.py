@@ -12,7 +12,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from wardian.api.e2b.bodies import Body, template_reference
+from wardian.api.e2b.bodies import template_reference
+from wardian.api.e2b.body import Body
 from wardian.model.build import Base, BaseKind, Plan, Stage, Step, StepKind
 from wardian.model.errors import Invalid, Unsupported
 
