@@ -24,7 +24,7 @@ from wardian.api.e2b.app import build_control_plane
 from wardian.api.e2b.context import ControlPlane
 from wardian.api.envd import build_data_plane
 from wardian.api.wardian import builds as own_builds
-from wardian.builds.builder import Builder, Yard, unequipped
+from wardian.builds.builder import Builder, Yard
 from wardian.builds.cache import LayerCache
 from wardian.builds.grounds import Grounds, Known
 from wardian.builds.service import Builds, House, Limits
@@ -32,6 +32,7 @@ from wardian.config import DATABASE, Settings
 from wardian.guest.guest import ProcessConfig
 from wardian.images.bases import Bases
 from wardian.images.catalog import Catalog, base_image
+from wardian.images.indexes import host_indexes
 from wardian.images.roots import Roots
 from wardian.isolation.gvisor import GvisorDriver, Tools
 from wardian.isolation.port import Capabilities, Driver
@@ -207,7 +208,7 @@ def builder_of(
     )
     yard = Yard(
         make_bench=sandboxes.bench,
-        equip=unequipped,
+        indexes=host_indexes(),
         grounds=grounds,
         roots=roots,
         cache=cache,

@@ -19,17 +19,19 @@ from wardian.builds import lock as locks
 from wardian.builds import stages, warm
 from wardian.builds.cache import LayerCache
 from wardian.builds.context import Context, digest_in
+from wardian.builds.equipping import equipped
 from wardian.builds.errors import BuildFailed, describe, shortened
 from wardian.builds.grounds import Grounds
 from wardian.builds.inventory import inventory
 from wardian.builds.stages import Count, Ground, Workplace
 from wardian.builds.trees import Tree, archive_tree, image_tree
-from wardian.guest.guest import Guest
 from wardian.images.compose import Clean, compose_root
 from wardian.images.erofs import Image
+from wardian.images.indexes import Indexes
 from wardian.images.roots import Roots
 from wardian.isolation.port import RootImage
 from wardian.model.build import BaseKind, BuildLine, Built, Lock, Plan, Stage, Surroundings
+from wardian.model.egress import GrantedHost
 from wardian.model.resources import Resources
 from wardian.sandboxes.benches import Bench
 
@@ -47,24 +49,26 @@ class MakeBench(Protocol):
     """Makes the machines of a build."""
 
     def __call__(
-        self, tenant: str, root: RootImage, resources: Resources, *, lifetime_s: int
+        self,
+        tenant: str,
+        root: RootImage,
+        resources: Resources,
+        *,
+        lifetime_s: int,
+        granted: tuple[GrantedHost, ...] = (),
     ) -> AbstractAsyncContextManager[Bench]: ...
-
-
-Equip = Callable[[Guest], AbstractAsyncContextManager[Mapping[str, str]]]
-"""Gives a machine what its steps need to reach the host's package indexes: files under /run, and variables."""
 
 
 @dataclass(frozen=True, slots=True)
 class Yard:
     """Where builds are done: what a builder needs of the house.
 
-    ``make_bench`` makes a machine; ``equip`` readies it for the host's package indexes; ``scratch`` is a
-    directory on the same file system as ``roots``.
+    ``make_bench`` makes a machine; ``indexes`` are the host's package indexes; ``scratch`` is a directory on
+    the same file system as ``roots``.
     """
 
     make_bench: MakeBench
-    equip: Equip
+    indexes: Indexes
     grounds: Grounds
     roots: Roots
     cache: LayerCache
@@ -228,8 +232,10 @@ class _Job:
             tenant=self.tenant,
             cache=self.yard.cache,
             scratch=self.scratch,
-            make_bench=lambda root: self.yard.make_bench(self.tenant, root, room, lifetime_s=LIFETIME_S),
-            equip=self.yard.equip,
+            make_bench=lambda root: self.yard.make_bench(
+                self.tenant, root, room, lifetime_s=LIFETIME_S, granted=self.yard.indexes.hosts
+            ),
+            equip=lambda guest: equipped(guest, self.yard.indexes, self.lock),
             open_tree=open_tree,
             digest_of=digest_of,
             layer_max=self._layer_max(),
@@ -309,9 +315,3 @@ def _copied_from(stage: Stage) -> Sequence[str]:
     """The stages that a stage's steps copy from."""
     found = (step.files.removeprefix("stage:") for step in stage.steps if step.files.startswith("stage:"))
     return list(dict.fromkeys(found))
-
-
-@asynccontextmanager
-async def unequipped(guest: Guest) -> AsyncIterator[Mapping[str, str]]:
-    """Nothing to reach a package index with."""
-    yield {}

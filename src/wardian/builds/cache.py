@@ -36,6 +36,13 @@ class LayerCache:
         """Where the layer with this key belongs. Whoever makes it renames it there whole."""
         return self._directory / tenant / f"{key}.tar"
 
+    def alias(self, layer: Path, tenant: str, key: str) -> Path:
+        """Let a layer stand for another key, too: the step of that key changed no file."""
+        path = self.place(tenant, key)
+        if not path.exists():
+            os.link(layer, path)
+        return path
+
     def composed(self, tenant: str, key: str) -> str | None:
         """The digest of the image that was composed of the layer with this key."""
         try:

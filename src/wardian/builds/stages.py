@@ -118,6 +118,7 @@ async def _work(
 ) -> Path | None:
     """Carry out what is left, in a machine; returns the last layer."""
     last = max(number for number, each in enumerate(left) if each.step.kind in _CHANGING)
+    uncaptured = False
     async with work.make_bench(root) as bench, work.equip(bench.guest) as secrets:
         guest = bench.guest
         if layer is not None:
@@ -126,9 +127,12 @@ async def _work(
             place = count.next()
             work.say(_words(each), place)
             hand = Hand(guest, work.open_tree, partial(work.say, step=place), secrets, work.scratch)
-            await hand.carry_out(each, place)
-            if each.step.kind in _CAPTURED or number == last:
+            uncaptured |= await hand.carry_out(each, place)
+            if uncaptured and (each.step.kind in _CAPTURED or number == last):
                 layer = await _capture(work, guest, root, each)
+                uncaptured = False
+            elif layer is not None and not uncaptured:
+                layer = work.cache.alias(layer, work.tenant, each.key)
     return layer
 
 

@@ -50,20 +50,22 @@ class Hand:
     secrets: Mapping[str, str]
     scratch: Path
 
-    async def carry_out(self, keyed: Keyed, place: str) -> None:
-        """Do the step. Raises :class:`BuildFailed`."""
+    async def carry_out(self, keyed: Keyed, place: str) -> bool:
+        """Do the step; returns whether it may have changed a file. Raises :class:`BuildFailed`."""
         try:
             match keyed.step.kind:
                 case StepKind.RUN:
                     await self._run(keyed, place)
+                    return True
                 case StepKind.COPY:
                     await self._copy(keyed)
+                    return True
                 case StepKind.WORKDIR:
-                    await self._workdir(keyed)
+                    return await self._workdir(keyed)
                 case StepKind.USER:
-                    await self._user(keyed, place)
+                    return await self._user(keyed, place)
                 case StepKind.ENV:
-                    pass  # only what comes after it is different
+                    return False  # only what comes after it is different
         except Invalid as error:
             raise BuildFailed(error.message, place=place, step=keyed.step, hint=error.hint) from error
 
@@ -122,7 +124,7 @@ class Hand:
             raise Invalid(f"the machine knows no user or group {owner!r}", hint="make it with a RUN first")
         return found
 
-    async def _workdir(self, keyed: Keyed) -> None:
+    async def _workdir(self, keyed: Keyed) -> bool:
         """Make the directory, and what is missing above it, the present user's."""
         around = keyed.surroundings
         path = absolute(around, keyed.step.args[0])
@@ -138,11 +140,12 @@ class Hand:
         if missing:
             placed = [Placed(path, DIRECTORY, None) for path in reversed(missing)]
             await self._lay(placed, None, await self._account(around.user))
+        return bool(missing)
 
-    async def _user(self, keyed: Keyed, place: str) -> None:
+    async def _user(self, keyed: Keyed, place: str) -> bool:
         name = keyed.step.args[0]
         if await inside.account(self.guest, name) is not None:
-            return
+            return False
         if not USER_NAME.fullmatch(name):
             raise Invalid(f"{name!r} cannot be a user's name")
         lines = Lines(self.say)
@@ -152,6 +155,7 @@ class Hand:
         if ended.exit_code or not ended.exited:
             message = f"the user {name!r} is not there and cannot be made: {ended.status}"
             raise BuildFailed(message, place=place, step=keyed.step, output=tuple(lines.last))
+        return True
 
 
 def command_of(argv: Sequence[str]) -> str:

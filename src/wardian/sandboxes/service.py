@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from wardian.guest.guest import Guest
 from wardian.isolation.port import MachineImage, MachineSpec, RootImage
 from wardian.meter import intervals as meter
-from wardian.model.egress import Egress
+from wardian.model.egress import Egress, GrantedHost
 from wardian.model.errors import Invalid, LimitExceeded, NotFound, WardianError
 from wardian.model.resources import Resources
 from wardian.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxSpec, Snapshot, State
@@ -404,11 +404,18 @@ class Sandboxes:
 
     @asynccontextmanager
     async def bench(
-        self, tenant: str, root: RootImage, resources: Resources, *, lifetime_s: int
+        self,
+        tenant: str,
+        root: RootImage,
+        resources: Resources,
+        *,
+        lifetime_s: int,
+        granted: tuple[GrantedHost, ...] = (),
     ) -> AsyncIterator[Bench]:
         """An unlisted sandbox for a build of ``tenant``'s, booted from ``root``, killed at the end whatever
-        happens, and after ``lifetime_s`` in any case."""
-        async with self._bench(tenant, Source(MachineSpec(root, resources)), lifetime_s) as bench:
+        happens, and after ``lifetime_s`` in any case. It may reach the hosts that are ``granted``."""
+        source = Source(MachineSpec(root, resources))
+        async with self._bench(tenant, source, lifetime_s, granted) as bench:
             yield bench
 
     @asynccontextmanager
@@ -418,9 +425,11 @@ class Sandboxes:
             yield bench
 
     @asynccontextmanager
-    async def _bench(self, tenant: str, source: Source, lifetime_s: int) -> AsyncIterator[Bench]:
+    async def _bench(
+        self, tenant: str, source: Source, lifetime_s: int, granted: tuple[GrantedHost, ...] = ()
+    ) -> AsyncIterator[Bench]:
         origin = Origin(benches.TEMPLATE, None, source)
-        spec = SandboxSpec(template=benches.TEMPLATE, timeout_s=lifetime_s)
+        spec = SandboxSpec(template=benches.TEMPLATE, timeout_s=lifetime_s, granted_hosts=granted)
         owner, _ = await self._add(benches.bench_tenant(tenant), origin, spec)
         try:
             await owner.turn(lambda: create.create(owner, source))

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from fastapi import Depends, Request
 
-from wardian.api.e2b.bodies import template_reference
+from wardian.api.e2b.body import template_reference
 from wardian.builds.service import Builds
 from wardian.model.egress import Egress
 from wardian.model.errors import Invalid, NotFound

@@ -8,7 +8,8 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 
 from wardian.api.e2b import answers
-from wardian.api.e2b.bodies import NewSnapshot, template_reference
+from wardian.api.e2b.bodies import NewSnapshot
+from wardian.api.e2b.body import template_reference
 from wardian.api.e2b.context import Plane, SandboxId, Tenant
 from wardian.api.e2b.listing import checked_cursor, page_size
 

@@ -12,8 +12,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from wardian.api.e2b.bodies import template_reference
-from wardian.api.e2b.body import Body
+from wardian.api.e2b.body import Body, template_reference
 from wardian.model.build import Base, BaseKind, Plan, Stage, Step, StepKind
 from wardian.model.errors import Invalid, Unsupported
 

@@ -9,8 +9,7 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 
 from wardian.api.e2b import answers
-from wardian.api.e2b.bodies import template_reference
-from wardian.api.e2b.body import Body
+from wardian.api.e2b.body import Body, template_reference
 from wardian.api.e2b.context import Plane, TemplateRef, Tenant
 from wardian.api.e2b.listing import checked_cursor, page_size
 from wardian.model.errors import NotFound

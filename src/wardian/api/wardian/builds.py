@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from wardian.api.e2b.answers import timestamp
-from wardian.api.e2b.bodies import template_reference
+from wardian.api.e2b.body import template_reference
 from wardian.api.e2b.context import Plane, TemplateRef, Tenant
 from wardian.builds.plans import lock_of, plan_of
 from wardian.model.build import Plan, StepKind
