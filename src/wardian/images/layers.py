@@ -26,7 +26,7 @@ from wardian.isolation.port import RootImage
 from wardian.model.errors import GuestFault, Invalid, LimitExceeded, WardianError
 
 WHITEOUT = ".wh."
-EXCLUDED = ("dev", "proc", "run", "sys", "tmp")
+EXCLUDED = ("dev", "proc", "run", "sys")
 """What a machine brings along by itself, or forgets: nothing below these is part of any image."""
 
 ENTRIES_MAX = 1_000_000
