@@ -8,6 +8,7 @@ machine are followed, so a COPY to /bin of a merged /usr does not put an end to 
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 import tarfile
@@ -112,7 +113,12 @@ async def _settled(wanted: Mapping[str, Placed], stand: Stand) -> Sequence[Place
         while above != "/" and above not in settled and (await stand(above)).kind == "absent":
             settled[above] = Placed(above, DIRECTORY, None)
             above = posixpath.dirname(above)
-    return [settled[path] for path in sorted(settled) if path != "/"]
+    return [settled[path] for path in sorted(settled, key=order) if path != "/"]
+
+
+def order(path: str) -> bytes:
+    """Sorts paths as a layer has them: depth first, names as bytes."""
+    return os.fsencode(path).replace(b"/", b"\0")
 
 
 def matching(items: Mapping[str, Item], source: str) -> Sequence[str]:

@@ -22,9 +22,10 @@ from pathlib import Path
 
 from wardian.images import erofs
 from wardian.images.erofs import Image
-from wardian.images.layers import checked_path, is_excluded, order, split_whiteout
 from wardian.model.errors import Invalid
 
+WHITEOUT = ".wh."
+PATH_MAX = 4095
 Read = Callable[[], bytes]
 
 
@@ -77,7 +78,7 @@ def compose_root(base: Path, layers: Sequence[Path], out: Path, *, clean: Clean 
         for layer in layers:
             _lay_over(table, stack.enter_context(tarfile.open(layer, "r:")))
         for path in [
-            path for path in table if is_excluded(path) or (clean is not None and clean.drops(path))
+            path for path in table if clean is not None and clean.drops(path)
         ]:
             del table[path]
         _check(table)
@@ -169,3 +170,23 @@ def _make(tree: Path, path: str, entry: _Entry) -> None:
     os.lchown(place, entry.uid, entry.gid)
     if not stat.S_ISLNK(entry.mode):
         place.chmod(stat.S_IMODE(entry.mode))
+
+
+def order(path: str) -> bytes:
+    """Sorts paths depth first, parents before children."""
+    return os.fsencode(path).replace(b"/", b"\0")
+
+
+def split_whiteout(path: str) -> str | None:
+    """What a whiteout removes, or None for an entry that is none."""
+    above, name = posixpath.split(path)
+    return posixpath.join(above, name.removeprefix(WHITEOUT)) if name.startswith(WHITEOUT) else None
+
+
+def checked_path(name: str) -> str:
+    """A tar entry's path below the root. Raises :class:`Invalid` for one that could lead anywhere else."""
+    path = name.removeprefix("./").rstrip("/")
+    is_short = 0 < len(os.fsencode(path)) <= PATH_MAX
+    if not is_short or "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
+        raise Invalid(f"{name[:100]!r} is no path of a layer", code="bad_layer")
+    return path

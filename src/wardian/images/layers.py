@@ -1,314 +1,367 @@
-"""Layers: what a machine's files have become, compared with the root image it was booted from.
+"""Canonical layers: what a machine's files differ in from its root image, as one tar file.
 
-A layer is a tar: sorted by path, numeric owners, one time stamp, what was removed marked as OCI does it
-(an empty file ``.wh.NAME``). The machine lists and packs its files itself, with its own ``find`` and ``tar``;
-what it sends is taken for a claim about itself, checked entry by entry, and written anew.
+A pax tar, sorted depth first with names as bytes, numeric owners, times to the nanosecond, ``user.*`` attributes.
+What is gone is an OCI whiteout (``.wh.NAME``) where the name would stand. The same differences give the same bytes.
+Sockets, mount points and the contents of /dev, /proc, /run and /sys are not files of a machine.
+
+The guest that tells its files is hostile: order, parents, links and sizes are checked while the records come in,
+and deletions are derived here, from the image's own listing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import mmap
 import os
-import posixpath
 import stat
-import tarfile
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
-from functools import partial
-from hashlib import file_digest
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO, cast
 
-from wardian.guest.guest import Exit, Guest, ProcessConfig
-from wardian.images.erofs import TIMESTAMP, Image
+from wardian.guest.carrying import CHUNK, Content, Mounted, Node, Record, Removed, Same, order, proper
+from wardian.guest.guest import Guest
+from wardian.images import tar
+from wardian.images.erofs import Image
 from wardian.isolation.port import RootImage
-from wardian.model.errors import GuestFault, Invalid, LimitExceeded, WardianError
+from wardian.model.errors import GuestFault, LimitExceeded
 
-WHITEOUT = ".wh."
-EXCLUDED = ("dev", "proc", "run", "sys")
-"""What a machine brings along by itself, or forgets: nothing below these is part of any image."""
-
+WHITEOUT = b".wh."
+OPAQUE = b".wh..wh..opq"
+TRANSIENT = frozenset({b"dev", b"proc", b"run", b"sys"})
 ENTRIES_MAX = 1_000_000
-LISTING_MAX = 512 << 20
-PATH_MAX = 4095
-_FIELDS = 8
-_KINDS = {"f": stat.S_IFREG, "d": stat.S_IFDIR, "l": stat.S_IFLNK}
-_LIST = (
-    "cd / && exec find . -xdev -mindepth 1 "
-    + " ".join(f"-path './{name}/*' -prune -o" for name in EXCLUDED)
-    + r" \( -type f -o -type d -o -type l \) -printf '%P\0%y\0%m\0%U\0%G\0%s\0%T@\0%l\0'"
-)
-_PACK = "exec tar --create --file=- --directory=/ --format=pax --no-recursion --numeric-owner --null --files-from=-"
-_UNPACK = (
-    "exec tar --extract --file=- --directory=/ --numeric-owner --preserve-permissions --touch --unlink-first "
-    "--keep-directory-symlink"
-)
-_REMOVE = "cd / && exec xargs -0 -r rm -rf --"
+_BATCH = 1 << 20
+_ZEROS = bytes(CHUNK)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerInfo:
-    """A written layer: ``digest`` (``sha256:<hex>``) of the tar, its size, and how many entries it has."""
+    """A written layer. ``digest`` is ``sha256:<hex>`` of the tar; ``entries`` counts files and whiteouts."""
 
     digest: str
     size_bytes: int
     entries: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Fact:
-    """One entry as a listing has it; a directory's size and time say nothing."""
+class GuestLied(GuestFault):
+    """What the guest tells about its files cannot be."""
 
-    mode: int
-    uid: int
-    gid: int
-    size: int
-    mtime: int
-    target: str
+    code = "guest_files_impossible"
 
 
-async def capture_layer(guest: Guest, root: RootImage, out: Path, *, size_max: int) -> LayerInfo:
-    """Write what differs from ``root`` to ``out``, whole or not at all."""
-    before = await asyncio.to_thread(_facts_of_image, root.path)
-    now = await _listing(guest)
-    changed = sorted((path for path in now if now[path] != before.get(path)), key=order)
-    gone = _topmost([path for path in before if path not in now])
-    with tempfile.TemporaryDirectory(prefix=".layer-", dir=out.parent) as scratch:
-        sent, draft = Path(scratch) / "sent.tar", Path(scratch) / "layer.tar"
-        if changed:
-            names = b"\0".join(os.fsencode(path) for path in changed) + b"\0"
-            with sent.open("wb") as file:
-                await _pipe(guest, _PACK, names, partial(_write_bounded, file, size_max))
-        info = await asyncio.to_thread(_rewrite, sent if changed else None, gone, set(changed), draft)
-        draft.rename(out)
-    return info
+async def capture_layer(
+    guest: Guest, root: RootImage, out: Path, *, size_max: int, hold: bool = False
+) -> LayerInfo:
+    """Write what the guest's files differ in from ``root`` to ``out``, which appears whole or not at all.
+
+    ``hold`` stops the guest's processes meanwhile, so that all files are of one instant. Raises
+    :class:`LimitExceeded` when the tar would be larger than ``size_max`` bytes (holes count), a Refusal when the
+    guest cannot read its files, :class:`GuestLied` when it tells what cannot be.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
+    try:
+        with open(descriptor, "wb", buffering=0) as file:
+            listing = await asyncio.to_thread(_listing, root.path)
+            writer = _LayerWriter(cast(BinaryIO, file), size_max)
+            merge = _Merge(listing, writer)
+            async with aclosing(guest.pack(hold=hold)) as batches:  # type: ignore[type-var]
+                async for records in batches:
+                    for record in records:
+                        merge.take(record)
+                    if writer.waiting >= _BATCH:
+                        await asyncio.to_thread(writer.flush)
+            merge.finish()
+            await asyncio.to_thread(writer.finish)
+            info = LayerInfo(await asyncio.to_thread(_digest, Path(name)), writer.size, writer.entries)
+            Path(name).replace(out)
+            await asyncio.to_thread(_sync_directory, out.parent)
+            return info
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 async def apply_layer(guest: Guest, layer: Path) -> None:
-    """Lay a layer over a machine: what it has is there afterwards, what it marks as removed is not."""
-    with tempfile.TemporaryDirectory(prefix=".apply-", dir=layer.parent) as scratch:
-        plain = Path(scratch) / "plain.tar"
-        gone = await asyncio.to_thread(_without_whiteouts, layer, plain)
-        if gone:
-            await _pipe(guest, _REMOVE, b"\0".join(os.fsencode(path) for path in gone) + b"\0", _nothing)
-        with plain.open("rb") as file:
-            await _pipe(guest, _UNPACK, file, _nothing)
+    """Lay ``layer`` over a fresh machine of the root image it was captured against."""
+    with layer.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as archive:
+        batches = _batches(_records(archive))
+        async with aclosing(batches):
+            await guest.unpack(batches)
 
 
-def order(path: str) -> bytes:
-    """Sorts paths depth first, parents before children."""
-    return os.fsencode(path).replace(b"/", b"\0")
+# -- capturing
 
 
-def is_excluded(path: str) -> bool:
-    """Whether a path lies where no image has anything."""
-    top, slash, _ = path.partition("/")
-    return bool(slash) and top in EXCLUDED
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """An entry of the root image. ``key`` sorts it."""
+
+    key: bytes
+    path: bytes
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
 
 
-def split_whiteout(path: str) -> str | None:
-    """What a whiteout removes, or None for an entry that is none."""
-    above, name = posixpath.split(path)
-    return posixpath.join(above, name.removeprefix(WHITEOUT)) if name.startswith(WHITEOUT) else None
+def _listing(image: Path) -> list[_Listed]:
+    with Image(image) as opened:
+        paths = ((os.fsencode(node.path).strip(b"/"), node) for node in opened.walk())
+        listing = [
+            _Listed(order(path), path, node.mode, node.uid, node.gid, node.mtime_ns)
+            for path, node in paths
+            if path.split(b"/")[0] not in TRANSIENT
+        ]
+    return sorted(listing, key=lambda listed: listed.key)
 
 
-def checked_path(name: str) -> str:
-    """A tar entry's path below the root. Raises :class:`Invalid` for one that could lead anywhere else."""
-    path = name.removeprefix("./").rstrip("/")
-    parts = path.split("/")
-    if (
-        not path
-        or len(os.fsencode(path)) > PATH_MAX
-        or "\0" in path
-        or any(p in ("", ".", "..") for p in parts)
-    ):
-        raise Invalid(f"{name[:100]!r} is no path of a layer", code="bad_layer")
-    return path
+class _Merge:
+    """Goes through the guest's records and the image's listing side by side: both are sorted alike."""
 
+    def __init__(self, listing: list[_Listed], writer: _LayerWriter) -> None:
+        self._listing, self._at = listing, 0
+        self._writer = writer
+        self._last: bytes | None = None
+        self._inside: list[bytes] = []  # the directories around the last record
+        self._passed_by = b"\0"  # a directory of the image whose contents count for nothing; none yet
+        self._linkable: dict[bytes, int] = {}  # changed files by path: what a hard link may name
+        self._size, self._filled = 0, 0  # of the file whose content is coming
+        self._count = 0
 
-def _facts_of_image(path: Path) -> Mapping[str, _Fact]:
-    facts: dict[str, _Fact] = {}
-    with Image(path) as image:
-        for node in image.walk():
-            name = node.path.lstrip("/")
-            kind = stat.S_IFMT(node.mode)
-            if name and not is_excluded(name) and kind in _KINDS.values():
-                target = image.read(node).decode(errors="surrogateescape") if kind == stat.S_IFLNK else ""
-                facts[name] = _fact(node.mode, node.uid, node.gid, node.size, TIMESTAMP, target)
-    return facts
-
-
-def _fact(mode: int, uid: int, gid: int, size: int, mtime: int, target: str) -> _Fact:
-    if not stat.S_ISREG(mode):
-        size = mtime = 0
-    if stat.S_ISLNK(mode):
-        mode = stat.S_IFLNK
-    return _Fact(mode, uid, gid, size, mtime, target)
-
-
-async def _listing(guest: Guest) -> Mapping[str, _Fact]:
-    data = bytearray()
-
-    def take(chunk: bytes) -> None:
-        data.extend(chunk)
-        if len(data) > LISTING_MAX:
-            raise LimitExceeded("the machine has too many files", code="layer_too_large")
-
-    await _pipe(guest, _LIST, b"", take)
-    fields = bytes(data).split(b"\0")
-    if (len(fields) - 1) % _FIELDS:
-        raise GuestFault("the machine's list of its files has no form")
-    facts: dict[str, _Fact] = {}
-    try:
-        for at in range(0, len(fields) - 1, _FIELDS):
-            name, kind, mode, uid, gid, size, mtime, target = fields[at : at + _FIELDS]
-            path = checked_path(os.fsdecode(name))
-            whole, _, rest = mtime.partition(b".")
-            when = int(whole) if not rest.strip(b"0") else -1  # no image has fractions of a second
-            facts[path] = _fact(
-                _KINDS[kind.decode()] | int(mode, 8), int(uid), int(gid), int(size), when, os.fsdecode(target)
-            )
-    except (ValueError, KeyError, Invalid) as error:
-        raise GuestFault(f"the machine's list of its files is wrong: {error}") from None
-    if len(facts) > ENTRIES_MAX:
-        raise LimitExceeded(f"more than {ENTRIES_MAX} files", code="layer_too_large")
-    return facts
-
-
-def _topmost(paths: Sequence[str]) -> list[str]:
-    """Of paths that are gone, those whose directory is still there."""
-    gone = set(paths)
-    return sorted((path for path in gone if posixpath.dirname(path) not in gone), key=order)
-
-
-def _write_bounded(file: IO[bytes], size_max: int, chunk: bytes) -> None:
-    if file.tell() + len(chunk) > size_max + (64 << 20):
-        raise LimitExceeded("a step wrote more than the template's disk holds", code="layer_too_large")
-    file.write(chunk)
-
-
-def _rewrite(sent: Path | None, gone: Sequence[str], wanted: set[str], out: Path) -> LayerInfo:
-    """What the machine sent, checked and in canonical form, with the whiteouts at their place."""
-    entries = 0
-    removed = list(gone)
-    with tarfile.open(out, "w", format=tarfile.PAX_FORMAT) as layer:
-        for info, content in _sent(sent, wanted):
-            while removed and order(removed[0]) < order(info.name):
-                layer.addfile(_whiteout(removed.pop(0)))
-                entries += 1
-            layer.addfile(info, content)
-            entries += 1
-        for path in removed:
-            layer.addfile(_whiteout(path))
-            entries += 1
-    with out.open("rb+") as file:
-        digest = file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    return LayerInfo(f"sha256:{digest}", out.stat().st_size, entries)
-
-
-def _sent(sent: Path | None, wanted: set[str]) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
-    if sent is None:
-        return
-    seen: set[str] = set()
-    last = b""
-    try:
-        with tarfile.open(sent, "r:") as tar:
-            for member in tar:
-                path = checked_path(member.name)
-                if path not in wanted or order(path) <= last:
-                    raise GuestFault(f"the machine sent {path!r}, which was not asked for")
-                if split_whiteout(path) is not None:
-                    raise Invalid(
-                        f"{path!r} cannot be kept: {WHITEOUT} marks what is removed", code="bad_layer"
+    def take(self, record: Record) -> None:
+        if isinstance(record, Content):
+            self._take_content(record)
+            return
+        self._size = 0
+        path = record.path
+        listed = self._advance(path)
+        if path.split(b"/")[0] in TRANSIENT and path:
+            if not isinstance(record, Mounted) or b"/" in path:
+                raise GuestLied(f"the guest tells of {_shown(path)}, which is no file of a machine")
+            return
+        match record:
+            case Same():
+                if listed is None or stat.S_ISDIR(listed.mode):
+                    raise GuestLied(
+                        f"the guest calls {_shown(path)} unchanged, which the image does not have"
                     )
-                last = order(path)
-                seen.add(path)
-                yield _canonical(path, member, seen), tar.extractfile(member) if member.isreg() else None
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise GuestFault(f"the machine did not send a tar: {error}") from None
+            case Mounted():
+                self._take_mount(path, listed)
+            case Node():
+                self._take_node(record, listed)
+            case Removed():
+                raise GuestLied("the guest tells what is not")
+
+    def finish(self) -> None:
+        """The guest has told all: what the image has beyond that is gone."""
+        if self._last is None:
+            raise GuestLied("the guest tells of no file at all")
+        while self._at < len(self._listing):
+            self._miss(self._listing[self._at])
+            self._at += 1
+
+    def _advance(self, path: bytes) -> _Listed | None:
+        """Go on to ``path`` in the listing: what lies before it is gone. The image's own entry, if any."""
+        self._count += 1
+        if self._count > ENTRIES_MAX:
+            raise LimitExceeded(
+                f"more than {ENTRIES_MAX} files",
+                code="too_many_files",
+                hint="remove some, or pack them into archives",
+            )
+        key = order(path)
+        if self._last is None:
+            if path:
+                raise GuestLied("the guest does not begin with the root")
+        else:
+            if key <= self._last:
+                raise GuestLied(f"the guest tells of {_shown(path)} out of order")
+            while self._inside and not (not self._inside[-1] or path.startswith(self._inside[-1] + b"/")):
+                self._inside.pop()
+            if not self._inside or self._inside[-1] != path.rpartition(b"/")[0]:
+                raise GuestLied(f"the guest tells of {_shown(path)}, which is in no directory")
+        self._last = key
+        while self._at < len(self._listing) and self._listing[self._at].key < key:
+            self._miss(self._listing[self._at])
+            self._at += 1
+        if self._at < len(self._listing) and self._listing[self._at].key == key:
+            self._at += 1
+            return self._listing[self._at - 1]
+        return None
+
+    def _miss(self, listed: _Listed) -> None:
+        """The guest has nothing at this path of the image."""
+        if listed.path.startswith(self._passed_by + b"/"):
+            return
+        parent, slash, name = listed.path.rpartition(b"/")
+        self._writer.add(tar.Member(parent + slash + WHITEOUT + name, stat.S_IFREG))
+        self._passed_by = listed.path
+
+    def _take_mount(self, path: bytes, listed: _Listed | None) -> None:
+        """The image's directory stays as it is; where it has none, there is an empty one to mount on."""
+        if listed is None or not stat.S_ISDIR(listed.mode):
+            self._writer.add(tar.Member(path, stat.S_IFDIR | 0o755))
+        self._passed_by = path
+
+    def _take_node(self, node: Node, listed: _Listed | None) -> None:
+        if node.path.rpartition(b"/")[2].startswith(WHITEOUT):
+            raise LimitExceeded(
+                f"{_shown(node.path)}: a layer cannot hold names that begin with {WHITEOUT.decode()}",
+                code="unlayerable_name",
+                hint="rename the file",
+            )
+        if stat.S_ISDIR(node.mode):
+            self._inside.append(node.path)
+            same = listed is not None and _same_directory(node, listed)
+            if not same:
+                self._writer.add(_member(node))
+            return
+        if listed is not None and stat.S_ISDIR(listed.mode):
+            self._passed_by = node.path
+        if node.link is not None:
+            if self._linkable.get(node.link) != stat.S_IFMT(node.mode):
+                raise GuestLied(f"the guest links {_shown(node.path)} to what it has not told")
+        else:
+            self._linkable[node.path] = stat.S_IFMT(node.mode)
+        self._size, self._filled = node.size, 0
+        self._writer.add(_member(node))
+
+    def _take_content(self, content: Content) -> None:
+        if content.offset < self._filled or content.offset + len(content.data) > self._size:
+            raise GuestLied("the guest tells content that its file has no room for")
+        self._filled = content.offset + len(content.data)
+        self._writer.fill(content.offset, content.data)
 
 
-def _canonical(path: str, member: tarfile.TarInfo, seen: set[str]) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(path)
-    info.mode, info.uid, info.gid, info.mtime = member.mode & 0o7777, member.uid, member.gid, TIMESTAMP
-    if not 0 <= info.uid < 1 << 32 or not 0 <= info.gid < 1 << 32:
-        raise GuestFault(f"{path!r} belongs to nobody possible")
-    if member.isdir():
-        info.type = tarfile.DIRTYPE
-    elif member.issym():
-        info.type, info.linkname, info.mode = tarfile.SYMTYPE, member.linkname, 0o777
-    elif member.islnk():
-        info.type, info.linkname = tarfile.LNKTYPE, checked_path(member.linkname)
-        if info.linkname not in seen:
-            raise GuestFault(f"{path!r} is linked to what was not sent")
-    elif member.isreg():
-        info.size = member.size
-    else:
-        raise GuestFault(f"{path!r} is of no kind that was asked for")
-    return info
+def _same_directory(node: Node, listed: _Listed) -> bool:
+    told = (node.mode, node.uid, node.gid, node.mtime_ns)
+    return told == (listed.mode, listed.uid, listed.gid, listed.mtime_ns) and not node.xattrs
 
 
-def _whiteout(path: str) -> tarfile.TarInfo:
-    above, name = posixpath.split(path)
-    info = tarfile.TarInfo(posixpath.join(above, WHITEOUT + name))
-    info.mtime = TIMESTAMP
-    return info
+def _member(node: Node) -> tar.Member:
+    return tar.Member(
+        path=node.path or b".",
+        mode=node.mode,
+        uid=node.uid,
+        gid=node.gid,
+        mtime_ns=node.mtime_ns,
+        size=node.size,
+        link=node.target if node.link is None else node.link,
+        hard=node.link is not None,
+        device=node.device,
+        xattrs=dict(sorted(node.xattrs.items())),
+    )
 
 
-def _without_whiteouts(layer: Path, out: Path) -> list[str]:
-    """The layer without its whiteouts, and what these remove."""
-    gone = []
-    with tarfile.open(layer, "r:") as tar, tarfile.open(out, "w", format=tarfile.PAX_FORMAT) as plain:
-        for member in tar:
-            removed = split_whiteout(member.name)
-            if removed is not None:
-                gone.append(removed)
-            else:
-                plain.addfile(member, tar.extractfile(member) if member.isreg() else None)
-    return gone
+class _LayerWriter:
+    """The tar file. Bytes wait in memory until ``flush``, which may block; holes stay holes."""
+
+    def __init__(self, file: BinaryIO, size_max: int) -> None:
+        self._file, self._size_max = file, size_max
+        self._waiting: list[tuple[int, bytes]] = []
+        self.waiting = 0
+        self.size = 0
+        self.entries = 0
+        self._content = 0  # where that of the last member begins
+
+    def add(self, member: tar.Member) -> None:
+        header = tar.header(member)
+        self._put(self.size, header)
+        self._content = self.size + len(header)
+        self.size = self._content + member.size + tar.padding(member.size)
+        self.entries += 1
+        if self.size + len(tar.END) > self._size_max:
+            raise LimitExceeded(
+                f"the changed files are larger than {self._size_max} bytes",
+                code="files_too_large",
+                hint="remove what is not needed; holes of sparse files count too",
+            )
+
+    def fill(self, offset: int, data: bytes) -> None:
+        self._put(self._content + offset, data)
+
+    def _put(self, offset: int, data: bytes) -> None:
+        self._waiting.append((offset, data))
+        self.waiting += len(data)
+
+    def flush(self) -> None:
+        for offset, data in self._waiting:
+            while data:
+                written = os.pwrite(self._file.fileno(), data, offset)
+                offset, data = offset + written, data[written:]
+        self._waiting, self.waiting = [], 0
+
+    def finish(self) -> None:
+        self.flush()
+        self.size += len(tar.END)
+        self._file.truncate(self.size)
+        os.fsync(self._file.fileno())
 
 
-def _nothing(chunk: bytes) -> None:
-    """Output nobody wants."""
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-async def _pipe(guest: Guest, script: str, given: bytes | IO[bytes], take: Callable[[bytes], None]) -> None:
-    """Run a shell line as root with ``given`` as its input and ``take`` for its output."""
-    config = ProcessConfig("/bin/sh", ("-c", script), {}, "/")
-    process = await guest.exec(config, user="root", env={"LC_ALL": "C"}, stdin=True)
-    events = process.subscribe()
-
-    async def feed() -> None:
-        async for chunk in _chunks(given):
-            await process.write(chunk)
-        await process.close_stdin()
-
-    feeding = asyncio.create_task(feed())
-    complaint = bytearray()
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        async for event in events:
-            if isinstance(event, Exit):
-                if event.exit_code or not event.exited:
-                    said = complaint.decode("utf-8", "replace").strip()[-400:]
-                    raise WardianError(f"the machine's files cannot be carried: {event.status}: {said}")
-                await feeding
-                return
-            if event.channel == "stdout":
-                take(event.data)
-            elif len(complaint) < 65536:
-                complaint += event.data
+        os.fsync(descriptor)
     finally:
-        feeding.cancel()
-        await asyncio.gather(feeding, return_exceptions=True)
-    raise GuestFault("the machine lost a process")
+        os.close(descriptor)
 
 
-async def _chunks(given: bytes | IO[bytes]) -> AsyncIterator[bytes]:
-    if isinstance(given, bytes):
-        for at in range(0, len(given), 65536):
-            yield given[at : at + 65536]
-        return
-    while chunk := given.read(65536):
-        yield chunk
+def _shown(path: bytes) -> str:
+    return "/" + path[:200].decode("utf-8", "replace")
+
+
+# -- applying
+
+
+def _records(archive: mmap.mmap) -> Iterator[Record]:
+    for member in tar.members(archive):
+        path = b"" if member.path == b"." else member.path
+        parent, slash, name = path.rpartition(b"/")
+        if path and not proper(path):
+            raise tar.BadArchive(f"the layer has an improper path: {_shown(path)}")
+        if name.startswith(WHITEOUT):
+            yield Removed(parent + slash + name.removeprefix(WHITEOUT))
+            continue
+        symlink = stat.S_ISLNK(member.mode) and not member.hard
+        yield Node(
+            path=path,
+            mode=member.mode,
+            uid=member.uid,
+            gid=member.gid,
+            mtime_ns=member.mtime_ns,
+            size=member.size,
+            target=member.link if symlink else b"",
+            link=member.link if member.hard else None,
+            device=member.device,
+            xattrs=member.xattrs,
+        )
+        for at in range(0, member.size, CHUNK):
+            size = min(CHUNK, member.size - at)
+            data = archive[member.offset + at : member.offset + at + size]
+            if data != _ZEROS[:size]:
+                yield Content(at, data)
+
+
+async def _batches(records: Iterator[Record]) -> AsyncIterator[list[Record]]:
+    """Read ahead in a thread: the layer may have to come from the disk."""
+
+    def some() -> list[Record]:
+        batch: list[Record] = []
+        size = 0
+        for record in records:
+            batch.append(record)
+            size += len(record.data) if isinstance(record, Content) else 512
+            if size >= _BATCH:
+                break
+        return batch
+
+    while batch := await asyncio.to_thread(some):
+        yield batch
