@@ -198,7 +198,7 @@ def builder_of(
         return Known(build.root_digest, build.surroundings, build.start, build.ready, {"tree": build.tree})
 
     grounds = Grounds(
-        bases=Bases(catalog),
+        bases=Bases(catalog, directory=Path("/")),  # whose plans may name the host's files: ``Limits``
         catalog=catalog,
         roots=roots,
         cache=cache,

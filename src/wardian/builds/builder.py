@@ -231,7 +231,6 @@ class _Job:
         return Workplace(
             tenant=self.tenant,
             cache=self.yard.cache,
-            scratch=self.scratch,
             make_bench=lambda root: self.yard.make_bench(
                 self.tenant, root, room, lifetime_s=LIFETIME_S, granted=self.yard.indexes.hosts
             ),

@@ -1,4 +1,4 @@
-"""COPY: which files, to which place, as whom. The result is a layer to be laid over the machine.
+"""COPY: which files, to which place, as whom.
 
 The rules are those of Docker and of the E2B builder where they agree. A directory's *content* goes into the
 destination, and is merged with what is there; a file goes into the destination when that is a directory or
@@ -8,19 +8,22 @@ machine are followed, so a COPY to /bin of a merged /usr does not put an end to 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import posixpath
 import re
-import tarfile
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import IO
 
 from wardian.builds.patterns import translate
 from wardian.builds.trees import DIRECTORY, Item, Tree
+from wardian.guest.carrying import CHUNK, Content, Node, Record
 from wardian.images.erofs import TIMESTAMP
 from wardian.model.errors import Invalid
 
+PIECES = 16
 MAGIC = re.compile(r"[*?\[]")
 
 
@@ -134,35 +137,46 @@ def matching(items: Mapping[str, Item], source: str) -> Sequence[str]:
     return [candidate for candidate in items if pattern.fullmatch(candidate)]
 
 
-def write_layer(
-    tree: Tree | None, placed: Sequence[Placed], out: Path, *, uid: int, gid: int, mode: int | None
-) -> None:
-    """Write what goes where as a tar, the same bytes for the same files. Only files need a ``tree``."""
-    with tarfile.open(out, "w", format=tarfile.PAX_FORMAT) as tar:
-        for each in placed:
-            info = _member(each, mode)
-            info.uid, info.gid, info.mtime = uid, gid, TIMESTAMP
-            if each.item.kind == "file":
-                assert tree is not None
-                assert each.source is not None
-                with tree.open(each.source) as content:
-                    tar.addfile(info, content)
-            else:
-                tar.addfile(info)
+async def records(
+    tree: Tree | None, placed: Sequence[Placed], *, uid: int, gid: int, mode: int | None
+) -> AsyncIterator[Sequence[Record]]:
+    """What goes where, as a machine unpacks it. Only files need a ``tree``."""
+    for each in placed:
+        node = _node(each, uid, gid, mode)
+        if not node.size:
+            yield [node]
+            continue
+        assert tree is not None
+        assert each.source is not None
+        with tree.open(each.source) as content:
+            batch: list[Record] = [node]
+            offset = 0
+            while pieces := await asyncio.to_thread(_pieces, content, offset):
+                yield [*batch, *pieces]
+                batch = []
+                offset = pieces[-1].offset + len(pieces[-1].data)
 
 
-def _member(placed: Placed, mode: int | None) -> tarfile.TarInfo:
+def _pieces(content: IO[bytes], offset: int) -> Sequence[Content]:
+    """About a megabyte of a file."""
+    pieces: list[Content] = []
+    while len(pieces) < PIECES and (data := content.read(CHUNK)):
+        pieces.append(Content(offset, data))
+        offset += len(data)
+    return pieces
+
+
+def _node(placed: Placed, uid: int, gid: int, mode: int | None) -> Node:
     item = placed.item
-    info = tarfile.TarInfo(placed.path.lstrip("/"))
-    info.mode = item.mode
+    bits, size, target = item.mode, 0, b""
     if item.kind == "directory":
-        info.type = tarfile.DIRTYPE
+        kind = stat.S_IFDIR
         if mode is not None and placed.source is not None:
-            info.mode = mode | (mode & 0o444) >> 2  # a directory that may be read may be entered
+            bits = mode | (mode & 0o444) >> 2  # a directory that may be read may be entered
     elif item.kind == "symlink":
-        info.type, info.linkname = tarfile.SYMTYPE, item.target
+        kind, bits, target = stat.S_IFLNK, 0o777, os.fsencode(item.target)
     else:
-        info.size = item.size
-        if mode is not None:
-            info.mode = mode
-    return info
+        kind, size = stat.S_IFREG, item.size
+        bits = bits if mode is None else mode
+    path = os.fsencode(placed.path.lstrip("/"))
+    return Node(path, kind | bits, uid, gid, TIMESTAMP * 10**9, size, target)

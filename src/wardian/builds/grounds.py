@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Protocol
 
 from wardian.builds.cache import LayerCache
 from wardian.builds.errors import BuildFailed
 from wardian.builds.keys import ground_key
 from wardian.builds.stages import Ground, Say
 from wardian.images.base import Report
+from wardian.images.bases import Bases
 from wardian.images.catalog import BuiltImage, Catalog
 from wardian.images.layers import capture_layer
 from wardian.images.roots import Roots
@@ -21,14 +21,6 @@ from wardian.model.build import Base, BaseKind, Surroundings
 from wardian.model.errors import WardianError
 from wardian.model.sandbox import Snapshot
 from wardian.sandboxes.benches import Bench
-
-
-class Bases(Protocol):
-    """Makes root images on the host, from what needs no running machine. Blocks, for minutes perhaps."""
-
-    def debian(self, suite: str, packages: tuple[str, ...], report: Report) -> BuiltImage: ...
-
-    def image(self, reference: str, *, username: str, password: str, report: Report) -> BuiltImage: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +81,17 @@ class Grounds:
             password=base.password,
             report=_reporting(say),
         )
-        return self._adopted(built, {"reference": base.reference}, Surroundings())
+        config = built.config
+        around = Surroundings(
+            dict(config.env), config.workdir or "/", config.user.partition(":")[0] or "root"
+        )
+        return self._adopted(built, {"reference": base.reference}, around)
 
     def _adopted(self, built: BuiltImage, facts: Mapping[str, str], around: Surroundings) -> Ground:
         root = self.roots.adopt(built, self.catalog)
         facts = {**facts, "digest": root.digest, "tree": built.manifest.tree}
-        return Ground(root, ground_key(root.digest, around), around, facts=facts)
+        key = ground_key(root.digest, around)
+        return Ground(root, key, around, facts=facts, packages=built.manifest.packages)
 
     async def _named(self, tenant: str, base: Base, layer_max: int) -> Ground:
         """A template of that name, or else a snapshot: to whoever asks for a base, the two are one."""

@@ -58,7 +58,6 @@ class Workplace:
 
     tenant: str
     cache: LayerCache
-    scratch: Path
     make_bench: Callable[[RootImage], AbstractAsyncContextManager[Bench]]
     equip: Callable[[Guest], AbstractAsyncContextManager[Mapping[str, str]]]
     open_tree: OpenTree
@@ -126,7 +125,7 @@ async def _work(
         for number, each in enumerate(left):
             place = count.next()
             work.say(_words(each), place)
-            hand = Hand(guest, work.open_tree, partial(work.say, step=place), secrets, work.scratch)
+            hand = Hand(guest, work.open_tree, partial(work.say, step=place), secrets)
             uncaptured |= await hand.carry_out(each, place)
             if uncaptured and (each.step.kind in _CAPTURED or number == last):
                 layer = await _capture(work, guest, root, each)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import posixpath
 import re
 import shlex
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
 from wardian.builds import copying, inside
 from wardian.builds.copying import Placed
@@ -20,7 +17,6 @@ from wardian.builds.keys import Keyed, absolute
 from wardian.builds.trees import DIRECTORY, Tree
 from wardian.guest.guest import Guest
 from wardian.images.erofs import TIMESTAMP
-from wardian.images.layers import apply_layer
 from wardian.model.build import StepKind
 from wardian.model.errors import Invalid
 
@@ -48,7 +44,6 @@ class Hand:
     open_tree: OpenTree
     say: Say
     secrets: Mapping[str, str]
-    scratch: Path
 
     async def carry_out(self, keyed: Keyed, place: str) -> bool:
         """Do the step; returns whether it may have changed a file. Raises :class:`BuildFailed`."""
@@ -111,12 +106,7 @@ class Hand:
         self, placed: Sequence[Placed], tree: Tree | None, who: Account, mode: int | None = None
     ) -> None:
         """Put what is placed into the machine, as ``who``'s."""
-        with tempfile.TemporaryDirectory(dir=self.scratch) as directory:
-            layer = Path(directory) / "layer.tar"
-            await asyncio.to_thread(
-                copying.write_layer, tree, placed, layer, uid=who.uid, gid=who.gid, mode=mode
-            )
-            await apply_layer(self.guest, layer)
+        await self.guest.unpack(copying.records(tree, placed, uid=who.uid, gid=who.gid, mode=mode))
 
     async def _account(self, owner: str) -> Account:
         found = await inside.account(self.guest, owner)

@@ -98,7 +98,8 @@ def inspect(context: typer.Context, template: Reference, *, as_json: Json = Fals
             ("start", told["start"] or "-"),
             ("ready", told["ready"] or "-"),
         ]
-        table(("WHAT", "IS"), rows)
+        for what, value in rows:
+            out.print(f"{what:12} {value}", soft_wrap=True, markup=False)
 
 
 @app.command(epilog=EXIT_CODES)

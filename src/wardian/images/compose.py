@@ -77,9 +77,7 @@ def compose_root(base: Path, layers: Sequence[Path], out: Path, *, clean: Clean 
         table = _of_image(image)
         for layer in layers:
             _lay_over(table, stack.enter_context(tarfile.open(layer, "r:")))
-        for path in [
-            path for path in table if clean is not None and clean.drops(path)
-        ]:
+        for path in [path for path in table if clean is not None and clean.drops(path)]:
             del table[path]
         _check(table)
         return _write(table, out)
@@ -96,6 +94,10 @@ def _of_image(image: Image) -> dict[str, _Entry]:
 
 def _lay_over(table: dict[str, _Entry], tar: tarfile.TarFile) -> None:
     for member in tar:
+        if member.name.rstrip("/") in ("", ".") or not (
+            member.isreg() or member.isdir() or member.issym() or member.islnk()
+        ):
+            continue  # the root itself is as it was; a machine brings its own devices
         path = checked_path(member.name)
         removed = split_whiteout(path)
         if removed is not None:

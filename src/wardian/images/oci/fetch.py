@@ -36,7 +36,9 @@ class FetchFailed(WardianError):
 class Fetcher:
     """One image, its credentials and a scratch directory."""
 
-    def __init__(self, reference: Reference, scratch: Path, *, username: str = "", password: str = "") -> None:
+    def __init__(
+        self, reference: Reference, scratch: Path, *, username: str = "", password: str = ""
+    ) -> None:
         self._reference, self._scratch = reference, scratch
         self._username, self._password = username, password
 

@@ -261,7 +261,9 @@ class Tree:
 def _parts(name: str) -> list[str]:
     """The parts of a member's name. Raises :class:`ImageInvalid` for one that would lead elsewhere."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    too_long = len(name) > PATH_MAX or any(len(part.encode(errors="surrogateescape")) > NAME_MAX for part in parts)
+    too_long = len(name) > PATH_MAX or any(
+        len(part.encode(errors="surrogateescape")) > NAME_MAX for part in parts
+    )
     if ".." in parts or "\0" in name or too_long:
         raise ImageInvalid(f"{name[:100]!r} is no path in an image")
     return parts

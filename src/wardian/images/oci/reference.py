@@ -40,7 +40,9 @@ class Reference:
         """As skopeo wants it."""
         if self.transport == "docker":
             # skopeo takes one of the two, and the digest is the stricter.
-            return f"docker://{self.name}@{self.digest}" if self.digest else f"docker://{self.name}:{self.tag}"
+            return (
+                f"docker://{self.name}@{self.digest}" if self.digest else f"docker://{self.name}:{self.tag}"
+            )
         return f"{self.transport}:{self.name}{':' if self.tag else ''}{self.tag}"
 
     def at(self, digest: str) -> str:
@@ -89,7 +91,9 @@ def parse(text: str) -> Reference:
     if domain == HUB and "/" not in path:
         path = f"library/{path}"
     digest = match["digest"] or ""
-    return Reference("docker", domain, f"{domain}/{path}", match["tag"] or ("" if digest else "latest"), digest)
+    return Reference(
+        "docker", domain, f"{domain}/{path}", match["tag"] or ("" if digest else "latest"), digest
+    )
 
 
 def check_place(reference: Reference, *, directory: Path | None, private_registries: bool) -> None:
