@@ -157,8 +157,11 @@ class Folder:
         """Every path below ``directory``, without what lies in an excluded directory that nothing re-includes."""
         if depth == 0:
             return
-        with os.scandir(self.directory / directory) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
+        try:
+            with os.scandir(self.directory / directory) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            raise Unpackable(f"{directory or self.directory} cannot be read: {error.strerror}") from None
         for entry in found:
             path = posixpath.join(directory, entry.name)
             yield path
