@@ -1,8 +1,8 @@
 """A machine's files as a stream of records, out of a guest (PACK) and into one (UNPACK).
 
 Paths are bytes, relative to the root, without a leading slash; b"" is the root itself. Records come in the
-order of :func:`order`: depth first, names compared as bytes. What the guest tells is checked here for its form
-only; what it may say about which path is for the reader (:mod:`wardian.images.layers`).
+order of :func:`order`: depth first, names compared as bytes. What the guest tells is checked here for its
+form only; what it may say about which path is for the reader (:mod:`wardian.images.layers`).
 """
 
 from __future__ import annotations

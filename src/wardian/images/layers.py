@@ -1,11 +1,12 @@
 """Canonical layers: what a machine's files differ in from its root image, as one tar file.
 
-A pax tar, sorted depth first with names as bytes, numeric owners, times to the nanosecond, ``user.*`` attributes.
-What is gone is an OCI whiteout (``.wh.NAME``) where the name would stand. The same differences give the same bytes.
-Sockets, mount points and the contents of /dev, /proc, /run and /sys are not files of a machine.
+A pax tar, sorted depth first with names as bytes, numeric owners, times to the nanosecond, ``user.*``
+attributes. What is gone is an OCI whiteout (``.wh.NAME``) where the name would stand. The same differences
+give the same bytes. Sockets, mount points and the contents of /dev, /proc, /run and /sys are no files of a
+machine.
 
-The guest that tells its files is hostile: order, parents, links and sizes are checked while the records come in,
-and deletions are derived here, from the image's own listing.
+The guest that tells its files is hostile: order, parents, links and sizes are checked while the records come
+in, and deletions are derived here, from the image's own listing.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ import mmap
 import os
 import stat
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from wardian.guest.carrying import CHUNK, Content, Mounted, Node, Record, Removed, Same, order, proper
 from wardian.guest.guest import Guest
@@ -58,37 +58,36 @@ async def capture_layer(
     """Write what the guest's files differ in from ``root`` to ``out``, which appears whole or not at all.
 
     ``hold`` stops the guest's processes meanwhile, so that all files are of one instant. Raises
-    :class:`LimitExceeded` when the tar would be larger than ``size_max`` bytes (holes count), a Refusal when the
-    guest cannot read its files, :class:`GuestLied` when it tells what cannot be.
+    :class:`LimitExceeded` when the tar would be larger than ``size_max`` bytes (holes count), a Refusal when
+    the guest cannot read its files, :class:`GuestLied` when it tells what cannot be.
     """
+    listing = await asyncio.to_thread(_listing, root.path)
     descriptor, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
     try:
-        with open(descriptor, "wb", buffering=0) as file:
-            listing = await asyncio.to_thread(_listing, root.path)
-            writer = _LayerWriter(cast(BinaryIO, file), size_max)
-            merge = _Merge(listing, writer)
-            async with aclosing(guest.pack(hold=hold)) as batches:  # type: ignore[type-var]
-                async for records in batches:
-                    for record in records:
-                        merge.take(record)
-                    if writer.waiting >= _BATCH:
-                        await asyncio.to_thread(writer.flush)
-            merge.finish()
-            await asyncio.to_thread(writer.finish)
-            info = LayerInfo(await asyncio.to_thread(_digest, Path(name)), writer.size, writer.entries)
-            Path(name).replace(out)
-            await asyncio.to_thread(_sync_directory, out.parent)
-            return info
+        writer = _LayerWriter(descriptor, size_max)
+        merge = _Merge(listing, writer)
+        async with aclosing(guest.pack(hold=hold)) as batches:
+            async for records in batches:
+                for record in records:
+                    merge.take(record)
+                if writer.waiting >= _BATCH:
+                    await asyncio.to_thread(writer.flush)
+        merge.finish()
+        digest = await asyncio.to_thread(writer.finish)
+        await asyncio.to_thread(_publish, name, out)
+        return LayerInfo(digest, writer.size, writer.entries)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(name)
         raise
+    finally:
+        os.close(descriptor)
 
 
 async def apply_layer(guest: Guest, layer: Path) -> None:
     """Lay ``layer`` over a fresh machine of the root image it was captured against."""
     with layer.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as archive:
-        batches = _batches(_records(archive))
-        async with aclosing(batches):
+        async with aclosing(_batches(_records(archive))) as batches:
             await guest.unpack(batches)
 
 
@@ -259,8 +258,8 @@ def _member(node: Node) -> tar.Member:
 class _LayerWriter:
     """The tar file. Bytes wait in memory until ``flush``, which may block; holes stay holes."""
 
-    def __init__(self, file: BinaryIO, size_max: int) -> None:
-        self._file, self._size_max = file, size_max
+    def __init__(self, descriptor: int, size_max: int) -> None:
+        self._descriptor, self._size_max = descriptor, size_max
         self._waiting: list[tuple[int, bytes]] = []
         self.waiting = 0
         self.size = 0
@@ -290,24 +289,24 @@ class _LayerWriter:
     def flush(self) -> None:
         for offset, data in self._waiting:
             while data:
-                written = os.pwrite(self._file.fileno(), data, offset)
+                written = os.pwrite(self._descriptor, data, offset)
                 offset, data = offset + written, data[written:]
         self._waiting, self.waiting = [], 0
 
-    def finish(self) -> None:
+    def finish(self) -> str:
+        """Write the rest, durably; the digest of the whole."""
         self.flush()
         self.size += len(tar.END)
-        self._file.truncate(self.size)
-        os.fsync(self._file.fileno())
+        os.ftruncate(self._descriptor, self.size)
+        os.fsync(self._descriptor)
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        with open(self._descriptor, "rb", closefd=False) as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+def _publish(name: str, out: Path) -> None:
+    os.replace(name, out)
+    descriptor = os.open(out.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:
@@ -350,7 +349,7 @@ def _records(archive: mmap.mmap) -> Iterator[Record]:
                 yield Content(at, data)
 
 
-async def _batches(records: Iterator[Record]) -> AsyncIterator[list[Record]]:
+async def _batches(records: Iterator[Record]) -> AsyncGenerator[list[Record]]:
     """Read ahead in a thread: the layer may have to come from the disk."""
 
     def some() -> list[Record]:
