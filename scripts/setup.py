@@ -32,6 +32,7 @@ from wardian.images.catalog import Catalog  # noqa: E402
 
 PACKAGES = {
     "bubblewrap": "the benchmark's second yardstick",
+    "busybox-static": "foreign images in tests",
     "ca-certificates": "reaching package indexes",
     "crun": "the benchmark's first yardstick",
     "debian-archive-keyring": "checking Debian's signatures",

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from wardian.images import catalog as module
-from wardian.images.base import ExtraFile, Recipe, Report, base_recipe
+from wardian.images.base import ExtraFile, Recipe, Report, base_recipe, debian_recipe
 from wardian.images.catalog import Catalog, base_image, default_cache, with_files
 from wardian.images.erofs import Image
-from wardian.model.errors import Conflict, Unavailable
+from wardian.model.errors import Conflict, Invalid, Unavailable
 
 STATUS = "Package: tiny\nStatus: install ok installed\nVersion: 1.2-3\n\nPackage: other\nVersion: 4\n"
 RECIPE = Recipe(
@@ -110,6 +111,51 @@ def test_a_damaged_image_is_told(tmp_path: Path, builds: list[str]) -> None:
     image.root.path.write_bytes(content)
     with pytest.raises(Conflict, match="is damaged"):
         catalog.verify(image)
+
+
+def test_pruning_keeps_what_is_named_and_its_layer(tmp_path: Path, builds: list[str]) -> None:
+    """Others go, with the names that led to them; an open or linked image stays with who has it."""
+    catalog = Catalog(tmp_path)
+    kept = catalog.build(RECIPE)
+    gone = catalog.build(with_files(RECIPE, {"etc/more": ExtraFile(b"")}))
+    other = catalog.build(replace(RECIPE, packages=("tiny", "other"), files={"etc/x": ExtraFile(b"x")}))
+    assert len(list((tmp_path / "packages").glob("*.tar"))) == 2
+    linked = tmp_path / "linked"
+    linked.hardlink_to(gone.root.path)
+    assert set(catalog.prune({kept.root.digest})) == {gone.root.digest, other.root.digest}
+    assert catalog.find(RECIPE) == kept
+    assert not gone.root.path.exists()
+    assert linked.stat().st_size == gone.manifest.size_bytes
+    assert len(list((tmp_path / "recipes").iterdir())) == 1
+    assert [path.stem for path in (tmp_path / "packages").glob("*.tar")] == [RECIPE.packages_key]
+    assert catalog.prune({kept.root.digest}) == []
+
+
+def test_the_base_image_is_never_pruned(tmp_path: Path, builds: list[str]) -> None:
+    """No server starts without it."""
+    base = Catalog(tmp_path).build(base_recipe())
+    assert Catalog(tmp_path).prune(()) == []
+    assert base_image(tmp_path) == base
+
+
+@pytest.mark.parametrize(
+    "package", ["Upper", "--option", "a b", "tree=;x", "tree=", "x/unstable", "./file.deb"]
+)
+def test_what_can_be_no_package_is_refused(package: str) -> None:
+    """Before anything is run with it."""
+    with pytest.raises(Invalid, match="is no Debian package"):
+        debian_recipe("x", "bookworm", [package])
+    with pytest.raises(Invalid, match="is no Debian suite"):
+        debian_recipe("x", f"--{package}", [])
+
+
+def test_a_pin_stands_for_its_name() -> None:
+    """A package is asked for once, in the one version that is wanted; two are an error."""
+    recipe = debian_recipe("x", "bookworm", ["git=1:2.39", "git", "tree"])
+    assert [each for each in recipe.packages if each.startswith(("git", "tree"))] == ["git=1:2.39", "tree"]
+    assert debian_recipe("base", "bookworm").key == base_recipe().key
+    with pytest.raises(Invalid, match="is asked for as 1 and as 2"):
+        debian_recipe("x", "bookworm", ["git=1", "git=2"])
 
 
 def test_a_missing_base_image_says_how_to_get_it(tmp_path: Path) -> None:

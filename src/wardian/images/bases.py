@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +15,11 @@ from wardian.images.oci.config import host_architecture
 from wardian.images.oci.fetch import Fetcher
 from wardian.images.oci.layout import read_layout
 from wardian.images.oci.merge import Tree
-from wardian.images.oci.provision import certificates, provision
+from wardian.images.oci.provision import Programs, certificates, provision
 from wardian.images.oci.reference import Reference, check_place, parse
+from wardian.model.errors import Unavailable
 
+REPOSITORY = Path(__file__).parents[3]
 PROVISIONING = 1
 """To be raised with every change of what is laid over foreign images, or they are not made again."""
 
@@ -29,13 +30,20 @@ class Bases:
     """Makes bases, or finds them in the catalog. Every method blocks, for seconds or minutes: use a thread.
 
     Images on this host's disk may only be taken from below ``directory`` (None: not at all), and registries
-    must be on public addresses without ``private_registries``: references come from users.
+    must be on public addresses without ``private_registries``: references come from users. ``programs`` is
+    the directory whose ``guest/build`` holds the native programs.
     """
 
     def __init__(
-        self, catalog: Catalog, *, directory: Path | None = None, private_registries: bool = False
+        self,
+        catalog: Catalog,
+        *,
+        programs: Path = REPOSITORY,
+        directory: Path | None = None,
+        private_registries: bool = False,
     ) -> None:
         self._catalog = catalog
+        self._sudo = programs / "guest/build/wardian-sudo"
         self._directory = directory
         self._private_registries = private_registries
 
@@ -67,25 +75,28 @@ class Bases:
         """
         wanted = parse(reference)
         check_place(wanted, directory=self._directory, private_registries=self._private_registries)
-        with tempfile.TemporaryDirectory(prefix="wardian-image-") as directory:
-            fetcher = Fetcher(wanted, Path(directory), username=username, password=password)
+        with self._catalog.room() as room:
+            fetcher = Fetcher(wanted, room, username=username, password=password)
             report("asking for the image", 0.02)
             digest = fetcher.digest()
             key = _key({"image": digest, "arch": host_architecture(), "provisioning": PROVISIONING})
             if found := self._catalog.find_key(key):
                 return found
-            bash = self._bash(report)
+            programs = self._programs(report)
             report("fetching the image", 0.10)
             layout = fetcher.fetch()
 
             origin = Origin(wanted, digest, key)
-            return self._catalog.make(key, lambda out: _make(origin, layout, bash, out, report), report)
+            return self._catalog.make(key, lambda out: _make(origin, layout, programs, out, report), report)
 
-    def _bash(self, report: Report) -> bytes:
-        """The static bash of our own base."""
+    def _programs(self, report: Report) -> Programs:
+        """The static bash of our own base, and the sudo that is built with the agent."""
+        if not self._sudo.exists():
+            raise Unavailable(f"{self._sudo} is missing", code="program_missing", hint="run `make setup`")
         base = self._catalog.build(base_recipe(), report)
         with erofs.Image(base.root.path) as image:
-            return next(image.read(node) for node in image.walk() if node.path == "/usr/bin/bash-static")
+            bash = next(image.read(node) for node in image.walk() if node.path == "/usr/bin/bash-static")
+        return Programs(bash, self._sudo.read_bytes())
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +108,7 @@ class Origin:
     key: str
 
 
-def _make(origin: Origin, layout: Path, bash: bytes, out: Path, report: Report) -> Manifest:
+def _make(origin: Origin, layout: Path, programs: Programs, out: Path, report: Report) -> Manifest:
     """Write the image in ``layout`` to ``out``, provisioned."""
     report("checking and unpacking its layers", 0.50)
     scratch = out.parent.parent
@@ -106,7 +117,7 @@ def _make(origin: Origin, layout: Path, bash: bytes, out: Path, report: Report) 
     report("laying them over each other", 0.65)
     with Tree(contents.layers) as tree:
         tree.write(scratch / "merged.tar")
-        files = provision(tree, bash)
+        files = provision(tree, programs)
         bundle = certificates(tree)
         status = tree.read("var/lib/dpkg/status", STATUS_MAX) or b""
     report("writing the image", 0.80)

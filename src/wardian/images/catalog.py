@@ -3,6 +3,7 @@
     packages/<key>.tar, .json   what mmdebstrap made of a recipe's packages, and the archives they came in
     images/<sha256>/            rootfs.erofs and manifest.json; named after the digest of the image file
     recipes/<key>               the digest of the image a recipe gave: the only way to an image by name
+    fetching-*/                 what is being fetched; removed with its process, or by the next one
 
 Everything is written beside its place and renamed into it, so a killed build leaves only rubbish that the
 next one removes. One build runs at a time. :meth:`Catalog.prune` removes what nobody needs any more.
@@ -117,7 +118,7 @@ class Catalog:
         return self.make(recipe.key, lambda out: self._from_packages(recipe, out, report), report)
 
     def make(self, key: str, make: Make, report: Report = lambda words, fraction: None) -> BuiltImage:
-        """The image under ``key`` (a hexadecimal digest of all that decides what it holds), made if need be."""
+        """The image under ``key``, made if need be. A key is a hexadecimal digest of all that decides."""
         with self._lock():
             if found := self.find_key(key):
                 return found
@@ -206,6 +207,24 @@ class Catalog:
         _publish(pointer, self.cache / "recipes" / key)
 
     @contextmanager
+    def room(self) -> Iterator[Path]:
+        """A directory for what is being fetched, removed afterwards; what dead processes left goes first.
+
+        Needs no turn: others may build meanwhile.
+        """
+        self.cache.mkdir(parents=True, exist_ok=True)
+        for left in self.cache.glob("fetching-*"):
+            with _held(left) as ours:
+                if ours:
+                    shutil.rmtree(left, ignore_errors=True)
+        room = Path(tempfile.mkdtemp(prefix="fetching-", dir=self.cache))
+        with _held(room):
+            try:
+                yield room
+            finally:
+                shutil.rmtree(room, ignore_errors=True)
+
+    @contextmanager
     def _lock(self) -> Iterator[None]:
         self.cache.mkdir(parents=True, exist_ok=True)
         with (self.cache / "lock").open("w") as file:
@@ -238,6 +257,25 @@ def base_image(cache: Path | None = None) -> BuiltImage:
 def with_files(recipe: Recipe, files: Mapping[str, ExtraFile]) -> Recipe:
     """``recipe`` with more files laid over it, by path from the root; later ones win."""
     return replace(recipe, files={**recipe.files, **{path.lstrip("/"): file for path, file in files.items()}})
+
+
+@contextmanager
+def _held(directory: Path) -> Iterator[bool]:
+    """Hold a directory for as long as this process lives. False if another does, or it is gone."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = True
+    except OSError:
+        held = False
+    try:
+        yield held
+    finally:
+        os.close(descriptor)
 
 
 def _layer_of(image: Path) -> str:

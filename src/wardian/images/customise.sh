@@ -18,7 +18,7 @@ chroot "$root" localedef --add-to-archive /usr/lib/locale/C.utf8
 # The image gives every file one time of modification. Bytecode is only used when it was made for that very time,
 # so it is made again here; without it each `python3` would compile what it imports.
 find "$root/usr/lib/python3" "$root"/usr/lib/python3.* -name __pycache__ -prune -exec rm -rf {} +
-find "$root/usr/lib/python3" "$root"/usr/lib/python3.* "$root/usr/share/python3" -name '*.py' \
+find "$root/usr/lib/python3" "$root"/usr/lib/python3.* "$root/usr/share/python3" "$root"/etc/python3.* -name '*.py' \
     -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
 chroot "$root" env PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode timestamp \
     /usr/lib/python3 /usr/lib/python3.* >/dev/null || true

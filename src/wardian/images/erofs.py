@@ -14,7 +14,7 @@ import mmap
 import stat
 import struct
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -115,17 +115,24 @@ class Image:
                         f"(at {name.decode(errors='replace')[:40]!r}…); keep them under 125 characters"
                     )
 
-    def tree_digest(self) -> str:
-        """``sha256:`` over paths, types, permissions, owners and contents, however they are packed."""
+    def tree_digest(self, *, without: Collection[str] = ()) -> str:
+        """``sha256:`` over paths, types, permissions, owners and contents, however they are packed.
+
+        The paths ``without``, and what lies below them, are left out; ``guest_tree.py`` does the same inside.
+        """
         digest = hashlib.sha256()
         for node in self.walk():
-            has_content = stat.S_ISREG(node.mode) or stat.S_ISLNK(node.mode)
-            content = hashlib.sha256(self.read(node)).hexdigest() if has_content else str(node.block)
-            if stat.S_ISDIR(node.mode):
-                content = ""
-            record = (node.path, f"{node.mode:o}", str(node.uid), str(node.gid), content)
+            if any(node.path == path or node.path.startswith(f"{path}/") for path in without):
+                continue
+            record = (node.path, f"{node.mode:o}", str(node.uid), str(node.gid), self.content_digest(node))
             digest.update(b"\0".join(field.encode(errors="surrogateescape") for field in record) + b"\n")
         return f"sha256:{digest.hexdigest()}"
+
+    def content_digest(self, node: Node) -> str:
+        """The sha256 of what a file or symlink holds, of a device its number; "" for a directory."""
+        if stat.S_ISREG(node.mode) or stat.S_ISLNK(node.mode):
+            return hashlib.sha256(self.read(node)).hexdigest()
+        return "" if stat.S_ISDIR(node.mode) else str(node.block)
 
     def _node(self, path: str, number: int) -> Node:
         offset = self._meta + number * 32

@@ -79,8 +79,8 @@ class Stage:
 class Plan:
     """Everything a build is told.
 
-    ``start`` is started once at the end, with ``bash -l -c``, and is running in every sandbox; ``ready`` is run
-    until it succeeds, before the warm snapshot. ``None`` leaves the base's own in force, "" has none.
+    ``start`` is started once at the end, with ``bash -l -c``, and is running in every sandbox; ``ready`` is
+    run until it succeeds, before the warm snapshot. ``None`` leaves the base's own in force, "" has none.
     """
 
     stages: tuple[Stage, ...]

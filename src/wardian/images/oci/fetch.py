@@ -43,7 +43,7 @@ class Fetcher:
         self._username, self._password = username, password
 
     def digest(self) -> str:
-        """The digest of what the reference means now: a manifest, or a list of those of several processors."""
+        """The digest of what the reference means now: a manifest, or a list of several processors'."""
         return f"sha256:{hashlib.sha256(self._run('inspect', '--raw', *self._tls('')).encode()).hexdigest()}"
 
     def fetch(self) -> Path:

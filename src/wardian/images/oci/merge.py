@@ -58,7 +58,8 @@ class File:
 
     def open(self) -> IO[bytes]:
         """The content of a regular file."""
-        assert self.tar is not None and self.member is not None
+        assert self.tar is not None
+        assert self.member is not None
         content = self.tar.extractfile(self.member)
         assert content is not None
         return content
@@ -176,7 +177,8 @@ class Tree:
                         tar.addfile(info, content)
 
     def _lay_over(self, layer: Path) -> None:
-        tar = self._open.enter_context(tarfile.open(layer, "r:", tarinfo=_Member, errors="surrogateescape"))
+        opened = tarfile.open(layer, "r:", tarinfo=_Member, errors="surrogateescape")  # noqa: SIM115
+        tar = self._open.enter_context(opened)
         members: list[tuple[list[str], tarfile.TarInfo]] = []
         for member in tar:
             self._entries += 1

@@ -1,21 +1,20 @@
 """What is laid over a foreign image so that sandboxes of it work as those of ``base`` do.
 
-A user called ``user``, a bash, a sudo, names and addresses. Nothing of the image is run for that: its own files
-are read, and changed files are written. What the image has already stays, unless it cannot work.
+A user called ``user``, a bash, a sudo, names and addresses. Nothing of the image is run for that: its own
+files are read, and changed files are written. What the image has already stays, unless it cannot work.
 """
 
 from __future__ import annotations
 
 import stat
 from collections.abc import Mapping
-from importlib import resources
+from dataclasses import dataclass
 
 from wardian.images.base import BASE_FILES, ExtraFile
 from wardian.images.oci.merge import MACHINES_OWN, Tree
 
 USER, UID = "user", 1000
 SUDO_GROUP, SUDO_GID = "sudo", 27
-PYTHONS = ("usr/bin/python3", "usr/local/bin/python3")
 BUNDLES = ("etc/ssl/certs/ca-certificates.crt", "etc/pki/tls/certs/ca-bundle.crt", "etc/ssl/cert.pem")
 
 PROFILE = b"""\
@@ -34,8 +33,16 @@ if [ -n "$PS1" ] && [ -r ~/.bashrc ]; then . ~/.bashrc; fi
 TAKEN_FROM_BASE = ("etc/hostname", "etc/hosts", "etc/resolv.conf", "etc/machine-id")
 
 
-def provision(tree: Tree, bash: bytes) -> Mapping[str, ExtraFile]:
-    """The files to lay over ``tree``, by path. ``bash`` is a static one, for images that have none."""
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """Static programs: a ``bash`` for images that have none, and our ``sudo``."""
+
+    bash: bytes
+    sudo: bytes
+
+
+def provision(tree: Tree, programs: Programs) -> Mapping[str, ExtraFile]:
+    """The files to lay over ``tree``, by path."""
     files: dict[str, ExtraFile] = {}
     for name in MACHINES_OWN:
         files[name] = ExtraFile(mode=0o1777 if name == "tmp" else 0o755)
@@ -47,9 +54,8 @@ def provision(tree: Tree, bash: bytes) -> Mapping[str, ExtraFile]:
     if not _is_there(tree, "root"):
         files["root"] = ExtraFile(mode=0o700)
     if not _is_program(tree, "bin/bash"):
-        files["bin/bash"] = ExtraFile(bash, mode=0o755)
-    if python := next((path for path in PYTHONS if _is_program(tree, path)), None):
-        files["usr/bin/sudo"] = ExtraFile(_sudo(python), mode=0o755)
+        files["bin/bash"] = ExtraFile(programs.bash, mode=0o755)
+    files["usr/bin/sudo"] = ExtraFile(programs.sudo, mode=0o755)  # no other can work: see guest/client/sudo.c
     files |= _accounts(tree)
     return {_beside(tree, path): file for path, file in files.items()}
 
@@ -72,13 +78,6 @@ def _is_there(tree: Tree, path: str) -> bool:
 def _is_program(tree: Tree, path: str) -> bool:
     _, node = tree.resolve(path)
     return node is not None and stat.S_ISREG(node.file.mode) and bool(node.file.mode & 0o111)
-
-
-def _sudo(python: str) -> bytes:
-    """Our sudo, to be run by that Python."""
-    text = resources.files("wardian.images").joinpath("guest_sudo.py").read_bytes()
-    _, _, rest = text.partition(b"\n")
-    return f"#!/{python} -IS\n".encode() + rest
 
 
 def _accounts(tree: Tree) -> Mapping[str, ExtraFile]:
