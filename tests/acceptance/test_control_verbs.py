@@ -262,8 +262,7 @@ def test_unsupported_options_are_refused_at_once_by_the_sdk(server: Server) -> N
     """At once: the SDK must not try such a thing again and again."""
     started = time.monotonic()
     for options, reason in [
-        ({"network": {"deny_out": ["10.0.0.0/8"]}}, "network.denyOut"),
-        ({"network": {"allow_out": ["example.com"], "deny_out": ["0.0.0.0/0"]}}, "network.allowOut"),
+        ({"network": {"rules": {"a.test": [{"transform": {"headers": {"a": "b"}}}]}}}, "network.rules"),
         ({"lifecycle": {"on_timeout": {"action": "pause", "mode": "filesystem"}}}, "its files alone"),
         ({"mcp": {"exa": {"apiKey": "x"}}}, "MCP"),
     ]:

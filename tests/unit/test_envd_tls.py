@@ -12,6 +12,7 @@ from typing import cast
 
 import pytest
 from tests.unit.certificates import self_signed
+from tests.unit.listening import listening
 
 from wardian.api.envd.tls import TlsTunnel
 from wardian.guest.guest import Tunnel
@@ -34,6 +35,7 @@ class Pipe:
 
     async def close(self) -> None:
         self.writer.close()
+        await self.writer.wait_closed()
 
 
 @asynccontextmanager
@@ -42,14 +44,11 @@ async def pipe_to_echo(context: ssl.SSLContext | None) -> AsyncIterator[Tunnel]:
         while data := await reader.read(65536):
             writer.write(data)
             await writer.drain()
-        writer.close()
 
-    server = await asyncio.start_server(echo, "127.0.0.1", 0, ssl=context)
-    pipe = Pipe(*await asyncio.open_connection("127.0.0.1", server.sockets[0].getsockname()[1]))
-    yield cast(Tunnel, pipe)
-    await pipe.close()
-    server.close()
-    await server.wait_closed()
+    async with listening(echo, context) as port:
+        pipe = Pipe(*await asyncio.open_connection("127.0.0.1", port))
+        yield cast(Tunnel, pipe)
+        await pipe.close()
 
 
 async def test_bytes_come_back_whole_while_others_are_on_their_way(tmp_path: Path) -> None:

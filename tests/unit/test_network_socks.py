@@ -5,39 +5,23 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 from tests.unit.certificates import self_signed
+from tests.unit.listening import Handle, listening
 
 from wardian.model.egress import EgressProxy
 from wardian.network.socks import dial_through
 
-Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 HOME = "127.0.0.1"
-
-
-@asynccontextmanager
-async def listening(handle: Handle, context: ssl.SSLContext | None = None) -> AsyncIterator[int]:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError):
-            await handle(reader, writer)
-        writer.close()
-
-    server = await asyncio.start_server(serve, HOME, 0, ssl=context)
-    yield server.sockets[0].getsockname()[1]
-    server.close()
-    await server.wait_closed()
 
 
 def proxy(asked: list[bytes], *, reply: bytes, method: bytes = b"\0", passes: bytes = b"\1\0") -> Handle:
     """A proxy that notes what it is asked, answers ``reply``, and then says where the traffic came out."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.append(await reader.readexactly(2 + (await peek(reader))))
+        asked.append(await reader.read(600))
         writer.write(b"\5" + method)
         if method == b"\2":
             asked.append(await reader.read(600))
@@ -45,11 +29,6 @@ def proxy(asked: list[bytes], *, reply: bytes, method: bytes = b"\0", passes: by
         asked.append(await reader.read(600))
         writer.write(reply + b"from behind")
         await reader.read(600)
-
-    async def peek(reader: asyncio.StreamReader) -> int:
-        while len(reader._buffer) < 2:  # type: ignore[attr-defined]
-            await reader._wait_for_data("peek")  # type: ignore[attr-defined]
-        return int(reader._buffer[1])  # type: ignore[attr-defined]
 
     return handle
 
