@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wardian.builds.dockerfile import read_dockerfile
@@ -190,6 +190,7 @@ _WORDS = ["FROM base", "RUN", "COPY", "ADD", "ENV", "ARG", "CMD", "$X", "${Y:-",
 _WORDS += ["'", "[", "]", "--from=", "=", "#", " ", "a", "*", "USER", "WORKDIR", "EXPOSE", "HEALTHCHECK", "\t", "`"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(_WORDS), max_size=40).map("".join) | st.text(max_size=200))
 def test_any_text_is_a_plan_or_a_clear_error(text: str) -> None:
     nowhere = Folder(Path("/nonexistent-wardian"), Ignore())
