@@ -22,7 +22,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "template-dockerfile"
 
 def wardian(server: Server, *words: str) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).with_name("wardian")
-    command = [program, "template", "--url", server.url, "--api-key", server.key, *words]
+    command: list[str | Path] = [program, "template", "--url", server.url, "--api-key", server.key, *words]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -43,7 +43,9 @@ def test_a_dockerfile_becomes_a_template_that_is_running_already(server: Server,
     assert told["warm"]
     sandbox = Sandbox.create("www:v1", timeout=120)
     try:
-        ran = sandbox.commands.run("cat /proc/*/cmdline | tr '\\0' ' '; curl -s localhost:8000; id -un; pwd; ls -A /srv/all")
+        ran = sandbox.commands.run(
+            "cat /proc/*/cmdline | tr '\\0' ' '; curl -s localhost:8000; id -un; pwd; ls -A /srv/all"
+        )
         assert "http.server" in ran.stdout
         assert ran.stdout.endswith("Hello from Wardian.\nuser\n/srv/www\npage.txt\n")
         assert sandbox.commands.run("cat greeting.txt; echo $PORT").stdout == "servus\n8000\n"
@@ -76,7 +78,8 @@ def test_a_failing_step_says_where_and_what(server: Server, tmp_path: Path) -> N
 def test_the_same_lock_gives_the_same_bytes_and_no_secret_stays(server: Server, tmp_path: Path) -> None:
     (tmp_path / "wardian.toml").write_text(
         '[template]\nname = "locked"\n[[step]]\nuser = "root"\n'
-        "[[step]]\nrun = 'pip install --break-system-packages six==1.16.0 && date > /var/log/now.log && env > /root/env'\n"
+        "[[step]]\nrun = 'pip install --break-system-packages six==1.16.0 && date > /var/log/now.log "
+        "&& env > /root/env'\n"
         '[[step]]\nrun = "sed -i /^_=/d /root/env"\n'
         '[[step]]\ncopy = "own.py"\nto = "/opt/own.py"\nmode = "755"\n[[step]]\nuser = "user"\n'
     )

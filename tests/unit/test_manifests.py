@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,11 @@ def test_a_wardian_toml_is_read_whole(folder: Folder) -> None:
     )
     assert (name, plan.resources.cpu_count, plan.start, plan.ports) == ("t", 3, "go", (1,))
     (stage,) = plan.stages
-    assert (stage.base.kind, stage.base.reference, stage.base.packages) == (BaseKind.DEBIAN, "bookworm", ("jq",))
+    assert (stage.base.kind, stage.base.reference, stage.base.packages) == (
+        BaseKind.DEBIAN,
+        "bookworm",
+        ("jq",),
+    )
     assert [(step.kind, step.args, step.line) for step in stage.steps] == [
         (StepKind.RUN, ("/bin/bash", "-c", "x"), 5),
         (StepKind.COPY, (".", "/a", "", "600"), 7),
@@ -78,7 +83,10 @@ def test_a_project_installs_what_its_lock_says(folder: Folder) -> None:
     project = '[project]\nname = "P"\nversion = "1"\nrequires-python = ">=3.10"\n'
     plan = read_pyproject(project, folder)
     wanted = plan.stages[0].steps[1].files.removeprefix("context:")
-    assert f"six==1.16 ; sys_platform == 'linux' --hash={digest}".encode() in folder.archives[wanted].read_bytes()
+    assert (
+        f"six==1.16 ; sys_platform == 'linux' --hash={digest}".encode()
+        in folder.archives[wanted].read_bytes()
+    )
     assert b"dev" not in folder.archives[wanted].read_bytes()
     assert "--require-hashes" in plan.stages[0].steps[2].args[-1]
     with pytest.raises(BadManifest, match=r"the base has Python 3\.11"):
@@ -90,15 +98,11 @@ def test_a_project_installs_what_its_lock_says(folder: Folder) -> None:
 def test_no_text_breaks_a_parser(text: str) -> None:
     nowhere = Folder(Path("/nonexistent-wardian"), Ignore())
     for read in (read_wardian_toml, read_pyproject, lambda text, files: parse_ignore(text)):
-        try:
+        with suppress(BadManifest):
             read(text, nowhere)  # type: ignore[operator]
-        except BadManifest:
-            pass
     for parse in (lock.decode, lambda text: expand(text, {})):
-        try:
+        with suppress(Invalid, BadExpansion):
             parse(text)
-        except (Invalid, BadExpansion):
-            pass
     nowhere.close()
 
 
@@ -139,7 +143,12 @@ def test_symlinks_are_packed_and_never_followed(tmp_path: Path) -> None:
 
 
 async def test_a_copy_follows_the_machines_symlinks_and_merges() -> None:
-    items = {"d": DIRECTORY, "d/bin": DIRECTORY, "d/bin/x": Item("file", 0o755, 1), "f": Item("file", 0o644, 1)}
+    items = {
+        "d": DIRECTORY,
+        "d/bin": DIRECTORY,
+        "d/bin/x": Item("file", 0o755, 1),
+        "f": Item("file", 0o644, 1),
+    }
     there = {"/": "/", "/bin": "/usr/bin", "/usr": "/usr", "/usr/bin": "/usr/bin", "/opt": "/opt"}
 
     async def stand(path: str) -> Standing:
@@ -157,10 +166,17 @@ async def test_a_copy_follows_the_machines_symlinks_and_merges() -> None:
 
 def test_a_key_depends_on_all_that_came_before() -> None:
     around = Surroundings()
-    steps = [Step(StepKind.ENV, ("A", "1"), expand=True), Step(StepKind.RUN, ("x",)), Step(StepKind.RUN, ("y",))]
+    steps = [
+        Step(StepKind.ENV, ("A", "1"), expand=True),
+        Step(StepKind.RUN, ("x",)),
+        Step(StepKind.RUN, ("y",)),
+    ]
     keyed, after = chain(ground_key("sha256:0", around), around, steps, str)
     other, _ = chain(
-        ground_key("sha256:0", around), around, [Step(StepKind.ENV, ("A", "$PATH"), expand=True), *steps[1:]], str
+        ground_key("sha256:0", around),
+        around,
+        [Step(StepKind.ENV, ("A", "$PATH"), expand=True), *steps[1:]],
+        str,
     )
     assert after.env == {"A": "1"}
     assert not {each.key for each in keyed} & {each.key for each in other}

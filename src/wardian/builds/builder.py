@@ -285,7 +285,7 @@ class _Job:
 
 
 def needed_stages(all_stages: Sequence[Stage]) -> Sequence[Stage]:
-    """The last stage and those it is made of, in order. Raises :class:`BuildFailed` for a plan that is none."""
+    """The last stage and those it is made of, in order. Raises :class:`BuildFailed` for no proper plan."""
     if not all_stages:
         raise BuildFailed("the plan has no stage")
     seen: set[str] = set()

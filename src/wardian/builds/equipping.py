@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from wardian.guest.guest import Guest
 from wardian.images.indexes import PLACE, Indexes
@@ -31,10 +31,8 @@ async def equipped(guest: Guest, indexes: Indexes, lock: Lock | None) -> AsyncIt
     try:
         yield env
     finally:
-        try:
+        with suppress(WardianError):  # the machine may be gone, and with it what lay under its /run
             await asyncio.shield(asyncio.ensure_future(guest.remove(PLACE, user="root")))
-        except WardianError:
-            pass  # the machine is gone, and with it what lay under its /run
 
 
 async def _once(content: bytes) -> AsyncIterator[bytes]:

@@ -36,7 +36,7 @@ class Unpackable(Invalid):
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A tar of files: ``reference`` is ``context:<sha256>``, ``single`` the one file in it, or "." for all."""
+    """A tar: ``reference`` is ``context:<sha256>``, ``single`` the one file in it, or "." for all."""
 
     reference: str
     single: str = "."
@@ -154,7 +154,7 @@ class Folder:
                 yield path[len(prefix) :], self.directory / path
 
     def _walk(self, directory: str, depth: int | None) -> Iterator[str]:
-        """Every path below ``directory``, without what lies in an excluded directory that nothing re-includes."""
+        """Every path below ``directory``, but for what an excluded directory holds for good."""
         if depth == 0:
             return
         try:
@@ -200,7 +200,7 @@ class Folder:
 
 
 def _bare(name: str, mode: int) -> tarfile.TarInfo:
-    """A tar entry without an owner, a time, or the right of others to write, which is this host's umask's doing."""
+    """A tar entry without an owner, a time, or the right of others to write (the umask's doing)."""
     info = tarfile.TarInfo(name)
     info.mode = mode & 0o7755
     info.mtime = TIMESTAMP
