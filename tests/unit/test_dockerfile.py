@@ -106,7 +106,8 @@ def test_a_copy_is_packed_as_it_is_to_lie(folder: Folder) -> None:
 
 
 def test_stages_are_copied_from_by_name_and_number_and_images_become_stages(folder: Folder) -> None:
-    text = "FROM base AS one\nFROM one AS two\nFROM base\nCOPY --from=one /a /b\nCOPY --from=1 /c d/\nCOPY --from=busybox:1 /e /f"
+    text = "FROM base AS one\nFROM one AS two\nFROM base\nCOPY --from=one /a /b\n"
+    text += "COPY --from=1 /c d/\nCOPY --from=busybox:1 /e /f"
     made = plan(text, folder)
     assert [stage.name for stage in made.stages] == ["one", "two", "image:busybox:1", "2"]
     assert made.stages[1].base.kind is BaseKind.STAGE
