@@ -24,15 +24,22 @@ from wardian.api.e2b.app import build_control_plane
 from wardian.api.e2b.context import ControlPlane
 from wardian.api.envd import build_data_plane
 from wardian.api.volumes import build_content_plane
+from wardian.api.wardian import builds as own_builds
+from wardian.builds.builder import Builder, Yard
+from wardian.builds.cache import LayerCache
+from wardian.builds.grounds import Grounds, Known
+from wardian.builds.service import Builds, House, Limits
 from wardian.config import DATABASE, Settings
 from wardian.guest.guest import ProcessConfig
+from wardian.images.bases import Bases
 from wardian.images.catalog import Catalog, base_image
+from wardian.images.indexes import host_indexes
 from wardian.images.roots import Roots
 from wardian.isolation.gvisor import GvisorDriver, Tools
 from wardian.isolation.port import Capabilities, Driver
 from wardian.model.errors import Unavailable
 from wardian.model.resources import Resources
-from wardian.model.template import Template
+from wardian.model.template import Edition
 from wardian.network.policy import Policy
 from wardian.network.shore import Shore
 from wardian.recorder.log import Recorder
@@ -40,7 +47,7 @@ from wardian.sandboxes.leases import DirectoryLock, NodeLease
 from wardian.sandboxes.pool import Bounds, Pool, PoolLimits
 from wardian.sandboxes.reconciler import Outcome
 from wardian.sandboxes.service import Sandboxes
-from wardian.sandboxes.templates import Templates
+from wardian.sandboxes.templates import Templates, house_edition
 from wardian.sandboxes.workshop import Options, Workshop, now_us
 from wardian.snapshots.store import SnapshotStore
 from wardian.store import keys
@@ -89,7 +96,7 @@ async def start(settings: Settings) -> AsyncIterator[App]:
         volumes = await _volumes(settings, database)
         stack.push_async_callback(volumes.close)
         roots = Roots(data / "roots")
-        template = await asyncio.to_thread(_base_template, settings, roots)
+        base = await asyncio.to_thread(_base_template, settings, roots)
 
         driver = build_driver(settings)
         stack.push_async_callback(driver.close)
@@ -126,9 +133,8 @@ async def start(settings: Settings) -> AsyncIterator[App]:
                 timeout_max_s=settings.timeout_max_hours * 3600, sandboxes_max=settings.sandboxes_max
             ),
         )
-        templates = Templates(database)
-        if await templates.find(TENANT, BASE) != template:
-            await templates.put(template)
+        templates = Templates(database, house=TENANT)
+        await templates.install(base)
         sandboxes = Sandboxes(works, templates)
         stack.push_async_callback(sandboxes.close)
         stack.push_async_callback(mounts.close)
@@ -137,9 +143,24 @@ async def start(settings: Settings) -> AsyncIterator[App]:
 
         data_plane = build_data_plane(sandboxes, record=record)
         stack.push_async_callback(data_plane.aclose)
+        builds = Builds(
+            House(
+                database=database,
+                templates=templates,
+                sandboxes=sandboxes,
+                roots=roots,
+                builder=builder_of(settings, sandboxes, templates, works, roots),
+                fence=lease.fence,
+            ),
+            data / "builds",
+            Limits(host_images=frozenset({TENANT})),
+        )
+        stack.push_async_callback(builds.close)
+        await builds.open()
         plane = ControlPlane(
             sandboxes,
             templates,
+            builds,
             settings.domain,
             settings.timeout_max_hours * 3600,
             shore.check,
@@ -151,7 +172,7 @@ async def start(settings: Settings) -> AsyncIterator[App]:
         async def find_tenant(key: str) -> str | None:
             return await database.read(lambda conn: keys.tenant_of(conn, key))
 
-        control_plane = build_control_plane(plane, Keyring(find_tenant))
+        control_plane = build_control_plane(plane, Keyring(find_tenant), more=[own_builds.router])
         asgi = Dispatch(control=control_plane, data=data_plane, content=build_content_plane(volumes))
         yield App(asgi, sandboxes, key, settings.domain, host, taken_over, lease.lost)
 
@@ -180,13 +201,51 @@ def pool_limits(settings: Settings) -> PoolLimits:
     return PoolLimits(created=Bounds(created, 4 * created), hot=Bounds(hot, 8 * hot), rehearsal=shell)
 
 
-def _base_template(settings: Settings, roots: Roots) -> Template:
+def builder_of(
+    settings: Settings, sandboxes: Sandboxes, templates: Templates, works: Workshop, roots: Roots
+) -> Builder:
+    """What carries plans out, with this server's own parts."""
+    catalog = Catalog(settings.cache_dir)
+    cache = LayerCache(settings.data_dir / "builds" / "layers")
+
+    async def find_template(tenant: str, reference: str) -> Known | None:
+        edition = await templates.find(tenant, reference)
+        if edition is None:
+            return None
+        build = edition.build
+        return Known(build.root_digest, build.surroundings, build.start, build.ready, {"tree": build.tree})
+
+    grounds = Grounds(
+        bases=Bases(catalog, directory=Path("/")),  # whose plans may name the host's files: ``Limits``
+        catalog=catalog,
+        roots=roots,
+        cache=cache,
+        find_template=find_template,
+        find_snapshot=sandboxes.find_snapshot,
+        thaw=sandboxes.thawed_bench,
+    )
+    yard = Yard(
+        make_bench=sandboxes.bench,
+        indexes=host_indexes(),
+        grounds=grounds,
+        roots=roots,
+        cache=cache,
+        scratch=settings.data_dir / "builds" / "scratch",
+        now_us=works.now_us,
+    )
+    return Builder(yard)
+
+
+def _base_template(settings: Settings, roots: Roots) -> Edition:
     """The template everybody has. Raises :class:`Unavailable` when its image has not been built."""
     image = base_image(settings.cache_dir)
     root = roots.adopt(image, Catalog(settings.cache_dir))
-    made_at = int(root.path.stat().st_mtime) * 1_000_000
-    return Template(
-        id=BASE, alias=BASE, tenant=None, root_digest=root.digest, resources=Resources(), created_at=made_at
+    return house_edition(
+        BASE,
+        root_digest=root.digest,
+        tree=image.manifest.tree,
+        resources=Resources(),
+        created_at=int(root.path.stat().st_mtime) * 1_000_000,
     )
 
 

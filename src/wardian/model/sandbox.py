@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from wardian.model.build import Surroundings
 from wardian.model.egress import Egress, GrantedHost
 from wardian.model.errors import Conflict
 from wardian.model.resources import Resources
@@ -203,6 +204,9 @@ class Sandbox:
     parent_id: str | None = None  # the sandbox it was forked from
     machine_id: str | None = None  # the driver's name for the machine that runs it
     machine: Mapping[str, Any] | None = None  # the driver's record of that machine, for re-attachment
+    build_id: str | None = None  # of the template; None: its image was not made by a build
+    tree: str | None = None  # the digest of the files it began with
+    surroundings: Surroundings = field(default_factory=Surroundings)  # what its processes start in
 
     @property
     def public_state(self) -> str:
@@ -231,6 +235,9 @@ class Snapshot:
     created_at: int
     root_digest: str  # of the root image a restore needs
     resources: Resources
+    build_id: str | None = None  # as its sandbox had them
+    tree: str | None = None
+    surroundings: Surroundings = field(default_factory=Surroundings)
 
     @property
     def has_memory(self) -> bool:

@@ -46,7 +46,7 @@ def attached_to(
     return attach
 
 
-def source_of(works: Workshop, snapshot: Snapshot, *, template_id: str | None = None) -> Source:
+def source_of(works: Workshop, snapshot: Snapshot, *, build_id: str | None = None) -> Source:
     """How a machine is made from a snapshot: verified, and refused where this host cannot restore it."""
 
     async def load() -> MachineImage:
@@ -58,7 +58,7 @@ def source_of(works: Workshop, snapshot: Snapshot, *, template_id: str | None = 
         return (await load()).directory / LAYER
 
     spec = MachineSpec(works.root_image(snapshot.root_digest), snapshot.resources)
-    return Source(spec, load, template_id) if snapshot.has_memory else Source(spec, files=files)
+    return Source(spec, load, build_id) if snapshot.has_memory else Source(spec, files=files)
 
 
 async def destroy(machine: Machine | None, guest: Guest | None = None) -> None:

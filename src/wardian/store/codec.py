@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Row
 
+from wardian.model.build import Surroundings
 from wardian.model.egress import Egress, EgressProxy, GrantedHost
 from wardian.model.resources import Resources
 from wardian.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxSpec, Snapshot, State
@@ -17,6 +19,15 @@ def resources_of(row: Row[Any]) -> Resources:
     return Resources(row.cpu_count, row.memory_mib, row.disk_mib, row.processes_max)
 
 
+def surroundings_values(surroundings: Surroundings) -> dict[str, Any]:
+    return {"env": dict(surroundings.env), "workdir": surroundings.workdir, "user": surroundings.user}
+
+
+def surroundings_of(values: Mapping[str, Any] | None) -> Surroundings:
+    """The value of a column; rows from before there was one have the defaults."""
+    return Surroundings(**values) if values else Surroundings()
+
+
 def sandbox_values(sandbox: Sandbox, *, node_id: str) -> dict[str, Any]:
     return {
         "id": sandbox.id,
@@ -25,6 +36,9 @@ def sandbox_values(sandbox: Sandbox, *, node_id: str) -> dict[str, Any]:
         "template_id": sandbox.template_id,
         "template_alias": sandbox.template_alias,
         "template_digest": sandbox.template_digest,
+        "build_id": sandbox.build_id,
+        "tree": sandbox.tree,
+        "surroundings": surroundings_values(sandbox.surroundings),
         "state": sandbox.state.value,
         "epoch": sandbox.epoch,
         "isolation": sandbox.isolation,
@@ -52,6 +66,9 @@ def sandbox_of(row: Row[Any]) -> Sandbox:
         template_id=row.template_id,
         template_alias=row.template_alias,
         template_digest=row.template_digest,
+        build_id=row.build_id,
+        tree=row.tree,
+        surroundings=surroundings_of(row.surroundings),
         state=State(row.state),
         epoch=row.epoch,
         isolation=row.isolation,
@@ -124,4 +141,7 @@ def snapshot_of(row: Row[Any]) -> Snapshot:
         created_at=row.created_at,
         root_digest=row.root_digest,
         resources=resources_of(row),
+        build_id=row.build_id,
+        tree=row.tree,
+        surroundings=surroundings_of(row.surroundings),
     )

@@ -86,7 +86,13 @@ def page(
             )
         )
     if template is not None:
-        query = query.where(or_(table.c.template_id == template, table.c.template_alias == template))
+        query = query.where(
+            or_(
+                table.c.template_id == template,
+                table.c.template_alias == template,
+                table.c.build_id == template,
+            )
+        )
     if started_from is not None:
         query = query.where(table.c.started_at >= started_from)
     return [

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from wardian.api.e2b.body import Body
+from wardian.api.e2b.body import Body, template_reference
 from wardian.api.e2b.network import Network, SealText
 from wardian.model.errors import Invalid, Unsupported
 from wardian.model.sandbox import OnTimeout, SandboxSpec
@@ -150,11 +150,6 @@ class NewSnapshot(Body):
                 hint="lower-case letters, digits, '.', '_', '-' and '/', and perhaps a ':tag'",
             )
         return name
-
-
-def template_reference(reference: str) -> str:
-    """A template or snapshot as a client names it; the tag that everything has may be left out."""
-    return reference.strip().lower().removesuffix(":default")
 
 
 def _check_pairs(what: str, pairs: dict[str, str]) -> None:

@@ -20,3 +20,8 @@ class Body(BaseModel):
             if value not in (None, False, "", [], {}):
                 raise Unsupported(f"option '{key[:64]}' is not known to this server", code="unknown_option")
         return self
+
+
+def template_reference(reference: str) -> str:
+    """A template or snapshot as a client names it; the tag that everything has may be left out."""
+    return reference.strip().lower().removesuffix(":default")

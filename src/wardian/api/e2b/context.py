@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, Protocol, cast
+from typing import Annotated, cast
+from urllib.parse import unquote
 
 from fastapi import Depends, Request
 
+from wardian.api.e2b.body import template_reference
+from wardian.builds.service import Builds
 from wardian.model.egress import Egress
 from wardian.model.errors import Invalid, NotFound
-from wardian.model.template import Template
 from wardian.sandboxes.service import Sandboxes
+from wardian.sandboxes.templates import Templates
 from wardian.vault.vault import Vault
 from wardian.volumes.service import Volumes
 
 _SANDBOX_ID = re.compile(r"([a-z0-9]{1,64})(?:-[a-z0-9-]*)?")
-
-
-class Templates(Protocol):
-    """What the routes need to know about templates."""
-
-    async def visible(self, tenant: str) -> Sequence[Template]:
-        """The tenant's own templates and the public ones."""
-
-    async def find(self, tenant: str, reference: str) -> Template | None:
-        """One of those, by id or alias."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +33,7 @@ class ControlPlane:
 
     sandboxes: Sandboxes
     templates: Templates
+    builds: Builds
     domain: str | None
     timeout_max_s: int
     check_egress: Callable[[Egress], Awaitable[None]]
@@ -72,6 +66,10 @@ async def _sandbox_id(sandbox_id: str) -> str:
     return match[1]
 
 
+async def _template_ref(template: str) -> str:
+    return template_reference(unquote(template))  # clients encode "/" and ":" in ids, some of them twice
+
+
 async def _plane(request: Request) -> ControlPlane:
     return cast(ControlPlane, request.app.state.plane)
 
@@ -84,3 +82,5 @@ Plane = Annotated[ControlPlane, Depends(_plane)]
 Tenant = Annotated[str, Depends(_tenant)]
 SandboxId = Annotated[str, Depends(_sandbox_id)]
 """The id in the path; ``{id}-{client id}``, as old clients have it, counts as ``{id}``."""
+TemplateRef = Annotated[str, Depends(_template_ref)]
+"""The template in the path, by id or ``[namespace/]alias``."""
