@@ -26,6 +26,7 @@ class NodeKernel:
         self._requests = requests
         self._outputs = outputs
         self._count = 0
+        self._readers: list[asyncio.Task[None]] = []
 
     @classmethod
     async def start(cls, language: str, cwd: str, env: Mapping[str, str]) -> Self:
