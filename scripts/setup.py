@@ -42,6 +42,7 @@ PACKAGES = {
     "make": "the same",
     "mmdebstrap": "the base image",
     "runsc": "gVisor, the sandbox's kernel",
+    "skopeo": "fetching OCI images",
 }
 PACKAGES_WITHOUT_ROOT = {"uidmap": "building images as an ordinary user"}
 PACKAGES_FOR_UV = {"python3-venv": "installing uv"}

@@ -28,6 +28,7 @@ enum op {
     OP_STAT = 0x10, OP_LIST, OP_MKDIR, OP_MOVE, OP_REMOVE, OP_READ, OP_WRITE, OP_WATCH, OP_SYNC_WATCH,
     OP_DIAL = 0x20, OP_CONNECT, OP_RESOLVE,
     OP_STATS = 0x30,
+    OP_PACK = 0x40, OP_UNPACK,
 };
 
 /* ---- main.c: settings and the loop ---- */
@@ -166,6 +167,8 @@ void op_watch(uint32_t id, struct request *request);
 void op_sync_watch(uint32_t id, struct request *request);
 void op_dial(uint32_t id, struct request *request);
 void op_stats(uint32_t id, struct request *request);
+void op_pack(uint32_t id, struct request *request);
+void op_unpack(uint32_t id, struct request *request);
 
 /* exec.c */
 struct winsize;
@@ -195,3 +198,4 @@ void relieve(void);
 void guard_check(void);
 int guard_timeout(void); /* ms until the next look, -1: none needed */
 void guard_start(void);
+void hold_everything(bool hold); /* stop every process but us, or let them go on */

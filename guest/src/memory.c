@@ -91,7 +91,7 @@ static void hold_again(void) {
     if (holding) kill(-1, SIGSTOP);
 }
 
-static void hold_everything(bool hold) {
+void hold_everything(bool hold) {
     if (settings.native) return;
     holding = hold;
     if (!hold) kill(-1, SIGCONT);

@@ -205,7 +205,8 @@ static void perform(uint32_t id, uint8_t op, uint8_t *bytes, size_t size) {
     } ops[] = {
         {OP_EXEC, op_exec}, {OP_SIGNAL, op_signal}, {OP_STAT, op_stat}, {OP_LIST, op_list}, {OP_MKDIR, op_mkdir},
         {OP_MOVE, op_move}, {OP_REMOVE, op_remove}, {OP_READ, op_read}, {OP_WRITE, op_write}, {OP_WATCH, op_watch},
-        {OP_SYNC_WATCH, op_sync_watch}, {OP_DIAL, op_dial}, {OP_STATS, op_stats},
+        {OP_SYNC_WATCH, op_sync_watch}, {OP_DIAL, op_dial}, {OP_STATS, op_stats}, {OP_PACK, op_pack},
+        {OP_UNPACK, op_unpack},
     };
     struct request request;
     if (quiescing()) {

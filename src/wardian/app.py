@@ -23,15 +23,22 @@ from wardian.api.dispatch import Dispatch
 from wardian.api.e2b.app import build_control_plane
 from wardian.api.e2b.context import ControlPlane
 from wardian.api.envd import build_data_plane
+from wardian.api.wardian import builds as own_builds
+from wardian.builds.builder import Builder, Yard
+from wardian.builds.cache import LayerCache
+from wardian.builds.grounds import Grounds, Known
+from wardian.builds.service import Builds, House, Limits
 from wardian.config import DATABASE, Settings
 from wardian.guest.guest import ProcessConfig
+from wardian.images.bases import Bases
 from wardian.images.catalog import Catalog, base_image
+from wardian.images.indexes import host_indexes
 from wardian.images.roots import Roots
 from wardian.isolation.gvisor import GvisorDriver, Tools
 from wardian.isolation.port import Capabilities, Driver
 from wardian.model.errors import Unavailable
 from wardian.model.resources import Resources
-from wardian.model.template import Template
+from wardian.model.template import Edition
 from wardian.network.policy import Policy
 from wardian.network.shore import Shore
 from wardian.recorder.log import Recorder
@@ -39,16 +46,18 @@ from wardian.sandboxes.leases import DirectoryLock, NodeLease
 from wardian.sandboxes.pool import Bounds, Pool, PoolLimits
 from wardian.sandboxes.reconciler import Outcome
 from wardian.sandboxes.service import Sandboxes
-from wardian.sandboxes.templates import Templates
+from wardian.sandboxes.templates import Templates, house_edition
 from wardian.sandboxes.workshop import Options, Workshop, now_us
 from wardian.snapshots.store import SnapshotStore
 from wardian.store import keys
 from wardian.store.database import Database
+from wardian.store.sealing import Seal
 
 NODE = "local"
 TENANT = "default"
 BASE = "base"
 KEY_FILE = "key"
+SEAL_FILE = "seal.key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +84,7 @@ async def start(settings: Settings) -> AsyncIterator[App]:
         stack.push_async_callback(database.close)
         key = await _local_key(database, data / KEY_FILE)
         roots = Roots(data / "roots")
-        template = await asyncio.to_thread(_base_template, settings, roots)
+        base = await asyncio.to_thread(_base_template, settings, roots)
 
         driver = build_driver(settings)
         stack.push_async_callback(driver.close)
@@ -89,9 +98,11 @@ async def start(settings: Settings) -> AsyncIterator[App]:
         def record(sandbox_id: str, kind: str, facts: Mapping[str, Any]) -> None:
             sandboxes.record(sandbox_id, kind, facts)
 
+        seal = await asyncio.to_thread(Seal.kept_in, data / SEAL_FILE)
         shore = Shore(
             Policy(settings.allowed_networks),
             lambda sandbox_id, event: _at_the_shore(record, sandbox_id, event),
+            unseal=seal.open,
         )
         stack.callback(shore.close)
         works = Workshop(
@@ -108,21 +119,42 @@ async def start(settings: Settings) -> AsyncIterator[App]:
                 timeout_max_s=settings.timeout_max_hours * 3600, sandboxes_max=settings.sandboxes_max
             ),
         )
-        templates = Templates(database)
-        if await templates.find(TENANT, BASE) != template:
-            await templates.put(template)
+        templates = Templates(database, house=TENANT)
+        await templates.install(base)
         sandboxes = Sandboxes(works, templates)
         stack.push_async_callback(sandboxes.close)
         taken_over = await sandboxes.start()
 
         data_plane = build_data_plane(sandboxes, record=record)
         stack.push_async_callback(data_plane.aclose)
-        plane = ControlPlane(sandboxes, templates, settings.domain, settings.timeout_max_hours * 3600)
+        builds = Builds(
+            House(
+                database=database,
+                templates=templates,
+                sandboxes=sandboxes,
+                roots=roots,
+                builder=builder_of(settings, sandboxes, templates, works, roots),
+                fence=lease.fence,
+            ),
+            data / "builds",
+            Limits(host_images=frozenset({TENANT})),
+        )
+        stack.push_async_callback(builds.close)
+        await builds.open()
+        plane = ControlPlane(
+            sandboxes,
+            templates,
+            builds,
+            settings.domain,
+            settings.timeout_max_hours * 3600,
+            shore.check,
+            seal.seal,
+        )
 
         async def find_tenant(key: str) -> str | None:
             return await database.read(lambda conn: keys.tenant_of(conn, key))
 
-        control_plane = build_control_plane(plane, Keyring(find_tenant))
+        control_plane = build_control_plane(plane, Keyring(find_tenant), more=[own_builds.router])
         asgi = Dispatch(control=control_plane, data=data_plane)
         yield App(asgi, sandboxes, key, settings.domain, host, taken_over, lease.lost)
 
@@ -151,13 +183,51 @@ def pool_limits(settings: Settings) -> PoolLimits:
     return PoolLimits(created=Bounds(created, 4 * created), hot=Bounds(hot, 8 * hot), rehearsal=shell)
 
 
-def _base_template(settings: Settings, roots: Roots) -> Template:
+def builder_of(
+    settings: Settings, sandboxes: Sandboxes, templates: Templates, works: Workshop, roots: Roots
+) -> Builder:
+    """What carries plans out, with this server's own parts."""
+    catalog = Catalog(settings.cache_dir)
+    cache = LayerCache(settings.data_dir / "builds" / "layers")
+
+    async def find_template(tenant: str, reference: str) -> Known | None:
+        edition = await templates.find(tenant, reference)
+        if edition is None:
+            return None
+        build = edition.build
+        return Known(build.root_digest, build.surroundings, build.start, build.ready, {"tree": build.tree})
+
+    grounds = Grounds(
+        bases=Bases(catalog, directory=Path("/")),  # whose plans may name the host's files: ``Limits``
+        catalog=catalog,
+        roots=roots,
+        cache=cache,
+        find_template=find_template,
+        find_snapshot=sandboxes.find_snapshot,
+        thaw=sandboxes.thawed_bench,
+    )
+    yard = Yard(
+        make_bench=sandboxes.bench,
+        indexes=host_indexes(),
+        grounds=grounds,
+        roots=roots,
+        cache=cache,
+        scratch=settings.data_dir / "builds" / "scratch",
+        now_us=works.now_us,
+    )
+    return Builder(yard)
+
+
+def _base_template(settings: Settings, roots: Roots) -> Edition:
     """The template everybody has. Raises :class:`Unavailable` when its image has not been built."""
     image = base_image(settings.cache_dir)
     root = roots.adopt(image, Catalog(settings.cache_dir))
-    made_at = int(root.path.stat().st_mtime) * 1_000_000
-    return Template(
-        id=BASE, alias=BASE, tenant=None, root_digest=root.digest, resources=Resources(), created_at=made_at
+    return house_edition(
+        BASE,
+        root_digest=root.digest,
+        tree=image.manifest.tree,
+        resources=Resources(),
+        created_at=int(root.path.stat().st_mtime) * 1_000_000,
     )
 
 

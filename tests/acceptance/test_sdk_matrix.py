@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 INSTALLED = REPOSITORY / "build" / "sdks"
 SEARCH = os.pathsep.join((str(REPOSITORY / "build/uv/bin"), os.environ.get("PATH", "")))
 
-TOUR = ["create", "commands", "files", "pause and resume", "fork", "snapshot", "list", "kill"]
+TOUR = ["create", "commands", "files", "pause and resume", "fork", "snapshot", "list", "network", "kill"]
 INSTALL_S, DRIVE_S = 100, 60
 
 
@@ -37,7 +37,7 @@ def test_the_newest_sdk_is_the_one_we_depend_on(server: Server) -> None:
     ("package", "release", "without"),
     [
         ("e2b", "2.45.1", ()),  # the last that speaks the control plane's first version
-        ("agentsphere", "3.0.0", ("fork",)),  # the fork of it, under names of its own
+        ("agentsphere", "3.0.0", ("fork", "network")),  # the fork of it, under names of its own
     ],
 )
 def test_older_sdks(server: Server, package: str, release: str, without: tuple[str, ...]) -> None:

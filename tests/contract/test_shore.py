@@ -18,10 +18,11 @@ from tests.contract.harness import House, Member
 from tests.unit.test_network_shore import SANDBOX
 
 from wardian.guest.guest import Exit, Output, Process, ProcessConfig, Tunnel
+from wardian.model.egress import GrantedHost
 from wardian.model.errors import NotFound
 from wardian.model.sandbox import SandboxSpec
 from wardian.network.dns import Resolver
-from wardian.network.outbound import relay
+from wardian.network.outbound import dial, join
 from wardian.network.policy import Policy
 from wardian.network.shore import Shore
 
@@ -87,7 +88,7 @@ async def test_a_connection_reaches_the_far_side_and_its_bytes_come_back(travell
 
     async def connect(address: str, wanted: int, tunnel: Tunnel) -> None:
         asked.append((address, wanted))
-        await relay("127.0.0.1", port, tunnel)
+        await join(await dial("127.0.0.1", port), tunnel)
 
     traveller.guest.on_connect = connect
     data = os.urandom(2 * MIB)
@@ -140,3 +141,48 @@ async def test_names_are_resolved_by_the_host_whatever_server_is_asked(traveller
     heard, _ = await traveller.goes("udp", "8.8.8.8", "53", says=query.to_wire())
     assert not dns.message.from_wire(heard).answer
     shore.close()
+
+
+async def test_names_are_told_over_tcp_as_well(traveller: Traveller) -> None:
+    shore = Shore(Policy(), lambda _, event: None, resolver=Resolver(lookup))
+
+    async def connect(address: str, port: int, tunnel: Tunnel) -> None:
+        await shore.connect(SANDBOX, address, port, tunnel)
+
+    traveller.guest.on_connect = connect
+    query = dns.message.make_query("example.com", "A")
+    packet = query.to_wire()
+    heard, exit = await traveller.goes("tcp", "9.9.9.9", "53", says=len(packet).to_bytes(2) + packet)
+    assert exit.exit_code == 0
+    assert [item.to_text() for item in dns.message.from_wire(heard[2:]).answer[0]] == [FAR]
+    shore.close()
+
+
+async def test_a_granted_host_is_reached_on_the_hosts_own_loopback(traveller: Traveller) -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"welcome")
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    granted = GrantedHost("index.internal", port, target="127.0.0.1")
+    sandbox = replace(SANDBOX, spec=SandboxSpec(allow_internet=False, granted_hosts=(granted,)))
+    shore = Shore(Policy(), lambda _, event: None, resolver=Resolver(lookup))
+
+    async def connect(address: str, wanted: int, tunnel: Tunnel) -> None:
+        await shore.connect(sandbox, address, wanted, tunnel)
+
+    async def resolve(query: bytes) -> bytes:
+        return await shore.resolve(sandbox, query)
+
+    traveller.guest.on_connect, traveller.guest.on_resolve = connect, resolve
+    query = dns.message.make_query("index.internal", "A")
+    heard, _ = await traveller.goes("udp", "8.8.8.8", "53", says=query.to_wire())
+    (told,) = dns.message.from_wire(heard).answer[0]
+    heard, exit = await traveller.goes("tcp", told.to_text(), str(port))
+    assert (heard, exit.exit_code) == (b"welcome", 0)
+    heard, exit = await traveller.goes("tcp", told.to_text(), "22")
+    assert (heard, exit.exit_code != 0) == (b"", True)
+    shore.close()
+    server.close()
+    await server.wait_closed()

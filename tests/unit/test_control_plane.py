@@ -18,7 +18,8 @@ from wardian.api.auth import Keyring, new_key
 from wardian.api.e2b.app import build_control_plane
 from wardian.api.e2b.context import ControlPlane, sandbox_unknown
 from wardian.api.e2b.front import BODY_BYTES_MAX
-from wardian.model.errors import Conflict, GuestFault, Unavailable, WardianError
+from wardian.model.egress import Egress, EgressProxy
+from wardian.model.errors import Conflict, GuestFault, Invalid, Unavailable, WardianError
 from wardian.model.resources import Resources
 from wardian.model.sandbox import OnTimeout, Sandbox, SandboxSpec, Snapshot, State
 from wardian.model.template import Template
@@ -95,6 +96,11 @@ class Service(Sandboxes):
     async def connect(self, tenant: str, sandbox_id: str, timeout_s: int | None) -> tuple[Sandbox, bool]:
         return self._ask(tenant, sandbox_id, timeout_s), self.resumed
 
+    async def set_network(
+        self, tenant: str, sandbox_id: str, *, egress: Egress, allow_internet: bool
+    ) -> Sandbox:
+        return self._ask(tenant, sandbox_id, egress, allow_internet)
+
     async def pause(self, tenant: str, sandbox_id: str) -> Sandbox:
         return self._ask(tenant, sandbox_id)
 
@@ -167,7 +173,14 @@ async def client(service: Service) -> AsyncIterator[httpx.AsyncClient]:
     async def find_tenant(key: str) -> str | None:
         return {KEY: "t1", OTHER_KEY: "t2"}.get(key)
 
-    plane = ControlPlane(service, Shelf(), "sandbox.test:99", 24 * 3600)
+    async def check_egress(egress: Egress) -> None:
+        if egress.dns_servers == ("10.0.0.1",):
+            raise Invalid("DNS server 10.0.0.1 may not be reached: private", code="dns_server_denied")
+
+    def seal(text: str, context: str) -> str:
+        return f"sealed {len(text)} for {context}"
+
+    plane = ControlPlane(service, Shelf(), "sandbox.test:99", 24 * 3600, check_egress, seal)
     transport = httpx.ASGITransport(
         build_control_plane(plane, Keyring(find_tenant)), raise_app_exceptions=False
     )
@@ -267,12 +280,36 @@ async def test_the_first_version_may_ask_for_an_open_sandbox(
         ({"volumeMounts": [{"name": "v", "path": "/v"}]}, 501, "volumes_unsupported"),
         ({"mcp": {"exa": {}}}, 501, "mcp_unsupported"),
         ({"iam": {"tokens": {"a": {}}}}, 501, "iam_unsupported"),
-        ({"network": {"allowOut": ["example.com"]}}, 501, "network_option_unsupported"),
-        ({"network": {"denyOut": ["10.0.0.0/8"]}}, 501, "network_option_unsupported"),
-        ({"network": {"rules": {"a.test": []}}}, 501, "network_option_unsupported"),
-        ({"network": {"egressProxy": {"address": "p:1"}}}, 501, "network_option_unsupported"),
-        ({"network": {"httpsPorts": [443]}}, 501, "network_option_unsupported"),
-        ({"network": {"dnsServers": ["1.1.1.1"]}}, 501, "network_option_unsupported"),
+        ({"network": {"allowOut": ["example.com"]}}, 400, "domains_need_deny_all"),
+        ({"network": {"allowOut": ["*"], "denyOut": ["0.0.0.0/0"]}}, 400, "bad_allowed_entry"),
+        ({"network": {"allowOut": ["0x7f.1"], "denyOut": ["0.0.0.0/0"]}}, 400, "bad_allowed_entry"),
+        ({"network": {"allowOut": ["1.1.1.1"] * 513}}, 400, "too_many_entries"),
+        ({"network": {"denyOut": ["example.com"]}}, 400, "bad_denied_cidr"),
+        (
+            {"network": {"rules": {"a.test": [{"transform": {"headers": {"a": "b"}}}]}}},
+            501,
+            "network_rules_unsupported",
+        ),
+        ({"network": {"egressProxy": {"address": "p"}}}, 400, "bad_egress_proxy"),
+        ({"network": {"egressProxy": {"address": "p:0"}}}, 400, "bad_egress_proxy"),
+        ({"network": {"egressProxy": {"address": "p.test:1", "password": "x"}}}, 400, "bad_egress_proxy"),
+        (
+            {"network": {"egressProxy": {"address": "p.test:1", "username": "é" * 128}}},
+            400,
+            "bad_egress_proxy",
+        ),
+        (
+            {"network": {"egressProxy": {"address": "p.test:1", "tls": {"enabled": False, "caCert": "x"}}}},
+            400,
+            "bad_egress_proxy",
+        ),
+        ({"network": {"httpsPorts": [49983]}}, 400, "bad_https_port"),
+        ({"network": {"httpsPorts": [0]}}, 400, "bad_https_port"),
+        ({"network": {"httpsPorts": [1] * 129}}, 400, "too_many_entries"),
+        ({"network": {"dnsServers": ["dns.test"]}}, 400, "bad_dns_server"),
+        ({"network": {"dnsServers": ["::1"]}}, 400, "bad_dns_server"),
+        ({"network": {"dnsServers": ["1.1.1.1"] * 11}}, 400, "too_many_entries"),
+        ({"network": {"dnsServers": ["10.0.0.1"]}}, 400, "dns_server_denied"),
         ({"network": {"maskRequestHost": "a b"}}, 400, "bad_host_mask"),
         ({"network": {"newest": 1}}, 501, "unknown_option"),
         ({"gpu": {"count": 1}}, 501, "unknown_option"),
@@ -546,8 +583,79 @@ async def test_absent_parts_say_so(client: httpx.AsyncClient, path: str) -> None
     assert (answer.status_code, answer.headers["should-retry"]) == (501, "false")
 
 
-async def test_a_network_cannot_be_changed_later(client: httpx.AsyncClient) -> None:
-    refused(await client.put(f"/sandboxes/{ID}/network", json={}), 501, "network_update_unsupported")
+NETWORK: dict[str, Any] = {
+    "allowOut": ["1.1.1.1", "8.8.8.0/24", "*.Example.com"],
+    "denyOut": ["0.0.0.0/0"],
+    "dnsServers": ["9.9.9.9"],
+    "egressProxy": {
+        "address": "proxy.test:1080",
+        "username": "me",
+        "password": "hunter2",
+        "tls": {"enabled": True, "serverName": "socks.test", "caCert": "PEM"},
+    },
+}
+EGRESS = Egress(
+    allow=("1.1.1.1", "8.8.8.0/24", "*.Example.com"),
+    deny=("0.0.0.0/0",),
+    dns_servers=("9.9.9.9",),
+    proxy=EgressProxy(
+        "proxy.test:1080",
+        "me",
+        "sealed 7 for proxy.test:1080",
+        tls=True,
+        server_name="socks.test",
+        ca_cert="PEM",
+    ),
+)
+
+
+async def test_network_settings_are_taken_at_creation_and_told_without_what_is_secret(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    network = NETWORK | {"maskRequestHost": "${PORT}-mine.example.com", "httpsPorts": [8443]}
+    answer = await client.post("/v2/sandboxes", json={"templateID": "base", "network": network})
+    assert answer.status_code == 201
+    spec = service.asked[1]
+    assert (spec.egress, spec.https_ports, spec.allow_internet) == (EGRESS, (8443,), True)
+    assert spec.granted_hosts == ()
+    service.sandbox = sandbox(spec=spec)
+    told = (await client.get(f"/sandboxes/{ID}")).json()["network"]
+    assert told == network | {
+        "allowPublicTraffic": True,
+        "egressProxy": {
+            "address": "proxy.test:1080",
+            "username": "me",
+            "tls": {"enabled": True, "serverName": "socks.test"},
+        },
+    }
+
+
+async def test_a_change_of_the_network_replaces_everything(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    path = f"/sandboxes/{ID}/network"
+    assert (await client.put(path, json=NETWORK | {"allow_internet_access": True})).status_code == 204
+    assert service.asked == (EGRESS, True)
+    empty: tuple[dict[str, Any] | None, ...] = ({}, {"allowOut": [], "denyOut": []}, None)
+    for nothing in empty:
+        assert (await client.put(path, json=nothing)).status_code == 204
+        assert service.asked == (Egress(), True)
+    assert (await client.put(path, json={"allow_internet_access": False})).status_code == 204
+    assert service.asked == (Egress(), False)
+    message = refused(await client.put(path, json={"denyOut": ["evil.test"]}), 400, "bad_denied_cidr")
+    assert message == "invalid denied CIDR evil.test"
+    refused(await client.put(path, json={"httpsPorts": [8443]}), 501, "unknown_option")
+    refused(await client.put("/sandboxes/inobody/network", json={"denyOut": ["x"]}), 404, "sandbox_not_found")
+
+
+async def test_no_request_grants_hosts(client: httpx.AsyncClient, service: Service) -> None:
+    """What only the server may open cannot be asked for, in whatever place and spelling."""
+    grant = [{"host": "index.test", "port": 80}]
+    for name in ("granted_hosts", "grantedHosts"):
+        for body in ({name: grant}, {"network": {name: grant}}):
+            answer = await client.post("/v2/sandboxes", json={"templateID": "base"} | body)
+            refused(answer, 501, "unknown_option")
+        refused(await client.put(f"/sandboxes/{ID}/network", json={name: grant}), 501, "unknown_option")
 
 
 async def test_keys_are_wanted_everywhere_but_for_health(client: httpx.AsyncClient) -> None:

@@ -25,7 +25,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stands in for mmdebstrap with a package layer of one file, and counts its runs."""
     runs: list[str] = []
 
-    def build(recipe: Recipe, out: Path, report: Report) -> None:
+    def build(recipe: Recipe, out: Path, report: Report) -> dict[str, str]:
         runs.append(recipe.name)
         with tarfile.open(out, "w") as tar:
             for name, content in (
@@ -36,6 +36,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content.encode()))
+        return {"tiny": "sha256:" + "1" * 64}
 
     monkeypatch.setattr(module, "build_packages", build)
     return runs
@@ -49,6 +50,7 @@ def test_an_image_is_built_once(tmp_path: Path, builds: list[str]) -> None:
     assert catalog.build(RECIPE) == built == catalog.find(RECIPE)
     assert builds == ["tiny"]
     assert built.manifest.packages == {"tiny": "1.2-3", "other": "4"}
+    assert built.manifest.archives == {"tiny": "sha256:" + "1" * 64}
     assert built.root.digest == built.manifest.digest
     assert built.root.path.parent.name == built.manifest.digest.removeprefix("sha256:")
     assert not list(tmp_path.glob("building-*"))

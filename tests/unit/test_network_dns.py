@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wardian.network import dns as guest_dns
-from wardian.network.dns import Answer, Resolver, parse
-from wardian.network.policy import Policy
+from wardian.network.dns import Answer, Resolver, View, parse
+from wardian.network.policy import Decision, Policy
 
 POLICY = Policy()
 NAMES: dict[str, Sequence[str]] = {
@@ -50,7 +50,11 @@ async def ask(
 ) -> tuple[dns.message.Message, Answer]:
     query = dns.message.make_query(name, kind)
     answer = await resolver.answer(
-        query.to_wire(), internet=internet, reachable=lambda address: POLICY.reach(address).allowed
+        query.to_wire(),
+        View(
+            may_ask=lambda name: Decision(internet, "internet" if internet else "internet_off"),
+            may_tell=lambda address: POLICY.reach(address).allowed,
+        ),
     )
     response = dns.message.from_wire(answer.packet)
     assert query.is_response(response)

@@ -17,7 +17,7 @@ INNER = Policy.parse(["10.1.0.0/16", "fd00::/8", "127.0.0.1"])
 
 @pytest.mark.parametrize("address", ["1.1.1.1", "172.15.0.1", "172.32.0.1", "100.128.0.1", "2606:4700::1111"])
 def test_the_public_internet_is_reachable(address: str) -> None:
-    assert OPEN.connect(address, 443, internet=True) == Decision(True, "internet")
+    assert OPEN.connect(address, 443) == Decision(True, "internet")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_the_public_internet_is_reachable(address: str) -> None:
     ],
 )
 def test_what_is_near_the_host_is_not_however_it_is_written(address: str, reason: str) -> None:
-    assert OPEN.connect(address, 443, internet=True) == Decision(False, reason)
+    assert OPEN.connect(address, 443) == Decision(False, reason)
 
 
 @given(st.ip_addresses(v=4), st.integers(1, 65535))
@@ -69,19 +69,14 @@ def test_no_spelling_of_a_denied_address_is_allowed(address: IPv4Address, port: 
         IPv6Address((0x2002 << 112) | (number << 80)),
         IPv6Address((0x64FF9B << 96) | number),
     ]
-    if not OPEN.connect(str(address), port, internet=True).allowed:
+    if not OPEN.connect(str(address), port).allowed:
         for spelling in spellings:
-            assert not OPEN.connect(str(spelling), port, internet=True).allowed
-
-
-@given(st.ip_addresses(), st.integers(-1, 70000))
-def test_without_the_internet_nothing_is_reachable(address: IPv4Address | IPv6Address, port: int) -> None:
-    assert INNER.connect(str(address), port, internet=False) == Decision(False, "internet_off")
+            assert not OPEN.connect(str(spelling), port).allowed
 
 
 @pytest.mark.parametrize("port", [-1, 0, 25, 65536])
 def test_some_ports_are_nobodys_business(port: int) -> None:
-    assert OPEN.connect("1.1.1.1", port, internet=True) == Decision(False, "port")
+    assert OPEN.connect("1.1.1.1", port) == Decision(False, "port")
 
 
 @pytest.mark.parametrize("address", ["", "localhost", "1.1.1", "0x7f.1", "1.1.1.1/32", "::1::", "²"])
@@ -90,13 +85,13 @@ def test_what_is_no_address_is_not_reachable(address: str) -> None:
 
 
 def test_the_server_may_open_networks_of_its_own() -> None:
-    assert INNER.connect("10.1.2.3", 80, internet=True) == Decision(True, "extra_allowed")
-    assert INNER.connect("::ffff:10.1.2.3", 80, internet=True) == Decision(True, "extra_allowed")
-    assert INNER.connect("fd12::1", 80, internet=True) == Decision(True, "extra_allowed")
-    assert INNER.connect("127.0.0.1", 80, internet=True).allowed
-    assert not INNER.connect("127.0.0.2", 80, internet=True).allowed
-    assert not INNER.connect("10.2.0.1", 80, internet=True).allowed
-    assert not INNER.connect("10.1.2.3", 25, internet=True).allowed
+    assert INNER.connect("10.1.2.3", 80) == Decision(True, "extra_allowed")
+    assert INNER.connect("::ffff:10.1.2.3", 80) == Decision(True, "extra_allowed")
+    assert INNER.connect("fd12::1", 80) == Decision(True, "extra_allowed")
+    assert INNER.connect("127.0.0.1", 80).allowed
+    assert not INNER.connect("127.0.0.2", 80).allowed
+    assert not INNER.connect("10.2.0.1", 80).allowed
+    assert not INNER.connect("10.1.2.3", 25).allowed
 
 
 @pytest.mark.parametrize("text", ["10.0.0.1/8", "nonsense", ""])

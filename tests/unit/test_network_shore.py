@@ -19,7 +19,7 @@ from wardian.model.sandbox import Sandbox, SandboxSpec, State
 from wardian.network.dns import Resolver
 from wardian.network.outbound import is_own
 from wardian.network.policy import Policy
-from wardian.network.shore import CONNECTIONS_MAX, LOOKUPS_MAX, Shore
+from wardian.network.shore import CONNECTIONS_MAX, LOOKUPS_MAX, Shore, _Live
 
 MIB = 1 << 20
 SANDBOX = Sandbox(
@@ -177,7 +177,7 @@ async def test_what_is_denied_is_refused_and_recorded(
 async def test_the_host_itself_is_out_of_reach_on_its_public_addresses_too(
     coast: Coast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wardian.network.shore.is_own", lambda address: address == "1.1.1.1")
+    monkeypatch.setattr("wardian.network.gate.is_own", lambda address: address == "1.1.1.1")
     await coast.open(2, 443, "1.1.1.1")
     assert (await coast.peer.on(wire.REPLY)).errno == errno.ECONNREFUSED
     assert coast.events[-1][1]["reason"] == "own_address"
@@ -217,7 +217,8 @@ async def test_a_program_that_hangs_up_ends_the_connection_far_away(coast: Coast
 
 
 async def test_a_sandbox_has_only_so_many_connections(coast: Coast) -> None:
-    coast.shore._connections["s1"] = CONNECTIONS_MAX
+    task = asyncio.ensure_future(asyncio.sleep(0))
+    coast.shore._live["s1"] = {_Live("1.1.1.1", 80, task) for _ in range(CONNECTIONS_MAX)}
     await coast.open(2, 80)
     assert (await coast.peer.on(wire.REPLY)).errno == errno.ECONNREFUSED
     assert coast.events[-1][1]["reason"] == "too_many_connections"

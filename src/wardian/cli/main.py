@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wardian.cli import key, sandbox, server_file, template
+from wardian.cli import key, network, sandbox, server_file, template
 from wardian.cli.output import EXIT_CODES, ExitCode, Json, errors
 
 app = typer.Typer(
@@ -91,6 +91,7 @@ def doctor(*, as_json: Json = False) -> None:
     raise typer.Exit(ExitCode.DONE if examination(as_json=as_json) else ExitCode.FAILED)
 
 
+sandbox.app.command(epilog=EXIT_CODES)(network.network)
 for group in (sandbox.app, template.app):
     group.callback()(server_options)
 

@@ -3,88 +3,222 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from wardian.cli import remote
+from wardian.cli import building, remote
 from wardian.cli.output import EXIT_CODES, Json, err, errors, note, out, print_json, table
 from wardian.cli.remote import Address
 from wardian.cli.sandbox import address
 from wardian.images.base import base_recipe
 from wardian.images.catalog import BuiltImage, Catalog
-from wardian.model.errors import NotFound
+
+BASE = "base"
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="List templates, and build the image of the base one.",
+    help="Build templates from a manifest, list and compare them.",
 )
+
+Reference = Annotated[str, typer.Argument(help="A template: [namespace/]name[:tag], or its id.")]
 
 
 @app.command("ls", epilog=EXIT_CODES)
 def list_(context: typer.Context, *, as_json: Json = False) -> None:
     """List the templates a sandbox can be created from."""
     with errors(as_json=as_json):
-        found = remote.run(_list(address(context)))
+        found = remote.run(_get(address(context), "/templates"))
         if as_json:
             print_json(found)
             return
-        columns = ("TEMPLATE", "ID", "CPUS", "MEMORY", "DISK", "CREATED")
+        columns = ("TEMPLATE", "ID", "STATUS", "CPUS", "MEMORY", "DISK", "UPDATED")
         rows = [
             (
                 ", ".join(item.get("aliases") or []) or "-",
                 item["templateID"],
+                item["buildStatus"],
                 str(item["cpuCount"]),
                 f"{item['memoryMB']} MiB",
                 f"{item['diskSizeMB']} MiB",
-                item["createdAt"][:19].replace("T", " "),
+                item["updatedAt"][:19].replace("T", " "),
             )
             for item in found
         ]
         table(columns, rows)
 
 
-async def _list(server: Address) -> list[dict[str, Any]]:
-    async with remote.connect(server) as there:
-        found: list[dict[str, Any]] = (await there.call("GET", "/templates")).json()
-        return found
+@app.command("rm", epilog=EXIT_CODES)
+def remove(context: typer.Context, template: Reference, *, as_json: Json = False) -> None:
+    """Delete a template and all its builds. Refused while a sandbox stands on it."""
+    with errors(as_json=as_json):
+        remote.run(_call(address(context), "DELETE", f"/templates/{quote(template, safe='')}"))
+
+
+@app.command(epilog=EXIT_CODES)
+def tag(
+    context: typer.Context,
+    template: Reference,
+    tags: Annotated[list[str], typer.Argument(help="Tags to give it.")],
+    *,
+    as_json: Json = False,
+) -> None:
+    """Give a build more tags: `tag web:default stable 1.4` makes `web:stable` and `web:1.4` name it, too."""
+    with errors(as_json=as_json):
+        body = {"target": template, "tags": tags}
+        told = remote.run(_call(address(context), "POST", "/templates/tags", body))
+        if as_json:
+            print_json(told)
+
+
+@app.command(epilog=EXIT_CODES)
+def inspect(context: typer.Context, template: Reference, *, as_json: Json = False) -> None:
+    """Show what a template is made of, and what runs in it."""
+    with errors(as_json=as_json):
+        told = remote.run(_build_of(address(context), template))
+        if as_json:
+            print_json(told)
+            return
+        around, lock = told["surroundings"], told["lock"] or {}
+        rows = [
+            ("template", f"{', '.join(told['names'])} ({told['templateID']})"),
+            ("build", told["buildID"]),
+            ("files", told["tree"]),
+            ("image", told["image"]),
+            ("base", ", ".join(f"{k} {v}" for k, v in (lock.get("base") or {}).items()) or "-"),
+            ("packages", ", ".join(f"{len(v)} {k}" for k, v in (lock.get("packages") or {}).items()) or "-"),
+            ("resources", _resources(told["resources"])),
+            ("user", around["user"]),
+            ("directory", around["workdir"] or "the user's home"),
+            ("environment", " ".join(f"{k}={v}" for k, v in around["env"].items()) or "-"),
+            ("start", told["start"] or "-"),
+            ("ready", told["ready"] or "-"),
+        ]
+        for what, value in rows:
+            out.print(f"{what:12} {value}", soft_wrap=True, markup=False)
+
+
+@app.command(epilog=EXIT_CODES)
+def explain(context: typer.Context, old: Reference, new: Reference, *, as_json: Json = False) -> None:
+    """Say what differs between two templates, and why: base, packages, files, environment, start.
+
+    Ends with 0 when they are the same bytes and with 1 when they are not.
+    """
+    from wardian.builds.explaining import explained
+
+    with errors(as_json=as_json):
+        server = address(context)
+        one, other = (remote.run(_build_of(server, each)) for each in (old, new))
+        found = explained(one, other)
+        if as_json:
+            print_json({"same": not found, "differences": found})
+        elif not found:
+            out.print(f"the same files, byte for byte: {one['tree']}", soft_wrap=True)
+        for line in () if as_json else found:
+            out.print(line, soft_wrap=True)
+    if found:
+        raise typer.Exit(1)
 
 
 @app.command(epilog=EXIT_CODES)
 def build(
-    name: Annotated[str, typer.Argument(help="The template whose image to build.")] = "base",
+    context: typer.Context,
+    directory: Annotated[
+        str, typer.Argument(metavar="[DIR]", help="The directory with the manifest (or: base).")
+    ] = ".",
     *,
+    name: Annotated[str | None, typer.Option("--name", "-n", help="The template's name.")] = None,
+    tags: Annotated[list[str] | None, typer.Option("--tag", "-t", help="A tag; may be repeated.")] = None,
+    file: Annotated[str | None, typer.Option("--file", "-f", help="The manifest, in that directory.")] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Option("--build-arg", help="NAME=value for an ARG; may be repeated.")
+    ] = None,
+    cpus: Annotated[int | None, typer.Option(help="Cores of each sandbox.")] = None,
+    memory: Annotated[int | None, typer.Option(help="Memory of each sandbox, in MiB.")] = None,
+    disk: Annotated[int | None, typer.Option(help="What each sandbox may write, in MiB.")] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Do every step again.")] = False,
+    locked: Annotated[bool, typer.Option("--locked", help="Build what wardian.lock says, or fail.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Build a template's image on this host, from Debian's packages; needs no server.
+    """Build a template from the manifest in a directory: wardian.toml, Dockerfile or pyproject.toml.
 
-    Takes about half a minute once and nothing the next time. Images are kept in WARDIAN_CACHE
-    (default /var/cache/wardian, or ~/.cache/wardian when not root).
+    The server does the work, in sandboxes; what has not changed since the last time is not done again.
+    Writes `wardian.lock` beside the manifest: with `--locked`, the same bytes come of it, or an error.
+
+    `wardian template build base` is another thing: it builds the image of the base template on this host,
+    from Debian's packages (half a minute, once), and needs no server.
     """
     with errors(as_json=as_json):
-        if name != "base":
-            raise NotFound(f"no recipe for a template {name!r}", hint="there is `base`")
+        if directory == BASE and not Path(BASE).is_dir():
+            _build_base(as_json=as_json)
+            return
+        wanted = building.Wanted(
+            directory=Path(directory),
+            file=file,
+            name=name,
+            tags=tags or (),
+            arguments=building.build_arguments(arguments or ()),
+            cpus=cpus,
+            memory_mib=memory,
+            disk_mib=disk,
+            cached=not no_cache,
+            locked=locked,
+        )
         started = time.monotonic()
-        image = _build()
-        facts = {
-            "name": name,
-            "path": str(image.root.path),
-            "digest": image.manifest.digest,
-            "tree": image.manifest.tree,
-            "sizeBytes": image.manifest.size_bytes,
-            "packages": len(image.manifest.packages),
-        }
+        outcome = remote.run(building.build(address(context), wanted, quiet=as_json))
+        facts = building.facts_of(outcome)
         if as_json:
             print_json(facts)
             return
-        out.print(str(image.root.path), soft_wrap=True)
-        size = f"{image.manifest.size_bytes / 1e6:.0f} MB"
-        note(f"{size}, {len(image.manifest.packages)} packages, {time.monotonic() - started:.1f} s")
+        out.print(", ".join(facts["names"]) or facts["templateID"], soft_wrap=True)
+        warm = ", warm" if facts["warm"] else ""
+        note(f"{facts['tree']}{warm}, {time.monotonic() - started:.1f} s; lock: {facts['lock']}")
 
 
-def _build() -> BuiltImage:
+async def _get(server: Address, path: str) -> Any:
+    async with remote.connect(server) as there:
+        return (await there.call("GET", path)).json()
+
+
+async def _call(server: Address, method: str, path: str, body: Any = None) -> Any:
+    async with remote.connect(server) as there:
+        answer = await there.call(method, path, body=body)
+        return answer.json() if answer.content else None
+
+
+async def _build_of(server: Address, reference: str) -> dict[str, Any]:
+    told: dict[str, Any] = await _get(server, f"/wardian/builds/{quote(reference)}")
+    return told
+
+
+def _resources(told: dict[str, Any]) -> str:
+    return f"{told['cpu_count']} cores, {told['memory_mib']} MiB memory, {told['disk_mib']} MiB disk"
+
+
+def _build_base(*, as_json: bool) -> None:
+    started = time.monotonic()
+    image = _base_image()
+    facts = {
+        "name": BASE,
+        "path": str(image.root.path),
+        "digest": image.manifest.digest,
+        "tree": image.manifest.tree,
+        "sizeBytes": image.manifest.size_bytes,
+        "packages": len(image.manifest.packages),
+    }
+    if as_json:
+        print_json(facts)
+        return
+    out.print(str(image.root.path), soft_wrap=True)
+    size = f"{image.manifest.size_bytes / 1e6:.0f} MB"
+    note(f"{size}, {len(image.manifest.packages)} packages, {time.monotonic() - started:.1f} s")
+
+
+def _base_image() -> BuiltImage:
     catalog, recipe = Catalog(), base_recipe()
     if found := catalog.find(recipe):
         return found

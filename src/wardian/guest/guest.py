@@ -15,9 +15,9 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
-from wardian.guest import files, tunnels
+from wardian.guest import carrying, files, tunnels
 from wardian.guest.control import Notices, attach_fields, parse_hello
 from wardian.guest.errors import Refuse, at_path, refused
 from wardian.guest.frames import (
@@ -283,6 +283,14 @@ class Guest:
         stream = WatchStream(self._link, at_path(path))
         await begin(stream, OP_WATCH, files.place(path, user) + number(6, int(recursive), 1))
         return Watch(stream)
+
+    def pack(self, *, hold: bool = False) -> AsyncGenerator[Sequence[carrying.Record]]:
+        """Everything in the root file system: see :func:`wardian.guest.carrying.pack`."""
+        return carrying.pack(self._link, hold=hold)
+
+    async def unpack(self, batches: AsyncIterator[Iterable[carrying.Record]]) -> None:
+        """Make and remove files as the records say: see :mod:`wardian.guest.carrying`."""
+        await carrying.unpack(self._link, batches)
 
     async def _entry(self, op: int, body: bytes, refuse: Refuse) -> Entry:
         fields = await call(self._link, op, body, refuse)

@@ -17,12 +17,13 @@ import re
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
-from wardian.images import debian
+from wardian.images import debian, packages
 from wardian.images.erofs import TIMESTAMP
 from wardian.model.errors import Unavailable, WardianError
 
@@ -48,6 +49,8 @@ EXCLUDED = (
     "/usr/share/doc/*",
     "/usr/share/lintian/*",
 )
+PREFERENCES = "/etc/apt/preferences.d/wardian"
+LAST_WORDS = 15
 INCLUDED = ("/usr/share/doc/*/copyright", "/usr/share/locale/locale.alias")
 
 
@@ -100,6 +103,24 @@ BASE_FILES: Mapping[str, ExtraFile] = {
     ),
 }
 
+SUITE = "bookworm"
+BASE_PACKAGES = (
+    "bash-static",
+    "ca-certificates",
+    "curl",
+    "git",
+    "iproute2",
+    "less",
+    "netcat-openbsd",
+    "procps",
+    "python3",
+    "python3-pip",
+    "python3-venv",
+    "sudo",
+    "unzip",
+    "xz-utils",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -136,25 +157,20 @@ class Recipe:
 
 def base_recipe() -> Recipe:
     """The recipe of ``base``."""
+    return debian_recipe("base", SUITE)
+
+
+def debian_recipe(name: str, suite: str, extra: Iterable[str] = ()) -> Recipe:
+    """A Debian with all that ``base`` has, and the packages ``extra`` (``name``, or ``name=version``).
+
+    Raises :class:`Invalid` for what can be no package.
+    """
+    extra = tuple(extra)
+    packages.check_names(suite, extra)
     return Recipe(
-        name="base",
-        suite="bookworm",
-        packages=(
-            "bash-static",
-            "ca-certificates",
-            "curl",
-            "git",
-            "iproute2",
-            "less",
-            "netcat-openbsd",
-            "procps",
-            "python3",
-            "python3-pip",
-            "python3-venv",
-            "sudo",
-            "unzip",
-            "xz-utils",
-        ),
+        name=name,
+        suite=suite,
+        packages=packages.merged(BASE_PACKAGES, extra),
         customise=resources.files(__package__).joinpath("customise.sh").read_text(),
         files=BASE_FILES,
     )
@@ -165,10 +181,12 @@ def as_root() -> tuple[str, ...]:
     return () if os.geteuid() == 0 else ("unshare", "--user", "--map-auto", "--map-root-user", "--")
 
 
-def build_packages(recipe: Recipe, out: Path, report: Report) -> None:
+def build_packages(recipe: Recipe, out: Path, report: Report) -> dict[str, str]:
     """Run mmdebstrap: the recipe's packages, customised, as the tar file ``out``. Takes half a minute.
 
-    Raises :class:`Unavailable` when this host names no Debian archive, WardianError when mmdebstrap fails.
+    Returns the digests of the archives they came in, by package. Raises :class:`Unavailable` when this host
+    names no Debian archive, :class:`NotFound` for a package or version that is not in it, WardianError when
+    mmdebstrap fails.
     """
     sources = debian.archive(debian.host_sources(), recipe.suite, _host_codename())
     if not sources:
@@ -177,39 +195,61 @@ def build_packages(recipe: Recipe, out: Path, report: Report) -> None:
             code="no_debian_archive",
             hint=f"add one, such as /etc/apt/sources.list.d/debian.sources with suite {recipe.suite}",
         )
+    pinned = packages.pins(recipe.packages)
     with tempfile.TemporaryDirectory(prefix="wardian-packages-") as directory:
-        hook = Path(directory) / "customise.sh"
-        hook.write_text(recipe.customise)
-        lines = Path(directory) / "sources.list"
-        lines.write_text("".join(source.line + "\n" for source in sources))
-        Path(directory).chmod(0o755)
+        place = Path(directory)
+        place.chmod(0o755)
+        hooks = {
+            "archives.sh": packages.LIST_ARCHIVES,
+            "customise.sh": recipe.customise,
+            "preferences": packages.preferences(pinned),
+            "sources.list": "".join(source.line + "\n" for source in sources),
+        }
+        for name, text in hooks.items():
+            (place / name).write_text(text)
         command = [
             "mmdebstrap",
             "--variant=minbase",
             "--format=tar",
-            f"--include={','.join(recipe.packages)}",
+            *(f"--include={package}" for package in recipe.packages),
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED),
             *(f"--dpkgopt=path-include={pattern}" for pattern in INCLUDED),
             *(f"--aptopt={option}" for option in debian.network_options()),
-            f'--customize-hook=sh {hook} "$1"',
+            f"--setup-hook=upload {place}/preferences {PREFERENCES}",
+            f'--customize-hook=sh {place}/archives.sh "$1"',
+            f"--customize-hook=download /tmp/archives {place}/archives",
+            f'--customize-hook=rm "$1/tmp/archives" "$1{PREFERENCES}"',
+            f'--customize-hook=sh {place}/customise.sh "$1"',
             recipe.suite,
             str(out),
-            str(lines),
+            f"{place}/sources.list",
         ]
-        _run_with_stages(command, report)
+        if failure := _run_with_stages(command, report):
+            raise packages.explain(failure, recipe.suite, sources) or WardianError(
+                "mmdebstrap failed:\n  " + "\n  ".join(failure[-LAST_WORDS:]),
+                code="image_build_failed",
+                hint="can this host reach its Debian mirror?",
+            )
+        installed = installed_packages(out)
+        packages.check_kept(pinned, installed, recipe.suite)
+        return packages.read_archives((place / "archives").read_text(), installed)
 
 
-def installed_packages(packages: Path) -> dict[str, str]:
+def installed_packages(layer: Path) -> dict[str, str]:
     """Names and versions of the packages in a package layer."""
-    with tarfile.open(packages) as tar:
+    with tarfile.open(layer) as tar:
         file = tar.extractfile("./var/lib/dpkg/status")
         assert file is not None
-        status = file.read().decode()
+        return packages_in(file.read().decode())
+
+
+def packages_in(status: str) -> dict[str, str]:
+    """Names and versions of the packages in dpkg's status file."""
     found = re.findall(r"^Package: (\S+)$.*?^Version: (\S+)$", status, flags=re.M | re.S)
     return dict(sorted(found))
 
 
-def unpack(packages: Path, files: Mapping[str, ExtraFile], tree: Path) -> None:
+def unpack(layer: Path, files: Mapping[str, ExtraFile], tree: Path) -> None:
     """Make the empty directory ``tree`` the recipe's root: the package layer with ``files`` laid over it."""
     extract = [
         *as_root(),
@@ -221,7 +261,7 @@ def unpack(packages: Path, files: Mapping[str, ExtraFile], tree: Path) -> None:
         str(tree),
     ]
     # A machine brings its own /dev, and only the real root may make device nodes.
-    subprocess.run([*extract, "--exclude=./dev/*", "--file", str(packages)], check=True)
+    subprocess.run([*extract, "--exclude=./dev/*", "--file", str(layer)], check=True)
     subprocess.run([*extract, "--unlink-first", "--file=-"], input=_extra_tar(files), check=True)
 
 
@@ -243,9 +283,10 @@ def _extra_tar(files: Mapping[str, ExtraFile]) -> bytes:
     return buffer.getvalue()
 
 
-def _run_with_stages(command: Sequence[str], report: Report) -> None:
+def _run_with_stages(command: Sequence[str], report: Report) -> Sequence[str]:
+    """Run mmdebstrap and follow its progress. Its last words if it failed, else nothing."""
     environment = {**os.environ, "SOURCE_DATE_EPOCH": str(TIMESTAMP), "LC_ALL": "C.UTF-8"}
-    last: list[str] = []
+    last: deque[str] = deque(maxlen=200)
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -256,16 +297,11 @@ def _run_with_stages(command: Sequence[str], report: Report) -> None:
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            last = [*last[-14:], line.rstrip()]
+            last.append(line.rstrip())
             for begins, words, fraction in STAGES:
                 if begins in line:
                     report(words, fraction)
-    if process.returncode:
-        raise WardianError(
-            "mmdebstrap failed:\n  " + "\n  ".join(last),
-            code="image_build_failed",
-            hint="can this host reach its Debian mirror?",
-        )
+    return list(last) if process.returncode else ()
 
 
 def _host_codename() -> str:

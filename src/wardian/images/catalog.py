@@ -1,11 +1,11 @@
 """The images this host has, in one cache directory that may be deleted at any time.
 
-    packages/<key>.tar          what mmdebstrap made of a recipe's packages
+    packages/<key>.tar, .json   what mmdebstrap made of a recipe's packages, and the archives they came in
     images/<sha256>/            rootfs.erofs and manifest.json; named after the digest of the image file
     recipes/<key>               the digest of the image a recipe gave: the only way to an image by name
 
 Everything is written beside its place and renamed into it, so a killed build leaves only rubbish that the
-next one removes. One build runs at a time.
+next one removes. One build runs at a time. :meth:`Catalog.prune` removes what nobody needs any more.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from wardian.images import erofs
 from wardian.images.base import (
@@ -33,6 +34,7 @@ from wardian.images.base import (
     installed_packages,
     unpack,
 )
+from wardian.images.oci.config import ImageConfig
 from wardian.isolation.port import RootImage
 from wardian.model.errors import Conflict, Unavailable
 
@@ -41,7 +43,12 @@ ROOTFS, MANIFEST = "rootfs.erofs", "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What an image is made of. Digests are ``sha256:<hex>``; ``tree`` is that of its files."""
+    """What an image is made of. Digests are ``sha256:<hex>``; ``tree`` is that of its files.
+
+    ``packages`` are exact versions by name, ``archives`` the digests of the Debian archives they came in, and
+    ``layer`` the cache key of their package layer. ``source`` and ``config`` are an OCI image's: where it
+    came from, by digest, and how it wants to be run (:class:`ImageConfig` as JSON).
+    """
 
     name: str
     suite: str
@@ -50,6 +57,10 @@ class Manifest:
     tree: str
     size_bytes: int
     packages: Mapping[str, str]
+    archives: Mapping[str, str] = field(default_factory=dict)
+    layer: str = ""
+    source: str = ""
+    config: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +69,16 @@ class BuiltImage:
 
     root: RootImage
     manifest: Manifest
+
+    @property
+    def config(self) -> ImageConfig:
+        """How the image wants to be run; nothing in particular, unless it came from elsewhere."""
+        facts = self.manifest.config
+        return ImageConfig.from_json(facts) if facts is not None else ImageConfig()
+
+
+Make = Callable[[Path], Manifest]
+"""Writes an image to the path it is given, and says what it is made of; digests and size are filled in."""
 
 
 def default_cache() -> Path:
@@ -77,7 +98,11 @@ class Catalog:
 
     def find(self, recipe: Recipe) -> BuiltImage | None:
         """The image of ``recipe`` if it is built. Reads two small files."""
-        pointer = self.cache / "recipes" / recipe.key
+        return self.find_key(recipe.key)
+
+    def find_key(self, key: str) -> BuiltImage | None:
+        """The image that was made under ``key``."""
+        pointer = self.cache / "recipes" / key
         try:
             directory = self.cache / "images" / pointer.read_text().strip()
             manifest = Manifest(**json.loads((directory / MANIFEST).read_text()))
@@ -89,15 +114,45 @@ class Catalog:
 
     def build(self, recipe: Recipe, report: Report = lambda words, fraction: None) -> BuiltImage:
         """The image of ``recipe``, built if need be (half a minute, then two seconds, then nothing)."""
+        return self.make(recipe.key, lambda out: self._from_packages(recipe, out, report), report)
+
+    def make(self, key: str, make: Make, report: Report = lambda words, fraction: None) -> BuiltImage:
+        """The image under ``key`` (a hexadecimal digest of all that decides what it holds), made if need be."""
         with self._lock():
-            if found := self.find(recipe):
+            if found := self.find_key(key):
                 return found
-            packages = self.cache / "packages" / f"{recipe.packages_key}.tar"
-            if not packages.exists():
-                with self._scratch() as scratch:
-                    build_packages(recipe, scratch / "packages.tar", report)
-                    _publish(scratch / "packages.tar", packages)
-            return self._assemble(recipe, packages, report)
+            with self._scratch() as scratch:
+                (made := scratch / "image").mkdir()
+                manifest = make(made / ROOTFS)
+                report("checking the image", 0.98)
+                self._keep(key, made, manifest)
+            found = self.find_key(key)
+            assert found is not None
+        report("done", 1.0)
+        return found
+
+    def prune(self, keep: Collection[str]) -> list[str]:
+        """Remove every image whose digest is not in ``keep``, but for ``base``; return what was removed.
+
+        With them go the names that led to them and the package layers that only they were made of. Who has
+        an image open, or a hard link to it (:class:`Roots`), keeps it.
+        """
+        with self._lock():
+            base = self.find(base_recipe())
+            kept = {digest.removeprefix("sha256:") for digest in keep}
+            kept |= {base.manifest.digest.removeprefix("sha256:")} if base else set()
+            images = {path.name: path for path in self.cache.glob("images/*")}
+            gone = [path for name, path in images.items() if name not in kept]
+            layers = {_layer_of(path) for name, path in images.items() if name in kept}
+            for pointer in self.cache.glob("recipes/*"):
+                if pointer.read_text().strip() not in kept:
+                    pointer.unlink()
+            for path in gone:
+                shutil.rmtree(path)
+            for path in self.cache.glob("packages/*"):
+                if path.stem not in layers:
+                    path.unlink()
+        return sorted(f"sha256:{path.name}" for path in gone)
 
     def verify(self, image: BuiltImage) -> None:
         """Read the whole image. Raises :class:`Conflict` when it is not what its manifest says."""
@@ -108,40 +163,47 @@ class Catalog:
                 hint=f"remove {image.root.path.parent} and build it again",
             )
 
-    def _assemble(self, recipe: Recipe, packages: Path, report: Report) -> BuiltImage:
-        with self._scratch() as scratch:
-            report("unpacking the root file system", 0.85)
-            tree = scratch / "tree"
-            tree.mkdir()
-            unpack(packages, recipe.files, tree)
-            report("writing the image", 0.91)
-            made = scratch / "image"
-            made.mkdir()
-            erofs.make_image(tree, made / ROOTFS, prefix=as_root())
-            report("checking the image", 0.98)
-            with erofs.Image(made / ROOTFS) as image:
-                tree_digest = image.tree_digest()
-            manifest = Manifest(
-                name=recipe.name,
-                suite=recipe.suite,
-                recipe=f"sha256:{recipe.key}",
-                digest=_file_digest(made / ROOTFS),
-                tree=tree_digest,
-                size_bytes=(made / ROOTFS).stat().st_size,
-                packages=installed_packages(packages),
-            )
-            (made / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
-            name = manifest.digest.removeprefix("sha256:")
-            place = self.cache / "images" / name
-            if place.exists():  # damaged, or its pointer was lost; who has it open keeps what they have
-                shutil.rmtree(place)
-            _publish(made, place)
-            (scratch / "pointer").write_text(name + "\n")
-            _publish(scratch / "pointer", self.cache / "recipes" / recipe.key)
-        report("done", 1.0)
-        found = self.find(recipe)
-        assert found is not None
-        return found
+    def _from_packages(self, recipe: Recipe, out: Path, report: Report) -> Manifest:
+        layer = self.cache / "packages" / f"{recipe.packages_key}.tar"
+        archives = layer.with_suffix(".json")
+        scratch = out.parent.parent
+        if not (layer.exists() and archives.exists()):
+            digests = build_packages(recipe, scratch / layer.name, report)
+            (scratch / archives.name).write_text(json.dumps(digests))
+            _publish(scratch / layer.name, layer)
+            _publish(scratch / archives.name, archives)
+        report("unpacking the root file system", 0.85)
+        tree = scratch / "tree"
+        tree.mkdir()
+        unpack(layer, recipe.files, tree)
+        report("writing the image", 0.91)
+        erofs.make_image(tree, out, prefix=as_root())
+        return Manifest(
+            name=recipe.name,
+            suite=recipe.suite,
+            recipe=f"sha256:{recipe.key}",
+            digest="",
+            tree="",
+            size_bytes=0,
+            packages=installed_packages(layer),
+            archives=json.loads(archives.read_text()),
+            layer=recipe.packages_key,
+        )
+
+    def _keep(self, key: str, made: Path, manifest: Manifest) -> None:
+        with erofs.Image(made / ROOTFS) as image:
+            tree = image.tree_digest()
+        size, digest = (made / ROOTFS).stat().st_size, _file_digest(made / ROOTFS)
+        full = replace(manifest, digest=digest, tree=tree, size_bytes=size)
+        (made / MANIFEST).write_text(json.dumps(asdict(full), indent=1))
+        name = digest.removeprefix("sha256:")
+        place = self.cache / "images" / name
+        if place.exists():  # damaged, or made by another recipe too; who has it open keeps what they have
+            shutil.rmtree(place)
+        _publish(made, place)
+        pointer = made.with_name("pointer")
+        pointer.write_text(name + "\n")
+        _publish(pointer, self.cache / "recipes" / key)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -176,6 +238,12 @@ def base_image(cache: Path | None = None) -> BuiltImage:
 def with_files(recipe: Recipe, files: Mapping[str, ExtraFile]) -> Recipe:
     """``recipe`` with more files laid over it, by path from the root; later ones win."""
     return replace(recipe, files={**recipe.files, **{path.lstrip("/"): file for path, file in files.items()}})
+
+
+def _layer_of(image: Path) -> str:
+    """The key of the package layer that the image in this directory was made of, if any."""
+    layer: str = json.loads((image / MANIFEST).read_text()).get("layer", "")
+    return layer
 
 
 def _publish(made: Path, place: Path) -> None:

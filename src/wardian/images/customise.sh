@@ -23,6 +23,9 @@ find "$root/usr/lib/python3" "$root"/usr/lib/python3.* "$root/usr/share/python3"
 chroot "$root" env PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode timestamp \
     /usr/lib/python3 /usr/lib/python3.* >/dev/null || true
 
+# Which packages were asked for and which came along depends on how the recipe was written, not on what is in it.
+rm -f "$root"/var/lib/apt/extended_states
+
 # Caches, logs and back-ups: made again when wanted, and different on every build.
 rm -rf "$root"/var/cache/apt/* "$root"/var/cache/debconf/*-old "$root"/var/cache/ldconfig/* "$root"/var/lib/apt/lists/* \
     "$root"/var/log/* "$root"/var/lib/dpkg/*-old "$root"/etc/*- "$root"/usr/share/python3/__pycache__ \

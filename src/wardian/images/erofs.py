@@ -49,6 +49,8 @@ class Node:
     layout: int
     block: int  # first block of the data, or a device number
     tail: int  # where the part that does not fill a block begins, when it is packed behind the inode
+    number: int  # of the inode: names with the same one are hard links
+    mtime_ns: int
 
 
 class Image:
@@ -62,6 +64,8 @@ class Image:
             raise ImageUnusable(f"{path} is not an EROFS image")
         self.block_size = 1 << block_bits
         (self._root,) = struct.unpack_from("<H", self._map, SUPERBLOCK_OFFSET + 14)
+        built, built_ns = struct.unpack_from("<QI", self._map, SUPERBLOCK_OFFSET + 24)
+        self._built_ns = built * 1_000_000_000 + built_ns
         (meta_block,) = struct.unpack_from("<I", self._map, SUPERBLOCK_OFFSET + 40)
         self._meta = meta_block * self.block_size
 
@@ -127,14 +131,15 @@ class Image:
         offset = self._meta + number * 32
         form, attributes, mode = struct.unpack_from("<HHH", self._map, offset)
         if form & 1:  # the long form, 64 bytes
-            size, block, _, uid, gid = struct.unpack_from("<QIIII", self._map, offset + 8)
-            tail = offset + 64
+            size, block, _, uid, gid, time, time_ns = struct.unpack_from("<QIIIIQI", self._map, offset + 8)
+            tail, mtime_ns = offset + 64, time * 1_000_000_000 + time_ns
         else:
             size, _, block, _, uid, gid = struct.unpack_from("<IIIIHH", self._map, offset + 8)
-            tail = offset + 32
+            tail, mtime_ns = offset + 32, self._built_ns
         if attributes:
             tail += 12 + 4 * (attributes - 1)
-        return Node(path, mode, uid, gid, size, form >> 1 & 7, block, tail)
+        layout = form >> 1 & 7
+        return Node(path, mode, uid, gid, size, layout, block, tail, number, mtime_ns)
 
     def _blocks(self, node: Node) -> Iterator[bytes]:
         data = self.read(node)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Set
 from pathlib import Path
 
 from wardian.images.catalog import BuiltImage, Catalog
@@ -33,6 +34,11 @@ class Roots:
             )
         return RootImage(path, digest)
 
+    def known(self, digest: str) -> RootImage | None:
+        """The image with this digest, if it is here."""
+        path = self._path(digest)
+        return RootImage(path, digest) if path.exists() else None
+
     def adopt(self, image: BuiltImage, catalog: Catalog) -> RootImage:
         """Keep ``image``. Checked against its digest the first time."""
         path = self._path(image.root.digest)
@@ -47,6 +53,22 @@ class Roots:
                     shutil.copyfile(image.root.path, draft)
                 draft.rename(path)
         return RootImage(path, image.root.digest)
+
+    def take(self, image: Path, digest: str) -> RootImage:
+        """Keep a file that was just written beside the roots, on the same file system, by its name."""
+        path = self._path(digest)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            image.unlink()
+        else:
+            image.rename(path)
+        return RootImage(path, digest)
+
+    def collect(self, used: Set[str]) -> None:
+        """Remove every image whose digest is not among ``used``. Machines that have one open keep it."""
+        for path in self._directory.glob("*.erofs"):
+            if f"sha256:{path.stem}" not in used:
+                path.unlink(missing_ok=True)
 
     def _path(self, digest: str) -> Path:
         return self._directory / f"{digest.removeprefix('sha256:')}.erofs"

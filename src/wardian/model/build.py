@@ -28,7 +28,9 @@ class Step:
     """One step. ``line`` is where the manifest says it (1-based; 0: nowhere), ``text`` what it says there.
 
     ``files`` names what a COPY takes from: ``context:<sha256>`` (a tar of the matched files, which the build
-    context holds under that digest), or ``stage:<name>``. ``force`` passes the cache by.
+    context holds under that digest), or ``stage:<name>``. ``force`` passes the cache by. With ``expand``
+    the builder replaces ``$NAME`` and ``${NAME}`` in ``args`` (but an ENV's name) by what is set so far;
+    ``\\$`` is a dollar. ``user`` is whom a RUN runs as, if not the user set so far; it must be there.
     """
 
     kind: StepKind
@@ -37,6 +39,8 @@ class Step:
     text: str = ""
     files: str = ""
     force: bool = False
+    expand: bool = False
+    user: str = ""
 
 
 class BaseKind(StrEnum):

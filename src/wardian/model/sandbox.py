@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from wardian.model.build import Surroundings
+from wardian.model.egress import Egress, GrantedHost
 from wardian.model.errors import Conflict
 from wardian.model.resources import Resources
 
@@ -159,6 +161,9 @@ class SandboxSpec:
     secure: bool = True  # hand out an access token for the data plane
     allow_public_traffic: bool = True  # false: the sandbox's ports want a traffic token
     mask_request_host: str | None = None
+    https_ports: tuple[int, ...] = ()  # inside, these speak TLS
+    egress: Egress = field(default_factory=Egress)
+    granted_hosts: tuple[GrantedHost, ...] = ()  # by the server to sandboxes of its own; no request sets it
     idempotency_key: str | None = None
 
 
@@ -187,6 +192,9 @@ class Sandbox:
     parent_id: str | None = None  # the sandbox it was forked from
     machine_id: str | None = None  # the driver's name for the machine that runs it
     machine: Mapping[str, Any] | None = None  # the driver's record of that machine, for re-attachment
+    build_id: str | None = None  # of the template; None: its image was not made by a build
+    tree: str | None = None  # the digest of the files it began with
+    surroundings: Surroundings = field(default_factory=Surroundings)  # what its processes start in
 
     @property
     def public_state(self) -> str:
@@ -210,3 +218,6 @@ class Snapshot:
     created_at: int
     root_digest: str  # of the root image a restore needs
     resources: Resources
+    build_id: str | None = None  # as its sandbox had them
+    tree: str | None = None
+    surroundings: Surroundings = field(default_factory=Surroundings)

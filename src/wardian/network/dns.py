@@ -1,7 +1,8 @@
 """DNS for guests: parse the query strictly, ask the host's resolver, tell only what may be reached.
 
-Answers are A and AAAA records of whatever ``getaddrinfo`` says, without the addresses that the policy
-denies: a name of the attacker's that points inward does not help. Anything else is refused, not made up.
+Answers are A and AAAA records of whatever ``getaddrinfo`` says (or the servers that the sandbox's owner
+named), without the addresses that the policy denies: a name of the attacker's that points inward does not
+help. Anything else is refused, not made up.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 
+from wardian.network import upstream
+from wardian.network.policy import Decision
+
 QUERY_MAX = 1232
 RESOLVE_S = 5.0
 TTL_S = 30
@@ -34,24 +38,39 @@ _HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-
 _FAMILIES = {dns.rdatatype.A: socket.AF_INET, dns.rdatatype.AAAA: socket.AF_INET6}
 _ABSENT = frozenset({socket.EAI_NONAME})
 _NO_SUCH_ADDRESS = frozenset({socket.EAI_NODATA, socket.EAI_ADDRFAMILY})
+_RCODES = {"no_such_name": dns.rcode.NXDOMAIN, "no_address": dns.rcode.NOERROR}
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """A query that can be answered: a host name and the family of addresses wanted."""
+class View:
+    """How one sandbox sees names: which it may ask for, which addresses it may be told, and who is asked.
 
-    message: dns.message.Message
-    name: str
-    family: socket.AddressFamily
+    ``stand_in`` gives the address of a name that means something inside only. ``servers``: None is the host's
+    resolver, an empty list nobody.
+    """
+
+    may_ask: Callable[[str], Decision]
+    may_tell: Callable[[str], bool]
+    stand_in: Callable[[str], str | None] = lambda name: None
+    servers: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What came of looking a name up: a slug, and the addresses if it is ``resolved``."""
+
+    outcome: str
+    addresses: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The packet, and for the record: what was asked and a slug for what came of it."""
+    """The packet, and for the record: what was asked, a slug for what came of it, and what was told."""
 
     packet: bytes
     name: str
     outcome: str
+    addresses: Sequence[str] = ()
 
 
 def parse(query: bytes) -> dns.message.Message:
@@ -96,43 +115,52 @@ class Resolver:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def answer(self, query: bytes, *, internet: bool, reachable: Callable[[str], bool]) -> Answer:
-        """Answer one packet; ``reachable`` says whether an address may be told.
-
-        OSError for no proper query.
-        """
+    async def answer(self, query: bytes, view: View) -> Answer:
+        """Answer one packet. OSError for no proper query."""
         message = parse(query)
         question = message.question[0]
-        name = question.name.to_text(omit_final_dot=True)
-        if not internet:
-            return Answer(respond(message, dns.rcode.REFUSED), name, "internet_off")
-        family = _FAMILIES.get(question.rdtype)
-        if family is None or question.rdclass != dns.rdataclass.IN:
+        name = question.name.to_text(omit_final_dot=True).lower()
+        family = _FAMILIES.get(question.rdtype) if question.rdclass == dns.rdataclass.IN else None
+        if (inside := view.stand_in(name)) is not None:
+            told = [inside] if family is socket.AF_INET else []
+            return Answer(respond(message, dns.rcode.NOERROR, told), name, "granted")
+        may_ask = view.may_ask(name)
+        if not may_ask.allowed:
+            return Answer(respond(message, dns.rcode.REFUSED), name, may_ask.reason)
+        if family is None:
             return Answer(respond(message, dns.rcode.NOTIMP), name, "unsupported")
         if not _HOST.fullmatch(name):
             return Answer(respond(message, dns.rcode.NXDOMAIN), name, "not_a_host_name")
-        return await self._resolve(Question(message, name, family), reachable)
-
-    async def _resolve(self, question: Question, reachable: Callable[[str], bool]) -> Answer:
-        message, name = question.message, question.name
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(RESOLVE_S):
-                found = await loop.run_in_executor(self._threads, self._lookup, name, question.family)
-        except socket.gaierror as error:
-            if error.errno in _ABSENT:
-                return Answer(respond(message, dns.rcode.NXDOMAIN), name, "no_such_name")
-            if error.errno in _NO_SUCH_ADDRESS:
-                return Answer(respond(message, dns.rcode.NOERROR), name, "no_address")
-            return Answer(respond(message, dns.rcode.SERVFAIL), name, "failed")
-        except TimeoutError:
-            return Answer(respond(message, dns.rcode.SERVFAIL), name, "timeout")
-        except OSError:
-            return Answer(respond(message, dns.rcode.SERVFAIL), name, "failed")
-        allowed = [address for address in dict.fromkeys(found) if reachable(address)]
+        found = await self.look_up(name, family, view.servers)
+        if found.outcome != "resolved":
+            return Answer(
+                respond(message, _RCODES.get(found.outcome, dns.rcode.SERVFAIL)), name, found.outcome
+            )
+        allowed = [address for address in found.addresses if view.may_tell(address)][:ADDRESSES_MAX]
         if not allowed:
             return Answer(respond(message, dns.rcode.NXDOMAIN), name, "denied_address")
-        return Answer(respond(message, dns.rcode.NOERROR, allowed[:ADDRESSES_MAX]), name, "resolved")
+        return Answer(respond(message, dns.rcode.NOERROR, allowed), name, "resolved", allowed)
+
+    async def look_up(
+        self, name: str, family: socket.AddressFamily, servers: Sequence[str] | None = None
+    ) -> Found:
+        """Ask for the addresses of a name: the host's resolver, or ``servers`` instead. Filters nothing."""
+        try:
+            async with asyncio.timeout(RESOLVE_S):
+                if servers is not None:
+                    found = await upstream.ask(servers, name, family)
+                else:
+                    loop = asyncio.get_running_loop()
+                    found = await loop.run_in_executor(self._threads, self._lookup, name, family)
+        except socket.gaierror as error:
+            if error.errno in _ABSENT:
+                return Found("no_such_name")
+            return Found("no_address" if error.errno in _NO_SUCH_ADDRESS else "failed")
+        except TimeoutError:
+            return Found("timeout")
+        except OSError:
+            return Found("failed")
+        return Found("resolved", list(dict.fromkeys(found)))
 
 
 def host_lookup(name: str, family: socket.AddressFamily) -> Sequence[str]:

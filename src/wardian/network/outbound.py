@@ -1,4 +1,4 @@
-"""Outgoing connections: dial what a program inside asked for, and carry the bytes."""
+"""Outgoing connections: dial a destination, and carry the bytes between it and a guest."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import asyncio
 import errno
 import os
 import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Protocol, Self
 
 from wardian.guest.guest import Tunnel
 
@@ -13,24 +16,69 @@ CONNECT_S = 15.0
 _PIECE = 65536
 
 
-async def relay(address: str, port: int, tunnel: Tunnel) -> None:
-    """Connect to a numeric address and join it with ``tunnel`` until both directions have ended.
+class Remote(Protocol):
+    """The far side of a connection. Reads and writes raise OSError when it breaks."""
 
-    Each side is read only as fast as the other takes it. OSError when the connection cannot be made (then
-    nothing has been promised to the program inside) or breaks.
-    """
-    with await _connect(address, port) as remote:
-        tunnel.accept()
-        pumps = [asyncio.ensure_future(pump(tunnel, remote)) for pump in (_outward, _inward)]
-        try:
-            await asyncio.gather(*pumps)
-        finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
+    async def read(self, limit: int) -> bytes:
+        """Up to ``limit`` bytes; empty at the end."""
+
+    async def write(self, data: bytes) -> None: ...
+
+    async def write_eof(self) -> None:
+        """End our direction, where the transport can."""
+
+    def close(self) -> None: ...
 
 
-async def _connect(address: str, port: int) -> socket.socket:
+class PlainRemote:
+    """A TCP connection."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    async def read(self, limit: int) -> bytes:
+        return await asyncio.get_running_loop().sock_recv(self.sock, limit)
+
+    async def write(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.sock, data)
+
+    async def write_eof(self) -> None:
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class TlsRemote:
+    """A TCP connection with TLS on it. TLS here cannot end one direction alone: that end is not passed on."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def over(cls, plain: PlainRemote, context: ssl.SSLContext, server_name: str) -> Self:
+        """Shake hands on a fresh connection. OSError when it is not who it should be."""
+        reader, writer = await asyncio.open_connection(
+            sock=plain.sock, ssl=context, server_hostname=server_name
+        )
+        return cls(reader, writer)
+
+    async def read(self, limit: int) -> bytes:
+        return await self._reader.read(limit)
+
+    async def write(self, data: bytes) -> None:
+        self._writer.write(data)
+        await self._writer.drain()
+
+    async def write_eof(self) -> None:
+        return None
+
+    def close(self) -> None:
+        self._writer.transport.abort()
+
+
+async def dial(address: str, port: int) -> PlainRemote:
+    """Connect to a numeric address. OSError when that fails."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     remote = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
@@ -44,19 +92,41 @@ async def _connect(address: str, port: int) -> socket.socket:
     except BaseException:
         remote.close()
         raise
-    return remote
+    return PlainRemote(remote)
 
 
-async def _outward(tunnel: Tunnel, remote: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
+async def join(remote: Remote, tunnel: Tunnel, first: Callable[[], Awaitable[bytes]] | None = None) -> None:
+    """Carry bytes between the two until both directions have ended. Closes ``remote``.
+
+    Each side is read only as fast as the other takes it. ``first`` gives what goes out before anything else:
+    bytes that were taken from the tunnel already. OSError when either side breaks, or ``first`` says no.
+    """
+    try:
+        tunnel.accept()
+        pumps = [
+            asyncio.ensure_future(_outward(tunnel, remote, first)),
+            asyncio.ensure_future(_inward(tunnel, remote)),
+        ]
+        try:
+            await asyncio.gather(*pumps)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+    finally:
+        remote.close()
+
+
+async def _outward(tunnel: Tunnel, remote: Remote, first: Callable[[], Awaitable[bytes]] | None) -> None:
+    if first is not None and (data := await first()):
+        await remote.write(data)
     while data := await tunnel.read(_PIECE):
-        await loop.sock_sendall(remote, data)
-    remote.shutdown(socket.SHUT_WR)
+        await remote.write(data)
+    await remote.write_eof()
 
 
-async def _inward(tunnel: Tunnel, remote: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    while data := await loop.sock_recv(remote, _PIECE):
+async def _inward(tunnel: Tunnel, remote: Remote) -> None:
+    while data := await remote.read(_PIECE):
         await tunnel.write(data)
     await tunnel.write_eof()
 

@@ -80,10 +80,8 @@ class Policy:
         except ValueError as error:
             raise Invalid(f"not a network: {error}", code="invalid_network") from None
 
-    def connect(self, address: str, port: int, *, internet: bool) -> Decision:
-        """Whether a sandbox may connect there; ``internet`` is whether it may reach anything at all."""
-        if not internet:
-            return Decision(False, "internet_off")
+    def connect(self, address: str, port: int) -> Decision:
+        """Whether any sandbox may connect there, whatever its own rules are."""
         if port in DENIED_PORTS or not 0 < port <= 0xFFFF:
             return Decision(False, "port")
         return self.reach(address)
@@ -96,11 +94,17 @@ class Policy:
             return Decision(False, "not_an_address")
         if getattr(parsed, "scope_id", None) is not None:
             return Decision(False, "link_local")
-        meanings = [parsed, *_inside(parsed)]
-        if any(meaning in network for meaning in meanings for network in self.extra_allowed):
+        means = [parsed, *_inside(parsed)]
+        if any(meaning in network for meaning in means for network in self.extra_allowed):
             return Decision(True, "extra_allowed")
-        reason = next((found for meaning in meanings if (found := _denied(meaning))), None)
+        reason = next((found for meaning in means if (found := _denied(meaning))), None)
         return Decision(False, reason) if reason else Decision(True, "internet")
+
+
+def meanings(address: str) -> Sequence[Address]:
+    """An address and those that it stands for. ValueError for what is none."""
+    parsed = ip_address(address)
+    return [parsed, *_inside(parsed)]
 
 
 def _denied(address: Address) -> str | None:

@@ -1,27 +1,35 @@
-"""The shore: where sandboxes meet the network. Decides, records, and then dials or resolves."""
+"""The shore: where sandboxes meet the network. Has the gate decide, records, and then carries or resolves."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from wardian.guest.guest import Tunnel
 from wardian.guest.pace import Bucket
+from wardian.model.egress import Egress
+from wardian.model.errors import Invalid
 from wardian.model.sandbox import Sandbox
-from wardian.network.dns import Resolver
-from wardian.network.outbound import is_own, relay
+from wardian.network import socks
+from wardian.network.dns import QUERY_MAX, Resolver
+from wardian.network.gate import Denied, Gate, Route, Unseal
+from wardian.network.outbound import join
 from wardian.network.policy import Decision, Policy
+from wardian.network.told import Told
 
 Record = Callable[[str, Mapping[str, object]], None]
-"""Takes a sandbox's id and what happened: ``kind`` (connect, resolve), ``allowed``, ``reason``, details."""
+"""Takes a sandbox's id and what happened: ``kind`` (connect, resolve, cut), ``reason``, details."""
 
 CONNECTIONS_MAX = 256
 LOOKUPS_MAX = 8
 RECORDS_BURST, RECORDS_PER_S = 64.0, 10.0
+DNS_PORT = 53
+DNS_IDLE_S = 30.0
 _GAUGES_MAX = 4096
 
 
@@ -33,18 +41,37 @@ class _Gauge:
     unrecorded: int = 0
 
 
+@dataclass(eq=False, slots=True)
+class _Live:
+    """A connection under way; ``route`` is None until it is admitted."""
+
+    address: str
+    port: int
+    task: asyncio.Task[object]
+    route: Route | None = None
+    cut: bool = False
+
+
+def no_secrets(sealed: str, context: str) -> str:
+    """For a shore that was given no key: nothing that is sealed can be used."""
+    raise Denied("no_key")
+
+
 class Shore:
     """One for all sandboxes of a server.
 
     ``record`` is called for every decision but, in a flood, not for every one: those left out are counted in
-    the next one's ``unrecorded``.
+    the next one's ``unrecorded``. ``unseal`` opens what a proxy's password was sealed into.
     """
 
-    def __init__(self, policy: Policy, record: Record, *, resolver: Resolver | None = None) -> None:
-        self._policy = policy
+    def __init__(
+        self, policy: Policy, record: Record, *, resolver: Resolver | None = None, unseal: Unseal = no_secrets
+    ) -> None:
         self._record = record
         self._resolver = resolver or Resolver()
-        self._connections: Counter[str] = Counter()
+        self._told = Told()
+        self._gate = Gate(policy, self._resolver, self._told, unseal)
+        self._live: dict[str, set[_Live]] = {}
         self._lookups: Counter[str] = Counter()
         self._gauges: dict[str, _Gauge] = {}
 
@@ -52,54 +79,156 @@ class Shore:
         """Stop resolving. Connections end with their guests."""
         self._resolver.close()
 
+    # ── rules
+
+    async def check(self, egress: Egress) -> None:
+        """Refuse rules that lead where the server lets nobody go: DNS servers, a proxy. Raises Invalid."""
+        for server in egress.dns_servers or ():
+            if not (decision := self._gate.server_allows(server, DNS_PORT)).allowed:
+                raise Invalid(
+                    f"DNS server {server} may not be reached: {decision.reason}", code="dns_server_denied"
+                )
+        if egress.proxy is None:
+            return
+        try:
+            socks.tls_context(egress.proxy)
+        except (OSError, ValueError):
+            raise Invalid("egressProxy.tls.caCert holds no PEM certificates", code="bad_ca_cert") from None
+        try:
+            await self._gate.proxy_address(egress.proxy)
+        except Denied as error:
+            raise Invalid(
+                f"egress proxy {egress.proxy.address} may not be reached: {error.reason}",
+                code="egress_proxy_denied",
+                hint="it must resolve, and not into a private or internal range",
+            ) from None
+
+    def changed(self, sandbox: Sandbox) -> None:
+        """A sandbox's rules are others now: cut what they forbid, and what the old still decide."""
+        for live in list(self._live.get(sandbox.id, ())):
+            if live.route is None or not self._gate.still(sandbox, live.address, live.route):
+                live.cut = True
+                live.task.cancel()
+
+    def forget(self, sandbox_id: str) -> None:
+        """A sandbox is gone."""
+        self._told.forget(sandbox_id)
+        self._gauges.pop(sandbox_id, None)
+
+    # ── connections
+
     async def connect(self, sandbox: Sandbox, address: str, port: int, stream: Tunnel) -> None:
         """Relay ``stream`` to its destination until it ends. OSError: it may not go there, or cannot."""
-        decision = self._decide(sandbox, address, port)
-        self._note(
-            sandbox.id,
-            {
-                "kind": "connect",
-                "address": address,
-                "port": port,
-                "allowed": decision.allowed,
-                "reason": decision.reason,
-            },
-        )
-        if not decision.allowed:
-            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-        with _counted(self._connections, sandbox.id):
-            await relay(address, port, stream)
+        task = asyncio.current_task()
+        assert task is not None
+        live = _Live(address, port, task)
+        if len(self._live.get(sandbox.id, ())) >= CONNECTIONS_MAX:
+            self._note_connect(sandbox, live, Decision(False, "too_many_connections"))
+            raise Denied("too_many_connections")
+        with self._listed(sandbox.id, live):
+            try:
+                if port == DNS_PORT:
+                    await self._resolve_over_tcp(sandbox, stream)
+                else:
+                    await self._carry(sandbox, live, stream)
+            except asyncio.CancelledError:
+                if not live.cut or task.uncancel():
+                    raise
+                self._note(
+                    sandbox.id, {"kind": "cut", "address": address, "port": port, "reason": "rules_changed"}
+                )
+                raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)) from None
 
-    def _decide(self, sandbox: Sandbox, address: str, port: int) -> Decision:
-        decision = self._policy.connect(address, port, internet=sandbox.spec.allow_internet)
-        if not decision.allowed:
-            return decision
-        if self._connections[sandbox.id] >= CONNECTIONS_MAX:
-            return Decision(False, "too_many_connections")
-        if decision.reason != "extra_allowed" and is_own(address):
-            return Decision(False, "own_address")
-        return decision
+    async def _carry(self, sandbox: Sandbox, live: _Live, stream: Tunnel) -> None:
+        try:
+            route = live.route = await self._gate.admit(sandbox, live.address, live.port, stream)
+        except Denied as error:
+            self._note_connect(sandbox, live, Decision(False, error.reason), error.name)
+            raise
+        self._note_connect(sandbox, live, Decision(True, route.reason), route.name)
+
+        async def first() -> bytes:
+            if not route.late:
+                return route.head
+            try:
+                return await self._gate.late_opening(sandbox, route, stream)
+            except Denied as error:
+                self._note_connect(sandbox, live, Decision(False, error.reason), error.name)
+                raise
+
+        try:
+            remote = await self._gate.dial(route)
+        except Denied as error:
+            self._note_connect(sandbox, live, Decision(False, error.reason), error.name)
+            raise
+        await join(remote, stream, first)
+
+    def _note_connect(
+        self, sandbox: Sandbox, live: _Live, decision: Decision, name: str | None = None
+    ) -> None:
+        event: dict[str, object] = {
+            "kind": "connect",
+            "address": live.address,
+            "port": live.port,
+            "allowed": decision.allowed,
+            "reason": decision.reason,
+        }
+        if name is not None:
+            event["name"] = name
+        self._note(sandbox.id, event)
+
+    @contextmanager
+    def _listed(self, sandbox_id: str, live: _Live) -> Iterator[None]:
+        lives = self._live.setdefault(sandbox_id, set())
+        lives.add(live)
+        try:
+            yield
+        finally:
+            lives.discard(live)
+            if not lives:
+                self._live.pop(sandbox_id, None)
+
+    # ── names
 
     async def resolve(self, sandbox: Sandbox, query: bytes) -> bytes:
         """Answer a DNS query packet. OSError for what is none, or one too many."""
         if self._lookups[sandbox.id] >= LOOKUPS_MAX:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         with _counted(self._lookups, sandbox.id):
-            answer = await self._resolver.answer(
-                query,
-                internet=sandbox.spec.allow_internet,
-                reachable=lambda address: self._policy.reach(address).allowed,
-            )
+            answer = await self._resolver.answer(query, self._gate.view(sandbox))
+        if answer.addresses:
+            self._told.note(sandbox.id, answer.name, answer.addresses)
+        allowed = answer.outcome in ("resolved", "granted")
         self._note(
-            sandbox.id,
-            {
-                "kind": "resolve",
-                "name": answer.name,
-                "allowed": answer.outcome == "resolved",
-                "reason": answer.outcome,
-            },
+            sandbox.id, {"kind": "resolve", "name": answer.name, "allowed": allowed, "reason": answer.outcome}
         )
         return answer.packet
+
+    async def _resolve_over_tcp(self, sandbox: Sandbox, stream: Tunnel) -> None:
+        """Whoever asks a DNS server over TCP is answered by us, as over UDP: one query after another."""
+        stream.accept()
+        pending = bytearray()
+
+        async def take(size: int) -> bytes:
+            while len(pending) < size:
+                async with asyncio.timeout(DNS_IDLE_S):
+                    data = await stream.read()
+                if not data:
+                    raise EOFError
+                pending.extend(data)
+            piece = bytes(pending[:size])
+            del pending[:size]
+            return piece
+
+        with suppress(EOFError, TimeoutError):
+            while True:
+                size = int.from_bytes(await take(2))
+                if size > QUERY_MAX:
+                    raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+                packet = await self.resolve(sandbox, await take(size))
+                await stream.write(len(packet).to_bytes(2) + packet)
+
+    # ── records
 
     def _note(self, sandbox_id: str, event: dict[str, object]) -> None:
         gauge = self._gauges.get(sandbox_id)

@@ -38,9 +38,9 @@ def identity_of(sandbox: Sandbox, *, fresh_boot: bool) -> Identity:
     return _identity(sandbox.id, sandbox.template_id, boot_id=str(uuid4()) if fresh_boot else None)
 
 
-def identity_of_nobody(template_id: str) -> Identity:
+def identity_of_nobody(template: str) -> Identity:
     """What a guest is told while it waits: every file of an identity is then there and only changes later."""
-    return _identity("nobody", template_id, boot_id=str(uuid4()))
+    return _identity("nobody", template, boot_id=str(uuid4()))
 
 
 def _identity(name: str, template_id: str, *, boot_id: str | None) -> Identity:

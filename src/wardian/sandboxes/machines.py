@@ -31,7 +31,7 @@ def attached_to(owner: Owner, epoch: int, identity: Identity | None) -> Attach:
     return attach
 
 
-def source_of(works: Workshop, snapshot: Snapshot, *, template_id: str | None = None) -> Source:
+def source_of(works: Workshop, snapshot: Snapshot, *, build_id: str | None = None) -> Source:
     """How a machine is made from a snapshot: verified, and refused where this host cannot restore it."""
 
     async def load() -> MachineImage:
@@ -40,7 +40,7 @@ def source_of(works: Workshop, snapshot: Snapshot, *, template_id: str | None = 
         return image
 
     spec = MachineSpec(works.root_image(snapshot.root_digest), snapshot.resources)
-    return Source(spec, load, template_id)
+    return Source(spec, load, build_id)
 
 
 async def destroy(machine: Machine | None, guest: Guest | None = None) -> None:

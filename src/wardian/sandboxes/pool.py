@@ -1,7 +1,12 @@
-"""Machines that wait: *created* ones for any start or restore, *hot* ones of popular templates.
+"""Machines that wait: *created* ones for any start or restore, *hot* ones of builds that are in use.
 
-A created member is booted, empty and parked. A hot member has a template in it, its guest attached at epoch
-0, and is frozen; it costs memory and no CPU. Neither knows a tenant: identity is applied at hand-out.
+A created member is booted, empty and parked. A hot member has a build of a template in it, its guest is
+attached at epoch 0, and it is frozen: it costs memory and no CPU. Neither knows a tenant: identity is applied
+at hand-out.
+
+Hot members of what is always kept warm are there from the start; those of any other build from its first use
+until it has not been used for ``WARM_FOR_S``. All of them together stay within a bound on memory: for want of
+room, the build that was used longest ago gives way.
 
 Members are refilled in the background, one at a time and preferably while nobody waits for a machine. How
 many are kept follows demand (takes within the last ``DEMAND_WINDOW_S``) within the bounds given. A member
@@ -28,6 +33,7 @@ from wardian.sandboxes.identity import identity_of_nobody
 
 DEMAND_WINDOW_S = 10.0
 RETRY_S = 5.0  # after a refill that failed
+WARM_FOR_S = 600.0  # after its last use, a build that is not always kept warm
 REHEARSAL_S = 10.0
 REST_S = 0.05  # after a machine was taken, before the next is made
 PATIENCE_S = 0.25  # a refill waits at most this long for the foreground, then goes ahead
@@ -52,14 +58,16 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """Bounds per machine spec (created) and per template (hot), and how many machines are made at once.
+    """Bounds per machine spec (created) and per build (hot), and how many machines are made at once.
 
-    ``rehearsal`` is run once in every hot member before it waits.
+    ``memory_mib`` bounds what the hot members' memories may add up to (None: nothing does). ``rehearsal`` is
+    run once in every hot member before it waits.
     """
 
     created: Bounds = Bounds(1, 4)
     hot: Bounds = Bounds(2, 16)
     concurrency: int = 3
+    memory_mib: int | None = None
     rehearsal: ProcessConfig | None = None
 
 
@@ -67,12 +75,12 @@ class PoolLimits:
 class Source:
     """What a machine is made from: its spec, and an image to restore or None to boot the root image.
 
-    With a ``template_id`` a hot member of that template will do.
+    With a ``build_id`` a hot member of that build will do.
     """
 
     spec: MachineSpec
     load: Load | None = None
-    template_id: str | None = None
+    build_id: str | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -96,14 +104,27 @@ class _Shelf(Generic[_M]):
 
     bounds: Bounds
     source: Source
+    always: bool = True
     members: deque[_M] = field(default_factory=deque)
     takes: deque[float] = field(default_factory=deque)
+    last_take: float = 0.0
 
     def surplus(self, now: float) -> int:
         """How many members there are too many (below zero: too few)."""
         while self.takes and self.takes[0] < now - DEMAND_WINDOW_S:
             self.takes.popleft()
+        if self.is_unused(now):
+            return len(self.members)
         return len(self.members) - min(self.bounds.high, self.bounds.low + len(self.takes))
+
+    def is_unused(self, now: float) -> bool:
+        """Whether nobody has asked for long enough that nothing need be kept."""
+        return not self.always and self.last_take < now - WARM_FOR_S
+
+    @property
+    def memory_mib(self) -> int:
+        """What one more member may take."""
+        return self.source.spec.resources.memory_mib
 
 
 class Pool:
@@ -125,6 +146,7 @@ class Pool:
         self._full = asyncio.Event()
         self._last_take = 0.0
         self._refiller: asyncio.Task[None] | None = None
+        self._unused_timer: asyncio.TimerHandle | None = None
         self._timers: set[asyncio.TimerHandle] = set()
 
     def start(self) -> None:
@@ -132,15 +154,15 @@ class Pool:
         self._refiller = asyncio.create_task(self._refill_forever(), name="pool refill")
 
     def keep_warm(self, source: Source) -> None:
-        """Keep hot members of this source's template, and created ones of its spec."""
-        assert source.template_id is not None
-        self._hot[source.template_id] = _Shelf(self._limits.hot, source)
+        """Always keep hot members of this source's build, and created ones of its spec."""
+        assert source.build_id is not None
+        self._hot[source.build_id] = _Shelf(self._limits.hot, source)
         self._created.setdefault(source.spec, _Shelf(self._limits.created, Source(source.spec)))
         self._work.set()
 
-    async def drop(self, template_id: str) -> None:
-        """Keep no more hot members of a template, and destroy the ones there are."""
-        shelf = self._hot.pop(template_id, None)
+    async def drop(self, build_id: str) -> None:
+        """Keep no more hot members of a build, and destroy the ones there are."""
+        shelf = self._hot.pop(build_id, None)
         if shelf is not None:
             await asyncio.gather(*(self._destroy(hot) for hot in shelf.members))
 
@@ -157,7 +179,7 @@ class Pool:
 
     def reserve(self, source: Source) -> Reservation | None:
         """Begin to wake a hot member, so that it is awake by the time the caller's intent is written."""
-        hot = self._take_hot(source.template_id)
+        hot = self._take_hot(source)
         if hot is None:
             return None
         return Reservation(hot, asyncio.create_task(hot.machine.thaw(), name="pool wake"))
@@ -213,8 +235,8 @@ class Pool:
                 _log.warning("a created machine was no good; making another", exc_info=True)
         return await _become(await self._driver.prepare(source.spec), image)
 
-    def _take_hot(self, template_id: str | None) -> _Hot | None:
-        shelf = None if template_id is None else self._hot.get(template_id)
+    def _take_hot(self, source: Source) -> _Hot | None:
+        shelf = self._shelf_of(source)
         if shelf is None:
             return None
         self._note_take(shelf)
@@ -224,6 +246,28 @@ class Pool:
         if hot.watch is not None:
             hot.watch.cancel()
         return hot
+
+    def _shelf_of(self, source: Source) -> _Shelf[_Hot] | None:
+        """Where hot members of a source wait: from its first use on, if it is a build."""
+        if source.build_id is None or not self._limits.hot.high:
+            return None
+        if (shelf := self._hot.get(source.build_id)) is None:
+            low, high = self._limits.hot.low, self._limits.hot.high
+            shelf = self._hot[source.build_id] = _Shelf(Bounds(min(low, 1), high), source, always=False)
+            self._watch_for_unused()
+        return shelf
+
+    def _watch_for_unused(self) -> None:
+        """Look again when the shelves that are not always kept may have become unused."""
+        if self._unused_timer is None:
+            loop = asyncio.get_running_loop()
+            self._unused_timer = loop.call_later(WARM_FOR_S + 0.05, self._look_for_unused)
+
+    def _look_for_unused(self) -> None:
+        self._unused_timer = None
+        self._work.set()
+        if not all(shelf.always for shelf in self._hot.values()):
+            self._watch_for_unused()
 
     def _take_created(self, spec: MachineSpec) -> Prepared | None:
         shelf = self._created.get(spec)
@@ -235,6 +279,7 @@ class Pool:
     def _note_take(self, shelf: _Shelf[_M]) -> None:
         self._last_take = time.monotonic()
         shelf.takes.append(self._last_take)
+        shelf.last_take = self._last_take
         self._work.set()
         self._look_again_in(DEMAND_WINDOW_S)  # demand will have fallen
 
@@ -282,12 +327,14 @@ class Pool:
     def _next_step(self) -> Callable[[], Awaitable[None]] | None:
         """What to do next to bring some shelf nearer to its demand: hot ones first."""
         now = time.monotonic()
-        for hot_shelf in self._hot.values():
+        for build_id, hot_shelf in list(self._hot.items()):
             surplus = hot_shelf.surplus(now)
-            if surplus < 0:
-                return partial(self._add_hot, hot_shelf)
+            if surplus < 0 and (step := self._make_room(hot_shelf)) is not None:
+                return step
             if surplus > 0:
                 return partial(self._destroy, hot_shelf.members.pop())
+            if hot_shelf.is_unused(now):
+                del self._hot[build_id]
         for shelf in self._created.values():
             surplus = shelf.surplus(now)
             if surplus < 0:
@@ -295,6 +342,17 @@ class Pool:
             if surplus > 0:
                 return shelf.members.pop().discard
         return None
+
+    def _make_room(self, shelf: _Shelf[_Hot]) -> Callable[[], Awaitable[None]] | None:
+        """One more member of ``shelf``; or one less of what was used before it, if memory is short."""
+        most = self._limits.memory_mib
+        taken = sum(len(each.members) * each.memory_mib for each in self._hot.values())
+        if most is None or taken + shelf.memory_mib <= most:
+            return partial(self._add_hot, shelf)
+        older = [each for each in self._hot.values() if each.members and each.last_take < shelf.last_take]
+        if not older or shelf.memory_mib > most:
+            return None
+        return partial(self._destroy, min(older, key=lambda each: each.last_take).members.pop())
 
     async def _add_created(self, shelf: _Shelf[Prepared]) -> None:
         prepared = await self._driver.prepare(shelf.source.spec)
@@ -309,7 +367,7 @@ class Pool:
         source = shelf.source
         image = None if source.load is None else await source.load()
         machine = await _become(await self._driver.prepare(source.spec), image)
-        nobody = identity_of_nobody(source.template_id or "")
+        nobody = identity_of_nobody(source.build_id or "")
         guest = await self._attached(machine, lambda guest: guest.attach(0, nobody))
         hot = _Hot(machine, guest)
         try:
@@ -318,7 +376,7 @@ class Pool:
         except BaseException:
             await asyncio.shield(self._destroy(hot))
             raise
-        if self._hot.get(source.template_id or "") is not shelf:  # dropped meanwhile
+        if self._hot.get(source.build_id or "") is not shelf:  # dropped meanwhile
             await self._destroy(hot)
             return
         hot.watch = asyncio.create_task(self._watch(shelf, hot), name=f"pool watch {machine.id}")
@@ -363,8 +421,9 @@ class Pool:
 
     async def close(self) -> None:
         """Stop refilling and destroy every member."""
-        for timer in self._timers:
-            timer.cancel()
+        for timer in (*self._timers, self._unused_timer):
+            if timer is not None:
+                timer.cancel()
         if self._refiller is not None:
             self._refiller.cancel()
             await asyncio.gather(self._refiller, return_exceptions=True)

@@ -15,17 +15,23 @@ from typing import Any
 from sqlalchemy import Connection
 
 from wardian.guest.guest import Guest
-from wardian.isolation.port import MachineImage
+from wardian.isolation.port import MachineImage, MachineSpec, RootImage
 from wardian.meter import intervals as meter
+from wardian.model.egress import Egress, GrantedHost
 from wardian.model.errors import Invalid, LimitExceeded, NotFound, WardianError
+from wardian.model.resources import Resources
 from wardian.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxSpec, Snapshot, State
+from wardian.model.template import Build
 from wardian.model.usage import Usage
-from wardian.sandboxes import cursors
+from wardian.sandboxes import benches, cursors
 from wardian.sandboxes.acts import capture, create, pause, resume
 from wardian.sandboxes.acts import end as ending
 from wardian.sandboxes.alarms import Alarms
+from wardian.sandboxes.benches import Bench
+from wardian.sandboxes.machines import source_of
 from wardian.sandboxes.origins import Origin, Origins, insert, new_sandbox
 from wardian.sandboxes.owner import Hooks, Owner, not_found
+from wardian.sandboxes.pool import Source
 from wardian.sandboxes.reconciler import Outcome, reconcile
 from wardian.sandboxes.sampler import Metric, Sampler
 from wardian.sandboxes.templates import Templates
@@ -89,10 +95,11 @@ class Sandboxes:
         for sandbox in left:
             self._owners[sandbox.id] = Owner(works, sandbox, self._hooks)
         outcome = await reconcile(works, dict(self._owners))
+        await self._clear_benches()
         for owner in list(self._owners.values()):
             self._changed(owner)
-        for template in await self._templates.public():
-            works.pool.keep_warm((await self._origins.of_template(template)).source)
+        for edition in await self._templates.house():
+            works.pool.keep_warm((await self._origins.of_template(edition)).source)
         works.pool.start()
         self._sampler.start()
         return outcome
@@ -168,6 +175,7 @@ class Sandboxes:
         """A page by start time, newest first unless asked otherwise."""
         after = cursors.decode(query.cursor)
         states = frozenset[State]().union(*(_PUBLIC_STATES[name] for name in query.states))
+        template = await self._template_of(tenant, query.template)
 
         def transaction(conn: Connection) -> tuple[Sequence[Sandbox], int]:
             found = sandboxes.page(
@@ -175,7 +183,7 @@ class Sandboxes:
                 tenant,
                 states=states,
                 metadata=query.metadata,
-                template=query.template,
+                template=template,
                 started_from=query.started_after_us,
                 after=after,
                 ascending=query.ascending,
@@ -187,6 +195,28 @@ class Sandboxes:
         items = tuple(found[: query.limit])
         more = len(found) > query.limit
         return Page(items, cursors.encode(items[-1].started_at, items[-1].id) if more else None, running)
+
+    async def _template_of(self, tenant: str, reference: str | None) -> str | None:
+        """What to look for in the rows of sandboxes for a template, build or snapshot that was named."""
+        if reference is None:
+            return None
+        edition = await self._templates.find(tenant, reference)
+        if edition is None:
+            return reference
+        by_build = reference == edition.build.id or ":" in reference
+        return edition.build.id if by_build else edition.template.id
+
+    async def forget_builds(self, builds: Sequence[Build]) -> None:
+        """Let go of what stood on builds that are gone: machines that waited, warm snapshots."""
+        for build in builds:
+            self._origins.forget(build.id)
+            await self._works.pool.drop(build.id)
+        await self.drop_snapshots([build.snapshot_id for build in builds if build.snapshot_id is not None])
+
+    async def drop_snapshots(self, snapshot_ids: Sequence[str]) -> None:
+        """Remove the files of snapshots whose rows are gone."""
+        for snapshot_id in snapshot_ids:
+            await self._works.snapshots.remove(snapshot_id)
 
     # ── time
 
@@ -253,6 +283,25 @@ class Sandboxes:
             await owner.change(end_at=self._works.now_us() + retry_us)
             raise
 
+    # ── network
+
+    async def set_network(
+        self, tenant: str, sandbox_id: str, *, egress: Egress, allow_internet: bool
+    ) -> Sandbox:
+        """Replace the rules of what may leave a sandbox, running or paused. New connections follow them at
+        once; those under way that they forbid are cut."""
+        owner = self._owner(tenant, sandbox_id)
+
+        async def command() -> None:
+            owner.check_present()
+            spec = replace(owner.sandbox.spec, egress=egress, allow_internet=allow_internet)
+            await owner.change(spec=spec)
+            self._works.outbound.changed(owner.sandbox)
+            _log_network(owner)
+
+        await owner.turn(command)
+        return owner.sandbox
+
     # ── pause, resume, kill
 
     async def pause(self, tenant: str, sandbox_id: str) -> Sandbox:
@@ -302,6 +351,7 @@ class Sandboxes:
             parent.spec,
             timeout_s=parent.spec.timeout_s if timeout_s is None else timeout_s,
             idempotency_key=None,
+            granted_hosts=(),  # granted to the parent, and to nobody that comes after it
         )
         try:
             owner, _ = await self._add(parent.tenant, origin, asked)
@@ -339,7 +389,7 @@ class Sandboxes:
             row = snapshots.find(conn, tenant, snapshot_id)
             if row is None:
                 raise NotFound(f"snapshot '{snapshot_id}' not found", code="snapshot_not_found")
-            if sandboxes.using_snapshot(conn, row.id) or snapshots.templates_using(conn, row.id):
+            if sandboxes.using_snapshot(conn, row.id) or snapshots.builds_using(conn, row.id):
                 raise Invalid(
                     f"snapshot '{snapshot_id}' is in use",
                     code="snapshot_in_use",
@@ -349,6 +399,57 @@ class Sandboxes:
             return row.id
 
         await self._works.snapshots.remove(await self._works.database.write(transaction, durable=True))
+
+    # ── builds
+
+    @asynccontextmanager
+    async def bench(
+        self,
+        tenant: str,
+        root: RootImage,
+        resources: Resources,
+        *,
+        lifetime_s: int,
+        granted: tuple[GrantedHost, ...] = (),
+    ) -> AsyncIterator[Bench]:
+        """An unlisted sandbox for a build of ``tenant``'s, booted from ``root``, killed at the end whatever
+        happens, and after ``lifetime_s`` in any case. It may reach the hosts that are ``granted``."""
+        source = Source(MachineSpec(root, resources))
+        async with self._bench(tenant, source, lifetime_s, granted) as bench:
+            yield bench
+
+    @asynccontextmanager
+    async def thawed_bench(self, tenant: str, snapshot: Snapshot) -> AsyncIterator[Bench]:
+        """The same, restored from a snapshot, so that its files can be looked at."""
+        async with self._bench(tenant, source_of(self._works, snapshot), RESUME_TIMEOUT_S) as bench:
+            yield bench
+
+    @asynccontextmanager
+    async def _bench(
+        self, tenant: str, source: Source, lifetime_s: int, granted: tuple[GrantedHost, ...] = ()
+    ) -> AsyncIterator[Bench]:
+        origin = Origin(benches.TEMPLATE, None, source)
+        spec = SandboxSpec(template=benches.TEMPLATE, timeout_s=lifetime_s, granted_hosts=granted)
+        owner, _ = await self._add(benches.bench_tenant(tenant), origin, spec)
+        try:
+            await owner.turn(lambda: create.create(owner, source))
+            async with owner.use() as guest:
+                yield Bench(owner, guest)
+        finally:
+            await asyncio.shield(asyncio.ensure_future(self._clear_bench(owner)))
+
+    async def find_snapshot(self, tenant: str, reference: str) -> Snapshot | None:
+        """A kept snapshot of the tenant's, by id or name."""
+        return await self._works.database.read(lambda conn: snapshots.find(conn, tenant, reference))
+
+    async def _clear_bench(self, owner: Owner) -> None:
+        if owner.sandbox.state is not State.ENDED:
+            await owner.turn(lambda: _end_if_there(owner))
+
+    async def _clear_benches(self) -> None:
+        """End what builds of an earlier server left: nobody is waiting for it."""
+        left = [owner for owner in self._owners.values() if benches.is_bench(owner.sandbox)]
+        await asyncio.gather(*(self._clear_bench(owner) for owner in left))
 
     # ── what happened, and what it cost
 
@@ -440,6 +541,7 @@ class Sandboxes:
         if sandbox.state is State.ENDED:
             self._owners.pop(sandbox.id, None)
             self._sampler.forget(sandbox.id)
+            self._works.outbound.forget(sandbox.id)
         if sandbox.state in _EXPIRING:
             self._alarms.set(sandbox.id, sandbox.end_at)
         elif sandbox.state in (State.PAUSED, State.ENDED):
@@ -448,6 +550,11 @@ class Sandboxes:
 
 async def _nothing() -> None:
     return None
+
+
+async def _end_if_there(owner: Owner) -> None:
+    if owner.sandbox.state is not State.ENDED:
+        await ending.end(owner, EndReason.KILLED)
 
 
 def _check_running(owner: Owner) -> None:
@@ -461,9 +568,27 @@ def _log_creation(owner: Owner) -> None:
         "sandbox.create",
         tenant=sandbox.tenant,
         template=sandbox.template_id,
+        build=sandbox.build_id,
+        tree=sandbox.tree,
         root=sandbox.template_digest,
         isolation=sandbox.isolation,
         parent=sandbox.parent_id,
         timeout_s=sandbox.spec.timeout_s,
         env_names=sorted(sandbox.spec.env),
+    )
+    if sandbox.spec.egress != Egress() or not sandbox.spec.allow_internet:
+        _log_network(owner)
+
+
+def _log_network(owner: Owner) -> None:
+    """The rules as they are now, without anything secret."""
+    spec = owner.sandbox.spec
+    egress, proxy = spec.egress, spec.egress.proxy
+    owner.log.append(
+        "sandbox.network",
+        internet=spec.allow_internet,
+        allow=list(egress.allow),
+        deny=list(egress.deny),
+        dns_servers=None if egress.dns_servers is None else list(egress.dns_servers),
+        proxy=None if proxy is None else proxy.address,
     )

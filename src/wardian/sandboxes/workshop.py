@@ -26,6 +26,12 @@ class Outbound(Protocol):
     async def resolve(self, sandbox: Sandbox, query: bytes) -> bytes:
         """Answer a DNS query packet. Raise ``OSError`` to fail it."""
 
+    def changed(self, sandbox: Sandbox) -> None:
+        """The sandbox's rules are others now: end the connections that they forbid."""
+
+    def forget(self, sandbox_id: str) -> None:
+        """The sandbox has ended."""
+
 
 class Isolated:
     """No way out: what a server without a network has."""
@@ -35,6 +41,12 @@ class Isolated:
 
     async def resolve(self, sandbox: Sandbox, query: bytes) -> bytes:
         raise ConnectionRefusedError("this server gives its sandboxes no network")
+
+    def changed(self, sandbox: Sandbox) -> None:
+        return None
+
+    def forget(self, sandbox_id: str) -> None:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Row
 
+from wardian.model.build import Surroundings
+from wardian.model.egress import Egress, EgressProxy, GrantedHost
 from wardian.model.resources import Resources
 from wardian.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxSpec, Snapshot, State
 
 
 def resources_of(row: Row[Any]) -> Resources:
     return Resources(row.cpu_count, row.memory_mib, row.disk_mib, row.processes_max)
+
+
+def surroundings_values(surroundings: Surroundings) -> dict[str, Any]:
+    return {"env": dict(surroundings.env), "workdir": surroundings.workdir, "user": surroundings.user}
+
+
+def surroundings_of(values: Mapping[str, Any] | None) -> Surroundings:
+    """The value of a column; rows from before there was one have the defaults."""
+    return Surroundings(**values) if values else Surroundings()
 
 
 def sandbox_values(sandbox: Sandbox, *, node_id: str) -> dict[str, Any]:
@@ -23,11 +35,14 @@ def sandbox_values(sandbox: Sandbox, *, node_id: str) -> dict[str, Any]:
         "template_id": sandbox.template_id,
         "template_alias": sandbox.template_alias,
         "template_digest": sandbox.template_digest,
+        "build_id": sandbox.build_id,
+        "tree": sandbox.tree,
+        "surroundings": surroundings_values(sandbox.surroundings),
         "state": sandbox.state.value,
         "epoch": sandbox.epoch,
         "isolation": sandbox.isolation,
         **asdict(sandbox.resources),
-        "spec": _spec_values(sandbox.spec),
+        "spec": spec_values(sandbox.spec),
         "access_token": sandbox.access_token,
         "traffic_token": sandbox.traffic_token,
         "created_at": sandbox.created_at,
@@ -50,6 +65,9 @@ def sandbox_of(row: Row[Any]) -> Sandbox:
         template_id=row.template_id,
         template_alias=row.template_alias,
         template_digest=row.template_digest,
+        build_id=row.build_id,
+        tree=row.tree,
+        surroundings=surroundings_of(row.surroundings),
         state=State(row.state),
         epoch=row.epoch,
         isolation=row.isolation,
@@ -69,19 +87,41 @@ def sandbox_of(row: Row[Any]) -> Sandbox:
     )
 
 
-def _spec_values(spec: SandboxSpec) -> dict[str, Any]:
+def spec_values(spec: SandboxSpec) -> dict[str, Any]:
+    """A spec as JSON."""
     values = {name: getattr(spec, name) for name in SandboxSpec.__dataclass_fields__}
     return values | {
         "metadata": dict(spec.metadata),
         "env": dict(spec.env),
         "on_timeout": spec.on_timeout.value,
+        "https_ports": list(spec.https_ports),
+        "egress": asdict(spec.egress),
+        "granted_hosts": [asdict(grant) for grant in spec.granted_hosts],
     }
 
 
 def _spec_of(values: dict[str, Any]) -> SandboxSpec:
-    # A row written by another version may know fields that we do not.
+    # A row written by another version may know fields that we do not, or not know ours.
     known = {name: value for name, value in values.items() if name in SandboxSpec.__dataclass_fields__}
-    return SandboxSpec(**known | {"on_timeout": OnTimeout(values["on_timeout"])})
+    return SandboxSpec(
+        **known
+        | {
+            "on_timeout": OnTimeout(values["on_timeout"]),
+            "https_ports": tuple(values.get("https_ports", ())),
+            "egress": _egress_of(values.get("egress", {})),
+            "granted_hosts": tuple(GrantedHost(**each) for each in values.get("granted_hosts", ())),
+        }
+    )
+
+
+def _egress_of(values: dict[str, Any]) -> Egress:
+    servers, proxy = values.get("dns_servers"), values.get("proxy")
+    return Egress(
+        allow=tuple(values.get("allow", ())),
+        deny=tuple(values.get("deny", ())),
+        dns_servers=None if servers is None else tuple(servers),
+        proxy=None if proxy is None else EgressProxy(**proxy),
+    )
 
 
 def snapshot_of(row: Row[Any]) -> Snapshot:
@@ -98,4 +138,7 @@ def snapshot_of(row: Row[Any]) -> Snapshot:
         created_at=row.created_at,
         root_digest=row.root_digest,
         resources=resources_of(row),
+        build_id=row.build_id,
+        tree=row.tree,
+        surroundings=surroundings_of(row.surroundings),
     )

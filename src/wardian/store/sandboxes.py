@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, exists, func, insert, or_, select, update
 
-from wardian.model.sandbox import Sandbox, State
-from wardian.store.codec import sandbox_of, sandbox_values
+from wardian.model.sandbox import Sandbox, SandboxSpec, State
+from wardian.store.codec import sandbox_of, sandbox_values, spec_values
 from wardian.store.tables import sandbox as table
 from wardian.store.tables import sandbox_metadata
 
@@ -29,8 +29,12 @@ def add(conn: Connection, sandbox: Sandbox, *, node_id: str) -> None:
 
 
 def change(conn: Connection, sandbox_id: str, values: Mapping[str, Any]) -> None:
-    """Update columns of one sandbox."""
-    conn.execute(update(table).where(table.c.id == sandbox_id), dict(values))
+    """Update columns of one sandbox. A ``spec`` may be given as the value it is."""
+    columns = {
+        name: spec_values(value) if isinstance(value, SandboxSpec) else value
+        for name, value in values.items()
+    }
+    conn.execute(update(table).where(table.c.id == sandbox_id), columns)
 
 
 def find(conn: Connection, tenant: str, sandbox_id: str) -> Sandbox | None:
@@ -82,7 +86,13 @@ def page(
             )
         )
     if template is not None:
-        query = query.where(or_(table.c.template_id == template, table.c.template_alias == template))
+        query = query.where(
+            or_(
+                table.c.template_id == template,
+                table.c.template_alias == template,
+                table.c.build_id == template,
+            )
+        )
     if started_from is not None:
         query = query.where(table.c.started_at >= started_from)
     return [

@@ -8,12 +8,15 @@ from dataclasses import asdict
 from sqlalchemy import Connection, and_, delete, func, insert, or_, select
 
 from wardian.model.sandbox import Snapshot
-from wardian.store.codec import snapshot_of
+from wardian.store.codec import snapshot_of, surroundings_values
 from wardian.store.tables import snapshot as table
-from wardian.store.tables import template
+from wardian.store.tables import template_build
 
-KEPT = ("named", "template")
-"""Kinds a caller may ask for by id; the memory of a paused sandbox is not one of them."""
+WARMTH = "template"
+"""The kind that a template's sandboxes are restored from."""
+
+KEPT = "named"
+"""The kind a caller may ask for by id. The memory of a paused sandbox, and a template's warmth, are not."""
 
 
 def add(conn: Connection, snapshot: Snapshot) -> None:
@@ -31,6 +34,9 @@ def add(conn: Connection, snapshot: Snapshot) -> None:
             "size_bytes": snapshot.size_bytes,
             "created_at": snapshot.created_at,
             "root_digest": snapshot.root_digest,
+            "build_id": snapshot.build_id,
+            "tree": snapshot.tree,
+            "surroundings": surroundings_values(snapshot.surroundings),
             **asdict(snapshot.resources),
         },
     )
@@ -48,7 +54,7 @@ def find(conn: Connection, tenant: str, reference: str) -> Snapshot | None:
         select(table)
         .where(
             table.c.tenant_id == tenant,
-            table.c.kind.in_(KEPT),
+            table.c.kind == KEPT,
             or_(table.c.id == reference, table.c.name == reference),
         )
         .order_by(table.c.created_at.desc())
@@ -66,7 +72,7 @@ def page(
     limit: int,
 ) -> Sequence[Snapshot]:
     """The tenant's kept snapshots, newest first, beyond the position ``after``."""
-    query = select(table).where(table.c.tenant_id == tenant, table.c.kind.in_(KEPT))
+    query = select(table).where(table.c.tenant_id == tenant, table.c.kind == KEPT)
     if sandbox_id is not None:
         query = query.where(table.c.sandbox_id == sandbox_id)
     if name is not None:
@@ -86,6 +92,14 @@ def remove(conn: Connection, snapshot_id: str) -> None:
     conn.execute(delete(table).where(table.c.id == snapshot_id))
 
 
-def templates_using(conn: Connection, snapshot_id: str) -> int:
-    """How many templates start from a snapshot."""
-    return conn.execute(select(func.count()).where(template.c.snapshot_id == snapshot_id)).scalar_one()
+def unused_warmth(conn: Connection) -> Sequence[str]:
+    """The warm snapshots that no build starts from: what a build that never ended left."""
+    used = select(template_build.c.snapshot_id).where(template_build.c.snapshot_id.is_not(None))
+    query = select(table.c.id).where(table.c.kind == WARMTH, table.c.id.not_in(used))
+    return list(conn.execute(query).scalars())
+
+
+def builds_using(conn: Connection, snapshot_id: str) -> int:
+    """How many builds start from a snapshot."""
+    query = select(func.count()).where(template_build.c.snapshot_id == snapshot_id)
+    return conn.execute(query).scalar_one()

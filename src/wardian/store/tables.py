@@ -9,6 +9,7 @@ from __future__ import annotations
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     ForeignKey,
     Index,
@@ -56,16 +57,52 @@ template = Table(
     "template",
     metadata,
     Column("id", String(64), primary_key=True),
-    Column("alias", String(128), index=True),
-    Column("tenant_id", String(64), ForeignKey("tenant.id"), index=True),  # null: public
-    Column("root_digest", String(80), nullable=False),
-    Column("snapshot_id", String(64)),
+    Column("alias", String(128)),
+    Column("tenant_id", String(64), ForeignKey("tenant.id")),  # null: the house's own
+    Column("public", Boolean, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("spawn_count", BigInteger, nullable=False),
+    Column("last_spawned_at", BigInteger),
+    Index("ix_template_alias", "tenant_id", "alias", unique=True),
+)
+
+template_build = Table(
+    "template_build",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("template_id", String(64), ForeignKey("template.id", ondelete="CASCADE"), nullable=False),
+    Column("status", String(16), nullable=False),
     Column("cpu_count", Integer, nullable=False),
     Column("memory_mib", Integer, nullable=False),
     Column("disk_mib", Integer, nullable=False),
     Column("processes_max", Integer, nullable=False),
-    Column("env", JSON, nullable=False),
+    Column("tags", JSON, nullable=False),  # moved to it when it becomes ready
+    Column("root_digest", String(80), nullable=False),
+    Column("tree", String(80), nullable=False),
+    Column("snapshot_id", String(64), index=True),
+    Column("surroundings", JSON, nullable=False),
+    Column("start", String, nullable=False),
+    Column("ready", String, nullable=False),
+    Column("plan", JSON),
+    Column("lock", JSON),
+    Column("failure", JSON),
     Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("finished_at", BigInteger),
+    Index("ix_template_build_listing", "template_id", "created_at", "id"),
+)
+
+template_tag = Table(
+    # Who was given a tag when. The newest row of a tag is the one in force.
+    "template_tag",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("template_id", String(64), ForeignKey("template.id", ondelete="CASCADE"), nullable=False),
+    Column("tag", String(64), nullable=False),
+    Column("build_id", String(36), ForeignKey("template_build.id", ondelete="CASCADE"), nullable=False),
+    Column("assigned_at", BigInteger, nullable=False),
+    Index("ix_template_tag_newest", "template_id", "tag", "assigned_at", "id"),
 )
 
 node = Table(
@@ -87,6 +124,9 @@ sandbox = Table(
     Column("template_id", String(64), nullable=False),
     Column("template_alias", String(128)),
     Column("template_digest", String(80), nullable=False),
+    Column("build_id", String(36)),
+    Column("tree", String(80)),
+    Column("surroundings", JSON),
     Column("state", String(16), nullable=False),
     Column("epoch", BigInteger, nullable=False),
     Column("isolation", String(32), nullable=False),
@@ -153,6 +193,9 @@ snapshot = Table(
     Column("digest", String(80), nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("root_digest", String(80), nullable=False),
+    Column("build_id", String(36)),
+    Column("tree", String(80)),
+    Column("surroundings", JSON),
     Column("cpu_count", Integer, nullable=False),
     Column("memory_mib", Integer, nullable=False),
     Column("disk_mib", Integer, nullable=False),

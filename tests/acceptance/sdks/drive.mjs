@@ -50,6 +50,15 @@ assert.deepEqual((await pages.nextItems()).map((item) => item.sandboxId), [sandb
 assert.ok(Array.isArray(await again.getMetrics()))
 steps.push('list')
 
+await again.updateNetwork({ allowOut: ['good.test'], denyOut: ({ allTraffic }) => [allTraffic] })
+const network = (await again.getInfo()).network
+assert.deepEqual([network.allowOut, network.denyOut], [['good.test'], ['0.0.0.0/0']])
+const curl = 'curl -sS --connect-timeout 3 --max-time 10 http://1.1.1.1/ || echo closed'
+assert.equal((await again.commands.run(curl)).stdout, 'closed\n')
+await again.updateNetwork({})
+assert.equal((await again.getInfo()).network.denyOut, undefined)
+steps.push('network')
+
 assert.equal(await again.kill(), true)
 assert.equal(await Sandbox.kill(sandbox.sandboxId), false)
 assert.equal(await sandbox.isRunning(), false)

@@ -26,6 +26,7 @@ def drive(module: str) -> list[str]:
         again = _pause_and_resume(sandbox_class, sandbox, steps)
         _clone(sandbox_class, again, steps)
         _look_around(sandbox_class, again, module, steps)
+        _close_the_network(again, steps)
     finally:
         killed = sandbox_class.kill(sandbox.sandbox_id)
     assert killed is True
@@ -93,6 +94,19 @@ def _look_around(sandbox_class: Any, sandbox: Any, module: str, steps: list[str]
     assert pages.has_next is False
     assert isinstance(sandbox.get_metrics(), list)
     steps.append("list")
+
+
+def _close_the_network(sandbox: Any, steps: list[str]) -> None:
+    if not hasattr(sandbox, "update_network"):
+        return
+    sandbox.update_network({"allow_out": ["good.test"], "deny_out": lambda context: [context.all_traffic]})
+    network = sandbox.get_info().network
+    assert (network["allow_out"], network["deny_out"]) == (["good.test"], ["0.0.0.0/0"])
+    curl = "curl -sS --connect-timeout 3 --max-time 10 http://1.1.1.1/ || echo closed"
+    assert sandbox.commands.run(curl).stdout == "closed\n"
+    sandbox.update_network({})
+    assert "deny_out" not in sandbox.get_info().network
+    steps.append("network")
 
 
 if __name__ == "__main__":

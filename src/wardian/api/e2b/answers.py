@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from wardian.api.e2b.bodies import ALL_TRAFFIC
+from wardian.api.e2b.network import told_network
 from wardian.api.errors import rest_body
+from wardian.model.build import BuildLine
 from wardian.model.errors import WardianError
 from wardian.model.sandbox import Sandbox, Snapshot
-from wardian.model.template import Template
+from wardian.model.template import Assignment, Build, Failure, Listed
 from wardian.sandboxes.service import Metric
 
 ENVD_VERSION = "0.6.13"
@@ -49,16 +51,11 @@ def listed(sandbox: Sandbox) -> dict[str, Any]:
 def detail(sandbox: Sandbox, *, domain: str | None) -> dict[str, Any]:
     """``SandboxDetail``."""
     spec = sandbox.spec
-    network: dict[str, Any] = {"allowPublicTraffic": spec.allow_public_traffic}
-    if not spec.allow_internet:
-        network["denyOut"] = [ALL_TRAFFIC]
-    if spec.mask_request_host:
-        network["maskRequestHost"] = spec.mask_request_host
     told = listed(sandbox) | _access(sandbox, domain=domain)
     told |= {
         "allowInternetAccess": spec.allow_internet,
         "lifecycle": {"autoResume": spec.auto_resume, "onTimeout": spec.on_timeout.value},
-        "network": network,
+        "network": told_network(spec),
     }
     if sandbox.public_state == "paused":
         told["pauseMode"] = "full"
@@ -73,6 +70,10 @@ def _identity(sandbox: Sandbox) -> dict[str, Any]:
         "envdVersion": ENVD_VERSION,
         "isolation": sandbox.isolation,  # ours: how strong the wall is, in every answer
     }
+    if sandbox.build_id:
+        told["templateBuildID"] = sandbox.build_id  # ours, as the next: which bytes it began with
+    if sandbox.tree:
+        told["templateDigest"] = sandbox.tree
     if sandbox.template_alias:
         told["alias"] = sandbox.template_alias
     return told
@@ -115,58 +116,76 @@ def metric(sample: Metric) -> dict[str, Any]:
     }
 
 
-def template(known: Template) -> dict[str, Any]:
-    """``Template``. What is not kept (who made it, how often it was used) is told as nobody and never."""
-    aliases = [known.alias] if known.alias else []
-    made = timestamp(known.created_at)
+def template(known: Listed, build: Build) -> dict[str, Any]:
+    """``Template``, with its newest build. Who made it is not kept."""
+    shown = known.template
+    aliases = [shown.alias] if shown.alias else []
     return {
-        "templateID": known.id,
-        "buildID": build_id(known),
-        "cpuCount": known.resources.cpu_count,
-        "memoryMB": known.resources.memory_mib,
-        "diskSizeMB": known.resources.disk_mib,
-        "public": known.tenant is None,
+        "templateID": shown.id,
+        "buildID": build.id,
+        "cpuCount": build.resources.cpu_count,
+        "memoryMB": build.resources.memory_mib,
+        "diskSizeMB": build.resources.disk_mib,
+        "public": shown.public,
         "aliases": aliases,
-        "names": aliases,
-        "createdAt": made,
-        "updatedAt": made,
+        "names": list(shown.names),
+        "createdAt": timestamp(shown.created_at),
+        "updatedAt": timestamp(shown.updated_at),
         "createdBy": None,
-        "lastSpawnedAt": None,
-        "spawnCount": 0,
-        "buildCount": 1,
+        "lastSpawnedAt": None if shown.last_spawned_at is None else timestamp(shown.last_spawned_at),
+        "spawnCount": shown.spawn_count,
+        "buildCount": known.build_count,
         "envdVersion": ENVD_VERSION,
-        "buildStatus": "ready",
+        "buildStatus": build.status.value,
+        "templateDigest": build.tree or None,  # ours: of the files, as sandboxes report it
+        "isDefault": shown.tenant is None,
     }
 
 
-def build_id(known: Template) -> str:
-    """A template's only build so far, named after its root image, in the form of a UUID."""
-    digits = known.root_digest.rpartition(":")[2][:32].ljust(32, "0")
-    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+def template_build(build: Build) -> dict[str, Any]:
+    """``TemplateBuild``."""
+    told: dict[str, Any] = {
+        "buildID": build.id,
+        "status": build.status.value,
+        "createdAt": timestamp(build.created_at),
+        "updatedAt": timestamp(build.updated_at),
+        "cpuCount": build.resources.cpu_count,
+        "memoryMB": build.resources.memory_mib,
+        "diskSizeMB": build.resources.disk_mib,
+        "envdVersion": ENVD_VERSION,
+        "templateDigest": build.tree or None,
+    }
+    if build.finished_at is not None:
+        told["finishedAt"] = timestamp(build.finished_at)
+    return told
 
 
-def template_with_builds(known: Template) -> dict[str, Any]:
+def template_with_builds(known: Listed, newest: Build, builds: Sequence[Build]) -> dict[str, Any]:
     """``TemplateWithBuilds``."""
-    told = template(known)
-    kept = (
-        "templateID",
-        "public",
-        "aliases",
-        "names",
-        "createdAt",
-        "updatedAt",
-        "lastSpawnedAt",
-        "spawnCount",
-    )
-    build = {
-        "buildID": told["buildID"],
-        "status": "ready",
-        "createdAt": told["createdAt"],
-        "updatedAt": told["updatedAt"],
-        "finishedAt": told["updatedAt"],
-        "cpuCount": told["cpuCount"],
-        "memoryMB": told["memoryMB"],
-        "diskSizeMB": told["diskSizeMB"],
-        "envdVersion": ENVD_VERSION,
+    return template(known, newest) | {"builds": [template_build(build) for build in builds]}
+
+
+def build_line(line: BuildLine) -> dict[str, Any]:
+    """``BuildLogEntry``."""
+    told = {"timestamp": timestamp(line.at), "level": line.level, "message": line.message}
+    return told | {"step": line.step.partition("/")[0]} if line.step else told
+
+
+def build_failure(failure: Failure, lines: Sequence[BuildLine]) -> dict[str, Any]:
+    """``BuildStatusReason``."""
+    told: dict[str, Any] = {
+        "message": failure.message,
+        "logEntries": [build_line(line) for line in lines],
     }
-    return {key: told[key] for key in kept} | {"builds": [build]}
+    return told | {"step": failure.step} if failure.step else told
+
+
+def assignment(assigned: Assignment, build: Build) -> dict[str, Any]:
+    """``TemplateTagAssignment``."""
+    return {
+        "assignmentId": assigned.id,
+        "buildID": build.id,
+        "assignedAt": timestamp(assigned.assigned_at),
+        "buildCreatedAt": timestamp(build.created_at),
+        "buildFinishedAt": None if build.finished_at is None else timestamp(build.finished_at),
+    }

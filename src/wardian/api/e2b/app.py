@@ -3,38 +3,55 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from wardian.api.auth import Keyring
-from wardian.api.e2b import absent, logs, metrics, sandboxes, service, snapshots, templates
+from wardian.api.e2b import (
+    absent,
+    builds,
+    logs,
+    metrics,
+    network,
+    sandboxes,
+    service,
+    snapshots,
+    tags,
+    templates,
+)
 from wardian.api.e2b.context import ControlPlane
 from wardian.api.e2b.front import Front
+from wardian.api.e2b.uploads import Door
 from wardian.api.errors import http_status, rest_body, rest_headers
 from wardian.model.errors import Invalid, NotFound, WardianError
 
 log = logging.getLogger(__name__)
 
 
-def build_control_plane(plane: ControlPlane, keyring: Keyring) -> ASGIApp:
-    """The ASGI application of the control plane. Its parts are started and stopped by whoever made them."""
+def build_control_plane(plane: ControlPlane, keyring: Keyring, *, more: Iterable[APIRouter] = ()) -> ASGIApp:
+    """The ASGI application of the control plane, with ``more`` routes than the protocol has.
+
+    Its parts are started and stopped by whoever made them.
+    """
     app = FastAPI(
         title="Wardian", openapi_url="/openapi.json", docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.state.plane = plane
     # More specific paths come first: the routers are asked in this order.
     # Taken over as they are: `include_router` would analyse each again, while its first request waits.
-    for part in (service, metrics, logs, sandboxes, templates, snapshots, absent):
-        app.router.routes.extend(part.router.routes)
+    parts = (service, metrics, logs, network, sandboxes, tags, builds, templates, snapshots, absent)
+    for router in (*(part.router for part in parts), *more):
+        app.router.routes.extend(router.routes)
     app.add_exception_handler(WardianError, _on_refusal)
     app.add_exception_handler(RequestValidationError, _on_malformed)
     app.add_exception_handler(HTTPException, _on_no_route)
     app.add_exception_handler(Exception, _on_bug)
-    return Front(app, keyring)
+    return Door(Front(app, keyring), plane.builds.uploads)
 
 
 def _answer(error: WardianError) -> Response:

@@ -8,14 +8,15 @@ pass only when its value says nothing (null, false, or empty).
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
+from wardian.api.e2b.body import Body, template_reference
+from wardian.api.e2b.network import Network, SealText
 from wardian.model.errors import Invalid, Unsupported
 from wardian.model.sandbox import OnTimeout, SandboxSpec
 
-ALL_TRAFFIC = "0.0.0.0/0"
 PAIRS_MAX = 512
 PAIRS_BYTES_MAX = 256 * 1024
 FORKS_MAX = 100
@@ -25,38 +26,13 @@ V1_TIMEOUT_S = 15
 """The first version's default, as its clients (which always say what they want) were promised."""
 TIMEOUT_S = 300
 
-_HOST_MASK = re.compile(r"[A-Za-z0-9.\-]{1,253}(:(\d{1,5}|\$\{PORT\}))?")
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._/-]{0,126}[a-z0-9])?(?::[a-z0-9][a-z0-9._-]{0,62})?")
 _NO_REBOOT = "a sandbox is always resumed with its memory: booting from its disk alone is not supported"
 _NO_DISK_ONLY = "a sandbox is always captured with its memory: keeping its files alone is not supported"
 
 
-class Body(BaseModel):
-    """A request body. Types are strict: a number is not a string, 1 is not true."""
-
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
-
-    @model_validator(mode="after")
-    def _refuse_unknown(self) -> Self:
-        for key, value in (self.model_extra or {}).items():
-            if value not in (None, False, "", [], {}):
-                raise Unsupported(f"option '{key[:64]}' is not known to this server", code="unknown_option")
-        return self
-
-
 class AutoResume(Body):
     enabled: bool = False
-
-
-class Network(Body):
-    allowPublicTraffic: bool | None = None
-    allowOut: list[str] | None = None
-    denyOut: list[str] | None = None
-    maskRequestHost: str | None = None
-    rules: dict[str, Any] | None = None
-    egressProxy: dict[str, Any] | None = None
-    httpsPorts: list[int] | None = None
-    dnsServers: list[str] | None = None
 
 
 class NewSandbox(Body):
@@ -76,7 +52,7 @@ class NewSandbox(Body):
     iam: dict[str, Any] | None = None
     volumeMounts: list[Any] | None = None
 
-    def spec(self, *, timeout_s: int, idempotency_key: str | None) -> SandboxSpec:
+    def spec(self, *, timeout_s: int, idempotency_key: str | None, seal: SealText) -> SandboxSpec:
         """What is asked for, in our words. Raises :class:`Invalid` or :class:`Unsupported`."""
         self._refuse_unsupported()
         network = self.network or Network()
@@ -87,8 +63,7 @@ class NewSandbox(Body):
             raise Invalid(
                 "envVars: a name is not empty and has no '=', and nothing has a NUL", code="bad_env"
             )
-        if network.maskRequestHost is not None and not _HOST_MASK.fullmatch(network.maskRequestHost):
-            raise Invalid(f"invalid maskRequestHost {network.maskRequestHost[:64]!r}", code="bad_host_mask")
+        internet = self.allow_internet_access is not False
         return SandboxSpec(
             template=template_reference(self.templateID),
             timeout_s=timeout_s,
@@ -96,10 +71,12 @@ class NewSandbox(Body):
             env=env,
             on_timeout=OnTimeout.PAUSE if self.autoPause else OnTimeout.KILL,
             auto_resume=self.autoResume is not None and self.autoResume.enabled,
-            allow_internet=self._allows_internet(network),
+            allow_internet=internet,
             secure=self.secure is not False,
             allow_public_traffic=network.allowPublicTraffic is not False,
-            mask_request_host=network.maskRequestHost,
+            mask_request_host=network.checked_mask(),
+            https_ports=network.checked_https_ports(),
+            egress=network.egress(internet=internet, seal=seal),
             idempotency_key=idempotency_key,
         )
 
@@ -114,25 +91,6 @@ class NewSandbox(Body):
             raise Unsupported("Failed to start MCP gateway: no template here has one", code="mcp_unsupported")
         if self.iam and self.iam.get("tokens"):
             raise Unsupported("workload identity tokens (iam) are not supported", code="iam_unsupported")
-
-    def _allows_internet(self, network: Network) -> bool:
-        for name in ("rules", "egressProxy", "httpsPorts", "dnsServers"):
-            if getattr(network, name):
-                raise Unsupported(f"network.{name} is not supported", code="network_option_unsupported")
-        if network.allowOut:
-            raise Unsupported(
-                "network.allowOut is not supported",
-                code="network_option_unsupported",
-                hint="internet access is on or off as a whole: allow_internet_access",
-            )
-        denied = network.denyOut or []
-        if any(entry != ALL_TRAFFIC for entry in denied):
-            raise Unsupported(
-                f"network.denyOut takes nothing but {ALL_TRAFFIC}",
-                code="network_option_unsupported",
-                hint="internet access is on or off as a whole: allow_internet_access",
-            )
-        return self.allow_internet_access is not False and not denied
 
 
 class ConnectSandbox(Body):
@@ -188,11 +146,6 @@ class NewSnapshot(Body):
                 hint="lower-case letters, digits, '.', '_', '-' and '/', and perhaps a ':tag'",
             )
         return name
-
-
-def template_reference(reference: str) -> str:
-    """A template or snapshot as a client names it; the tag that everything has may be left out."""
-    return reference.strip().lower().removesuffix(":default")
 
 
 def _check_pairs(what: str, pairs: dict[str, str]) -> None:

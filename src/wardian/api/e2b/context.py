@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, Protocol, cast
+from typing import Annotated, cast
+from urllib.parse import unquote
 
 from fastapi import Depends, Request
 
+from wardian.api.e2b.body import template_reference
+from wardian.builds.service import Builds
+from wardian.model.egress import Egress
 from wardian.model.errors import Invalid, NotFound
-from wardian.model.template import Template
 from wardian.sandboxes.service import Sandboxes
+from wardian.sandboxes.templates import Templates
 
 _SANDBOX_ID = re.compile(r"([a-z0-9]{1,64})(?:-[a-z0-9-]*)?")
-
-
-class Templates(Protocol):
-    """What the routes need to know about templates."""
-
-    async def visible(self, tenant: str) -> Sequence[Template]:
-        """The tenant's own templates and the public ones."""
-
-    async def find(self, tenant: str, reference: str) -> Template | None:
-        """One of those, by id or alias."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +25,17 @@ class ControlPlane:
     """The control plane's connections to the rest of the house.
 
     ``domain`` is what the names of sandbox ports end in (``{port}-{id}.{domain}``); ``timeout_max_s`` is the
-    longest time a sandbox may ask for at once.
+    longest time a sandbox may ask for at once. ``check_egress`` raises Invalid for rules that lead where the
+    server lets nobody go; ``seal`` makes a secret (and what it is for) fit to be kept.
     """
 
     sandboxes: Sandboxes
     templates: Templates
+    builds: Builds
     domain: str | None
     timeout_max_s: int
+    check_egress: Callable[[Egress], Awaitable[None]]
+    seal: Callable[[str, str], str]
 
     def timeout(self, seconds: int, *, smallest: int = 1) -> int:
         """``seconds`` if a sandbox may ask for it. Raises :class:`Invalid` in the protocol's words."""
@@ -64,6 +62,10 @@ async def _sandbox_id(sandbox_id: str) -> str:
     return match[1]
 
 
+async def _template_ref(template: str) -> str:
+    return template_reference(unquote(template))  # clients encode "/" and ":" in ids, some of them twice
+
+
 async def _plane(request: Request) -> ControlPlane:
     return cast(ControlPlane, request.app.state.plane)
 
@@ -76,3 +78,5 @@ Plane = Annotated[ControlPlane, Depends(_plane)]
 Tenant = Annotated[str, Depends(_tenant)]
 SandboxId = Annotated[str, Depends(_sandbox_id)]
 """The id in the path; ``{id}-{client id}``, as old clients have it, counts as ``{id}``."""
+TemplateRef = Annotated[str, Depends(_template_ref)]
+"""The template in the path, by id or ``[namespace/]alias``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from urllib.parse import parse_qsl, unquote
 
-from wardian.api.e2b.bodies import template_reference
+from wardian.api.e2b.body import template_reference
 from wardian.model.errors import Invalid
 from wardian.sandboxes.service import ListQuery
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse
@@ -60,7 +60,9 @@ async def _create(
             "Idempotency-Key: 1 to 255 lower-case letters, digits and '-'", code="bad_idempotency_key"
         )
     timeout_s = plane.timeout(default_s if body.timeout is None else body.timeout)
-    sandbox = await plane.sandboxes.create(tenant, body.spec(timeout_s=timeout_s, idempotency_key=key))
+    spec = body.spec(timeout_s=timeout_s, idempotency_key=key, seal=plane.seal)
+    await plane.check_egress(spec.egress)
+    sandbox = await plane.sandboxes.create(tenant, spec)
     return JSONResponse(answers.created(sandbox, domain=plane.domain), 201)
 
 
@@ -182,14 +184,3 @@ async def fork(plane: Plane, tenant: Tenant, sandbox_id: SandboxId, body: Fork |
     timeout_s = plane.timeout(TIMEOUT_S if asked.timeout is None else asked.timeout)
     outcomes = await plane.sandboxes.fork(tenant, sandbox_id, count=asked.count, timeout_s=timeout_s)
     return JSONResponse([answers.forked(outcome, domain=plane.domain) for outcome in outcomes], 201)
-
-
-@router.put("/sandboxes/{sandbox_id}/network")
-async def update_network(
-    plane: Plane, tenant: Tenant, sandbox_id: SandboxId, body: dict[str, Any] | None = None
-) -> None:
-    await plane.sandboxes.get(tenant, sandbox_id)
-    raise Unsupported(
-        "the network rules of a sandbox are decided at creation and cannot be changed",
-        code="network_update_unsupported",
-    )

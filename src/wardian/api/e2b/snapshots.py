@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from typing import Annotated
-from urllib.parse import unquote
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 
 from wardian.api.e2b import answers
-from wardian.api.e2b.bodies import NewSnapshot, template_reference
+from wardian.api.e2b.bodies import NewSnapshot
+from wardian.api.e2b.body import template_reference
 from wardian.api.e2b.context import Plane, SandboxId, Tenant
 from wardian.api.e2b.listing import checked_cursor, page_size
-from wardian.model.errors import Forbidden, NotFound, Unsupported
 
 router = APIRouter()
 
@@ -46,20 +45,3 @@ async def list_snapshots(
     )
     headers = {"X-Next-Token": cursor} if cursor else {}
     return JSONResponse([answers.snapshot(one) for one in kept], headers=headers)
-
-
-@router.delete("/templates/{reference:path}", status_code=204)
-async def delete(plane: Plane, tenant: Tenant, reference: str) -> None:
-    """Delete a snapshot. Ids may hold ``:`` and ``/``, encoded once or twice."""
-    wanted = template_reference(unquote(reference))
-    try:
-        await plane.sandboxes.delete_snapshot(tenant, wanted)
-    except NotFound:
-        template = await plane.templates.find(tenant, wanted)
-        if template is None:
-            raise
-        if template.tenant is None:
-            raise Forbidden(
-                f"template '{wanted}' is everybody's and cannot be deleted", code="template_is_public"
-            ) from None
-        raise Unsupported("deleting a template is not supported", code="templates_unsupported") from None

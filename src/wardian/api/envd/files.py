@@ -6,8 +6,10 @@ import asyncio
 import time
 import zlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from wardian.api.envd.access import Denied, FileRequest, check_files
+from wardian.api.envd.defaults import path_in, user_of
 from wardian.api.envd.exchange import Cut, Exchange, closing
 from wardian.api.envd.faults import http_error, is_lost
 from wardian.api.envd.plane import NOT_FOUND, Plane, Unreachable
@@ -55,7 +57,7 @@ class BadFileRequest(Exception):
 
 
 async def authorised(exchange: Exchange, sandbox: Sandbox, operation: str) -> FileRequest | None:
-    """The request, if its token or signature is good; if not, the refusal has been sent."""
+    """The request in the sandbox's terms, if its token or signature is good; else it has been refused."""
     try:
         request = file_request(exchange, operation)
         check_files(exchange.headers, request, sandbox.access_token, now_s=time.time())
@@ -64,7 +66,8 @@ async def authorised(exchange: Exchange, sandbox: Sandbox, operation: str) -> Fi
     except Denied as denied:
         await exchange.refuse(401, denied.message)
     else:
-        return request
+        path = request.path and path_in(request.path, sandbox)
+        return replace(request, path=path, username=user_of(request.username, sandbox))
     return None
 
 
@@ -96,7 +99,7 @@ async def download(plane: Plane, sandbox: Sandbox, exchange: Exchange) -> None:
 
 
 async def _send_file(exchange: Exchange, guest: Guest, request: FileRequest) -> None:
-    user = request.username or None
+    user = request.username
     span: Span | None = None
     conditional = any(name in exchange.headers for name in _CONDITIONS)
     if conditional:

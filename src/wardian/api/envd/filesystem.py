@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from wardian.api.envd.connect import Fields, invalid
+from wardian.api.envd.defaults import path_in
 from wardian.api.envd.rpc import Call, Unary
 from wardian.guest.guest import Entry
 
@@ -51,23 +52,23 @@ def _timestamp(ns: int) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}" + (f".{rest:09d}Z" if rest else "Z")
 
 
-def path_of(request: Fields, name: str = "path") -> str:
-    """A path that is there; an empty one means the home directory."""
-    return request.text(name) or "~"
+def path_of(call: Call, request: Fields, name: str = "path") -> str:
+    """A path that is there; an empty one means the template's directory, or the home directory."""
+    return path_in(request.text(name), call.sandbox) or "~"
 
 
 async def stat(call: Call, request: Fields) -> Mapping[str, Any]:
-    return {"entry": entry_message(await call.guest.stat(path_of(request), user=call.user))}
+    return {"entry": entry_message(await call.guest.stat(path_of(call, request), user=call.user))}
 
 
 async def make_dir(call: Call, request: Fields) -> Mapping[str, Any]:
-    entry = await call.guest.mkdir(path_of(request), user=call.user)
+    entry = await call.guest.mkdir(path_of(call, request), user=call.user)
     call.record("file.mkdir", path=entry.path, user=call.user)
     return {"entry": entry_message(entry)}
 
 
 async def move(call: Call, request: Fields) -> Mapping[str, Any]:
-    source, destination = path_of(request, "source"), path_of(request, "destination")
+    source, destination = path_of(call, request, "source"), path_of(call, request, "destination")
     entry = await call.guest.move(source, destination, user=call.user)
     call.record("file.move", source=source, path=entry.path, user=call.user)
     return {"entry": entry_message(entry)}
@@ -75,14 +76,14 @@ async def move(call: Call, request: Fields) -> Mapping[str, Any]:
 
 async def list_dir(call: Call, request: Fields) -> Mapping[str, Any]:
     depth = min(request.number("depth"), DEPTH_MAX) or 1
-    entries = await call.guest.list(path_of(request), depth=depth, user=call.user)
+    entries = await call.guest.list(path_of(call, request), depth=depth, user=call.user)
     return {"entries": [entry_message(entry) for entry in entries]}
 
 
 async def remove(call: Call, request: Fields) -> Mapping[str, Any]:
-    path = request.text("path")
-    if not path:
+    if not request.text("path"):
         raise invalid("path is required")
+    path = path_of(call, request)
     await call.guest.remove(path, user=call.user)
     call.record("file.remove", path=path, user=call.user)
     return {}

@@ -22,7 +22,7 @@ async def proxy(plane: Plane, sandbox: Sandbox, port: int, exchange: Exchange) -
     """Pass one request on. Each has a connection of its own: dialling costs less than a stale connection."""
     try:
         async with plane.guest(sandbox.id) as guest:
-            tunnel = await dial(guest, port)
+            tunnel = await dial(guest, sandbox, port)
             plane.visits.note(sandbox.id, port, "http")
             origin = httpcore.Origin(b"http", b"127.0.0.1", port)
             connection = httpcore.AsyncHTTP11Connection(origin, TunnelStream(tunnel))

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from wardian.api.envd.connect import Fields, RpcError, encode, invalid
+from wardian.api.envd.defaults import directory_of
 from wardian.api.envd.exchange import closing
 from wardian.api.envd.faults import errno_of, rpc_error
 from wardian.api.envd.plane import Plane
@@ -38,6 +39,7 @@ def sandbox_environment(sandbox: Sandbox) -> dict[str, str]:
         "E2B_SANDBOX": "true",
         "E2B_SANDBOX_ID": sandbox.id,
         "E2B_TEMPLATE_ID": sandbox.template_id,
+        **sandbox.surroundings.env,
         **sandbox.spec.env,
     }
 
@@ -52,7 +54,7 @@ async def start(call: Call, request: Fields, stream: Stream) -> bytes:
         cmd=asked.text("cmd"),
         args=asked.texts("args"),
         envs=asked.text_map("envs"),
-        cwd=asked.optional_text("cwd") or None,
+        cwd=directory_of(asked.optional_text("cwd"), call.sandbox),
         tag=request.optional_text("tag"),
     )
     if not config.cmd:

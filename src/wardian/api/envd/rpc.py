@@ -20,6 +20,7 @@ from wardian.api.envd.connect import (
     invalid,
     timeout_seconds,
 )
+from wardian.api.envd.defaults import user_of
 from wardian.api.envd.exchange import Cut, Exchange
 from wardian.api.envd.faults import is_lost, rpc_error
 from wardian.api.envd.plane import NOT_FOUND, Plane, Unreachable
@@ -39,7 +40,7 @@ class Call:
     plane: Plane
     sandbox: Sandbox
     guest: Guest
-    user: str | None
+    user: str
     deadline: float | None
     keepalive_s: float
 
@@ -107,7 +108,8 @@ def _keepalive(exchange: Exchange) -> float:
 
 
 def _call(plane: Plane, sandbox: Sandbox, guest: Guest, exchange: Exchange, deadline: float | None) -> Call:
-    return Call(plane, sandbox, guest, basic_user(exchange.headers), deadline, _keepalive(exchange))
+    user = user_of(basic_user(exchange.headers), sandbox)
+    return Call(plane, sandbox, guest, user, deadline, _keepalive(exchange))
 
 
 def _is_type(exchange: Exchange, wanted: bytes) -> bool:

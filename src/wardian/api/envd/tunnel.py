@@ -6,23 +6,37 @@ import asyncio
 import errno
 import ssl
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import httpcore
 
 from wardian.api.envd.faults import errno_of
 from wardian.api.envd.plane import PORT_CLOSED, Unreachable
-from wardian.guest.guest import Guest, Tunnel
+from wardian.api.envd.tls import TlsTunnel
+from wardian.guest.guest import Guest
 from wardian.model.errors import WardianError
+from wardian.model.sandbox import Sandbox
 
 _READ_MAX = 65536
 _NOBODY_LISTENS = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNRESET})
 
 
-async def dial(guest: Guest, port: int) -> Tunnel:
-    """Connect to a port inside. Raises :class:`Unreachable` when nobody listens there."""
+class ByteStream(Protocol):
+    """What a service is spoken to over: a tunnel, or a tunnel with TLS on it."""
+
+    async def read(self, limit: int = ...) -> bytes: ...
+    async def write(self, data: bytes) -> None: ...
+    async def close(self) -> None: ...
+
+
+async def dial(guest: Guest, sandbox: Sandbox, port: int) -> ByteStream:
+    """Connect to a port inside, by TLS where that is what it speaks.
+
+    Raises :class:`Unreachable` when nobody listens there.
+    """
     try:
-        return await guest.dial(port)
+        tunnel = await guest.dial(port)
+        return await TlsTunnel.over(tunnel) if port in sandbox.spec.https_ports else tunnel
     except (WardianError, OSError) as error:
         if errno_of(error) in _NOBODY_LISTENS:
             raise Unreachable(502, PORT_CLOSED, port) from error
@@ -32,7 +46,7 @@ async def dial(guest: Guest, port: int) -> Tunnel:
 class TunnelStream(httpcore.AsyncNetworkStream):
     """One connection. What the guest does wrong comes out as httpcore's own errors."""
 
-    def __init__(self, tunnel: Tunnel) -> None:
+    def __init__(self, tunnel: ByteStream) -> None:
         self._tunnel = tunnel
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:

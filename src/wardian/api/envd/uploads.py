@@ -10,6 +10,7 @@ from typing import Any
 
 from wardian.api.envd.access import FileRequest
 from wardian.api.envd.connect import Fields, RpcError
+from wardian.api.envd.defaults import path_in, user_of
 from wardian.api.envd.exchange import Exchange
 from wardian.api.envd.files import authorised, refuse_for
 from wardian.api.envd.multipart import BadForm, FormReader
@@ -47,7 +48,7 @@ async def upload(plane: Plane, sandbox: Sandbox, exchange: Exchange) -> None:
         kind = (exchange.header(b"content-type") or "").partition(";")[0].strip().lower()
         async with plane.guest(sandbox.id) as guest:
             if kind == "multipart/form-data":
-                entries = _write_form(exchange, guest, request, body, metadata)
+                entries = _write_form(exchange, sandbox, guest, request, body, metadata)
             elif kind == "application/octet-stream":
                 entries = _write_stream(guest, request, body, metadata)
             else:
@@ -79,11 +80,12 @@ async def _write_stream(
 ) -> AsyncIterator[Entry]:
     if not request.path:
         raise BadUpload("path query parameter is required for an octet stream")
-    yield await guest.write(request.path, body, user=request.username or None, metadata=metadata)
+    yield await guest.write(request.path, body, user=request.username, metadata=metadata)
 
 
 async def _write_form(
     exchange: Exchange,
+    sandbox: Sandbox,
     guest: Guest,
     request: FileRequest,
     body: AsyncIterator[bytes],
@@ -95,13 +97,13 @@ async def _write_form(
     async for part in form.parts():
         if part.name != "file":
             continue
-        path = request.path or part.filename or ""
+        path = request.path or (part.filename and path_in(part.filename, sandbox)) or ""
         if not path or "\0" in path:
             raise BadUpload("a file part needs a path: as its file name, or as the query parameter path")
         if path in taken:
             raise BadUpload(f"you cannot upload multiple files to the same path '{path}' in one request")
         taken.add(path)
-        yield await guest.write(path, part.chunks, user=request.username or None, metadata=metadata)
+        yield await guest.write(path, part.chunks, user=request.username, metadata=metadata)
     if not taken:
         raise BadUpload("the form has no part named 'file'")
 
@@ -162,7 +164,9 @@ async def compose(plane: Plane, sandbox: Sandbox, exchange: Exchange) -> None:
     """Answer ``POST /files/compose``: write the sources, one after the other, to the destination."""
     request = FileRequest("", "write", None, None, None)
     try:
-        sources, destination, user = await _compose_request(exchange)
+        sources, destination, named = await _compose_request(exchange)
+        sources = [path_in(source, sandbox) for source in sources]
+        destination, user = path_in(destination, sandbox), user_of(named, sandbox)
         request = FileRequest(destination, "write", user, None, None)
         async with plane.guest(sandbox.id) as guest, exchange.attended():
             entry = await guest.write(destination, _joined(guest, sources, user), user=user, metadata={})
@@ -175,14 +179,14 @@ async def compose(plane: Plane, sandbox: Sandbox, exchange: Exchange) -> None:
         await exchange.reply_json(200, _told(entry))
 
 
-async def _compose_request(exchange: Exchange) -> tuple[Sequence[str], str, str | None]:
+async def _compose_request(exchange: Exchange) -> tuple[Sequence[str], str, str]:
     body = await exchange.whole_body(_COMPOSE_BODY_MAX)
     if body is None:
         raise BadUpload(f"the request is larger than {_COMPOSE_BODY_MAX} bytes", 413)
     try:
         fields = Fields.parse(body)
         sources, destination = fields.texts("source_paths"), fields.text("destination")
-        user = fields.text("username") or None
+        user = fields.text("username")
     except RpcError as error:
         raise BadUpload(error.message) from None
     if not sources or not destination or len(sources) > COMPOSE_SOURCES_MAX:

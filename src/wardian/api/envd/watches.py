@@ -26,12 +26,12 @@ class WatchRequest:
 
     path: str
     recursive: bool
-    user: str | None
+    user: str
     base: str | None
 
 
 async def _asked(call: Call, request: Fields) -> WatchRequest:
-    path, base = path_of(request), None
+    path, base = path_of(call, request), None
     if request.flag("include_entry"):
         base = (await call.guest.stat(path, user=call.user)).path
     # allow_network_mounts is about file systems a sandbox does not have: there is nothing to refuse or allow.

@@ -17,8 +17,7 @@ from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
 from wardian.api.envd.plane import Plane, Unreachable
-from wardian.api.envd.tunnel import dial, forwarded, returned
-from wardian.guest.guest import Tunnel
+from wardian.api.envd.tunnel import ByteStream, dial, forwarded, returned
 from wardian.model.errors import WardianError
 from wardian.model.sandbox import Sandbox
 
@@ -48,7 +47,7 @@ class Declined(Exception):
 class Upstream:
     """The connection to the service inside, as messages."""
 
-    def __init__(self, tunnel: Tunnel, protocol: ClientProtocol) -> None:
+    def __init__(self, tunnel: ByteStream, protocol: ClientProtocol) -> None:
         self._tunnel, self._protocol = tunnel, protocol
         self._pending: list[Frame] = []
         self._parts: list[bytes] = []
@@ -139,7 +138,7 @@ async def proxy(
     """Join a client's WebSocket with the service's. Raises :class:`Unreachable` before it is accepted."""
     async with plane.guest(sandbox.id) as guest:
         try:
-            tunnel = await dial(guest, port)
+            tunnel = await dial(guest, sandbox, port)
         except (WardianError, OSError) as error:
             raise Unreachable(502, f"port {port} cannot be reached: {error}", port) from error
         try:
@@ -150,7 +149,7 @@ async def proxy(
 
 
 async def _serve(
-    sandbox: Sandbox, port: int, tunnel: Tunnel, scope: Scope, receive: Receive, send: Send
+    sandbox: Sandbox, port: int, tunnel: ByteStream, scope: Scope, receive: Receive, send: Send
 ) -> None:
     protocol, request = _handshake(sandbox, port, scope)
     upstream = Upstream(tunnel, protocol)

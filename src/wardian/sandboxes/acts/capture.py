@@ -37,7 +37,7 @@ async def capture_for_fork(owner: Owner, directory: Path) -> MachineImage:
     return image
 
 
-async def take_snapshot(owner: Owner, name: str | None) -> Snapshot:
+async def take_snapshot(owner: Owner, name: str | None, *, kind: str = "named") -> Snapshot:
     """A durable snapshot of the running sandbox, kept until it is deleted."""
     _check_running(owner)
     works = owner.works
@@ -52,7 +52,7 @@ async def take_snapshot(owner: Owner, name: str | None) -> Snapshot:
         await owner.commit_failure(Event.SNAPSHOT_DONE, str(error) or type(error).__name__)
         raise
     works.checkpoint("snapshot.published")
-    row = snapshot_row(owner.sandbox, manifest, digest, kind="named", name=name)
+    row = snapshot_row(owner.sandbox, manifest, digest, kind=kind, name=name)
     await owner.commit(
         Event.SNAPSHOT_DONE,
         outcome="done",

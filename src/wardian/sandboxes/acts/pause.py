@@ -128,4 +128,7 @@ def snapshot_row(
         created_at=manifest.created_at,
         root_digest=manifest.root_digest,
         resources=manifest.resources,
+        build_id=sandbox.build_id,
+        tree=sandbox.tree,
+        surroundings=sandbox.surroundings,
     )

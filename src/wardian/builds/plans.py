@@ -1,0 +1,50 @@
+"""Plans as JSON: what a client sends, and what is kept of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from wardian.model.build import BaseKind, Lock, Plan
+from wardian.model.errors import Invalid
+
+_PLAN, _LOCK = TypeAdapter(Plan), TypeAdapter(Lock)
+T = TypeVar("T")
+_HOST_TRANSPORTS = ("oci:", "oci-archive:", "docker-archive:")
+
+
+def plan_of(body: bytes) -> Plan:
+    """A plan from JSON, checked strictly. Raises :class:`Invalid`."""
+    return _checked(_PLAN, body, "plan")
+
+
+def lock_of(body: bytes) -> Lock:
+    """A lock from JSON, checked strictly. Raises :class:`Invalid`."""
+    return _checked(_LOCK, body, "lock")
+
+
+def _checked(adapter: TypeAdapter[T], body: bytes, what: str) -> T:
+    try:
+        return adapter.validate_json(body, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise Invalid(f"this is no {what}: {place}: {first['msg']}", code=f"bad_{what}") from None
+
+
+def kept(plan: Plan) -> Mapping[str, Any]:
+    """What is kept of a plan: everything but the passwords of registries."""
+    stages = tuple(replace(stage, base=replace(stage.base, password="")) for stage in plan.stages)
+    values: Mapping[str, Any] = _PLAN.dump_python(replace(plan, stages=stages), mode="json")
+    return values
+
+
+def reads_the_host(plan: Plan) -> bool:
+    """Whether a base of the plan is a file of the host's."""
+    return any(
+        stage.base.kind is BaseKind.IMAGE and stage.base.reference.startswith(_HOST_TRANSPORTS)
+        for stage in plan.stages
+    )

@@ -1,0 +1,130 @@
+"""Bases: what the first step of a build stands on, as root images in the catalog."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from wardian.images import erofs
+from wardian.images.base import Report, as_root, base_recipe, debian_recipe, packages_in, unpack
+from wardian.images.catalog import BuiltImage, Catalog, Manifest
+from wardian.images.oci.config import host_architecture
+from wardian.images.oci.fetch import Fetcher
+from wardian.images.oci.layout import read_layout
+from wardian.images.oci.merge import Tree
+from wardian.images.oci.provision import certificates, provision
+from wardian.images.oci.reference import Reference, check_place, parse
+
+PROVISIONING = 1
+"""To be raised with every change of what is laid over foreign images, or they are not made again."""
+
+STATUS_MAX = 64 << 20  # of dpkg's list of packages
+
+
+class Bases:
+    """Makes bases, or finds them in the catalog. Every method blocks, for seconds or minutes: use a thread.
+
+    Images on this host's disk may only be taken from below ``directory`` (None: not at all), and registries
+    must be on public addresses without ``private_registries``: references come from users.
+    """
+
+    def __init__(
+        self, catalog: Catalog, *, directory: Path | None = None, private_registries: bool = False
+    ) -> None:
+        self._catalog = catalog
+        self._directory = directory
+        self._private_registries = private_registries
+
+    def debian(
+        self, suite: str, packages: Iterable[str], report: Report = lambda words, fraction: None
+    ) -> BuiltImage:
+        """A Debian of that suite with all that ``base`` has, and these packages (``name``, ``name=version``).
+
+        With every package of an earlier image's manifest pinned, its very files come again. Raises
+        :class:`Invalid` for what can be no package, :class:`NotFound` for a package or a version that the
+        archive does not have.
+        """
+        return self._catalog.build(debian_recipe("debian", suite, packages), report)
+
+    def image(
+        self,
+        reference: str,
+        *,
+        username: str = "",
+        password: str = "",
+        report: Report = lambda words, fraction: None,
+    ) -> BuiltImage:
+        """An OCI image, with what sandboxes need laid over it; its ``config`` says how it wants to be run.
+
+        ``reference`` is ``docker://...`` or a plain name (``python:3.11``), ``oci:/dir[:tag]``,
+        ``oci-archive:/file[:tag]`` or ``docker-archive:/file[:tag]``. What a name means is asked each time;
+        an image is fetched once. Raises :class:`Invalid` for no image, one for another processor or a bomb,
+        :class:`Forbidden` for one that may not be had, :class:`FetchFailed`.
+        """
+        wanted = parse(reference)
+        check_place(wanted, directory=self._directory, private_registries=self._private_registries)
+        with tempfile.TemporaryDirectory(prefix="wardian-image-") as directory:
+            fetcher = Fetcher(wanted, Path(directory), username=username, password=password)
+            report("asking for the image", 0.02)
+            digest = fetcher.digest()
+            key = _key({"image": digest, "arch": host_architecture(), "provisioning": PROVISIONING})
+            if found := self._catalog.find_key(key):
+                return found
+            bash = self._bash(report)
+            report("fetching the image", 0.10)
+            layout = fetcher.fetch()
+
+            origin = Origin(wanted, digest, key)
+            return self._catalog.make(key, lambda out: _make(origin, layout, bash, out, report), report)
+
+    def _bash(self, report: Report) -> bytes:
+        """The static bash of our own base."""
+        base = self._catalog.build(base_recipe(), report)
+        with erofs.Image(base.root.path) as image:
+            return next(image.read(node) for node in image.walk() if node.path == "/usr/bin/bash-static")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an image came from: what was asked for, the digest that had then, and our key for it."""
+
+    reference: Reference
+    digest: str
+    key: str
+
+
+def _make(origin: Origin, layout: Path, bash: bytes, out: Path, report: Report) -> Manifest:
+    """Write the image in ``layout`` to ``out``, provisioned."""
+    report("checking and unpacking its layers", 0.50)
+    scratch = out.parent.parent
+    (layers := scratch / "layers").mkdir()
+    contents = read_layout(layout, layers)
+    report("laying them over each other", 0.65)
+    with Tree(contents.layers) as tree:
+        tree.write(scratch / "merged.tar")
+        files = provision(tree, bash)
+        bundle = certificates(tree)
+        status = tree.read("var/lib/dpkg/status", STATUS_MAX) or b""
+    report("writing the image", 0.80)
+    (whole := scratch / "tree").mkdir()
+    unpack(scratch / "merged.tar", files, whole)
+    erofs.make_image(whole, out, prefix=as_root())
+    return Manifest(
+        name=str(origin.reference),
+        suite="",
+        recipe=f"sha256:{origin.key}",
+        digest="",
+        tree="",
+        size_bytes=0,
+        packages=packages_in(status.decode(errors="replace")),
+        source=origin.reference.at(origin.digest),
+        config=replace(contents.config, certificates=bundle).as_json(),
+    )
+
+
+def _key(what: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,250 @@
+"""The gate: decides where one connection of a sandbox may go, and finds the way there.
+
+An address that the sandbox's rules open is dialled as it is. Where only a name can open it, the connection's
+first bytes must show an allowed one, and what is dialled is where *the host* finds that name: the address
+that the program chose counts only if our DNS gave it out for it. What shows no name, being neither TLS nor
+HTTP, goes to an address that we gave out for an allowed name, on whatever port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
+
+from wardian.guest.guest import Tunnel
+from wardian.model.egress import EgressProxy
+from wardian.model.errors import WardianError
+from wardian.model.sandbox import Sandbox
+from wardian.network import socks
+from wardian.network.dns import Resolver, View
+from wardian.network.opening import Opening, read_opening
+from wardian.network.outbound import Remote, dial, is_own
+from wardian.network.policy import Decision, Policy
+from wardian.network.rules import Verdict, grant_for, rules_of, stand_in
+from wardian.network.told import Told
+
+OPENING_S = 10.0
+"""How long a connection that needs a name may take to show it."""
+SILENCE_S = 0.25
+"""How long a connection to an address given out for an allowed name may say nothing before it is dialled: in
+some protocols the far side speaks first."""
+LOOKUPS_MAX = 8
+"""Look-ups at once for the connections of one sandbox; the rest wait."""
+_PIECE = 65536
+
+Unseal = Callable[[str, str], str]
+
+
+class Denied(OSError):
+    """A connection that may not be made; ``reason`` is a stable slug."""
+
+    def __init__(self, reason: str, name: str | None = None) -> None:
+        super().__init__(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+        self.reason, self.name = reason, name
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where an admitted connection goes, and why it may.
+
+    ``name``: the allowed name that opened it. ``head``: bytes taken from the program already. ``late``: it
+    has shown no opening yet; :meth:`Gate.late_opening` must judge its first bytes when they come.
+    """
+
+    address: str
+    port: int
+    reason: str
+    name: str | None = None
+    head: bytes = b""
+    late: bool = False
+    proxy: EgressProxy | None = None
+
+
+class Gate:
+    """One for all sandboxes of a server."""
+
+    def __init__(self, policy: Policy, resolver: Resolver, told: Told, unseal: Unseal) -> None:
+        self._policy = policy
+        self._resolver = resolver
+        self._told = told
+        self._unseal = unseal
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    # ── names
+
+    def view(self, sandbox: Sandbox) -> View:
+        """How a sandbox sees names."""
+        rules = rules_of(sandbox.spec)
+        return View(
+            may_ask=rules.look_up,
+            may_tell=lambda address: (
+                self._policy.reach(address).allowed
+                and (rules.closed or rules.address(address) is Verdict.ALLOW)
+            ),
+            stand_in=lambda name: stand_in(sandbox.spec.granted_hosts, name),
+            servers=self._servers(sandbox),
+        )
+
+    def _servers(self, sandbox: Sandbox) -> tuple[str, ...] | None:
+        """Whom to ask for this sandbox: its own servers, those of them that may be reached."""
+        servers = sandbox.spec.egress.dns_servers
+        if servers is None or (not servers and not rules_of(sandbox.spec).has_names):
+            return None
+        return tuple(server for server in servers if self.server_allows(server, 53).allowed)
+
+    # ── decisions
+
+    def server_allows(self, address: str, port: int) -> Decision:
+        """What the server itself says of a destination, whoever asks."""
+        decision = self._policy.connect(address, port)
+        if decision.allowed and decision.reason != "extra_allowed" and is_own(address):
+            return Decision(False, "own_address")
+        return decision
+
+    async def admit(self, sandbox: Sandbox, address: str, port: int, tunnel: Tunnel) -> Route:
+        """Decide; where it takes a name, once the first bytes have shown it. Raises :class:`Denied`."""
+        granted = grant_for(sandbox.spec.granted_hosts, address, port)
+        if granted is not None:
+            return Route(await self._home(granted.target or granted.host), port, "granted")
+        rules = rules_of(sandbox.spec)
+        verdict = rules.address(address)
+        if verdict is Verdict.DENY:
+            raise Denied(rules.closed_reason if rules.closed else "denied_by_rule")
+        server = self.server_allows(address, port)
+        if not server.allowed:
+            raise Denied(server.reason)
+        proxy = sandbox.spec.egress.proxy
+        if verdict is Verdict.ALLOW:
+            return Route(address, port, "allowed_address" if rules.closed else server.reason, proxy=proxy)
+        route = await self._by_name(sandbox, address, port, tunnel)
+        return replace(route, proxy=proxy)
+
+    async def _home(self, target: str) -> str:
+        """Where the host finds a granted host; no policy applies."""
+        with suppress(OSError):
+            socket.inet_pton(socket.AF_INET6 if ":" in target else socket.AF_INET, target)
+            return target
+        found = await self._resolver.look_up(target, socket.AF_INET)
+        if not found.addresses:
+            raise Denied("name_unresolved", target)
+        return found.addresses[0]
+
+    async def _by_name(self, sandbox: Sandbox, address: str, port: int, tunnel: Tunnel) -> Route:
+        known = self._known(sandbox, address)
+        tunnel.accept()
+        head, opening = await read_first(tunnel, SILENCE_S if known else OPENING_S)
+        if opening is None and not head and known:
+            return Route(address, port, "allowed_name", min(known), late=True)
+        name = self._named(sandbox, address, opening)
+        home = address if name in known else await self._find(sandbox, name, port)
+        return Route(home, port, "allowed_name", name, head)
+
+    def _known(self, sandbox: Sandbox, address: str) -> frozenset[str]:
+        """The allowed names that this sandbox was given the address for."""
+        rules = rules_of(sandbox.spec)
+        return frozenset(name for name in self._told.names(sandbox.id, address) if rules.name(name))
+
+    def _named(self, sandbox: Sandbox, address: str, opening: Opening | None) -> str:
+        """The allowed name that an opening shows, or that its address stands for. Raises :class:`Denied`."""
+        if opening is None:
+            raise Denied("no_name")
+        if opening.fault is not None:
+            raise Denied(opening.fault)
+        if opening.name is None:
+            known = self._known(sandbox, address)
+            if not known:
+                raise Denied("no_name")
+            return min(known)
+        if not rules_of(sandbox.spec).name(opening.name):
+            raise Denied("denied_name", opening.name)
+        return opening.name
+
+    async def _find(self, sandbox: Sandbox, name: str, port: int) -> str:
+        """Where the host finds an allowed name now; a few at a time, so that others are found as well."""
+        turns = self._turns.setdefault(sandbox.id, asyncio.Semaphore(LOOKUPS_MAX))
+        async with turns:
+            found = await self._resolver.look_up(name, socket.AF_INET, self._servers(sandbox))
+        if not found.addresses:
+            raise Denied("name_unresolved", name)
+        for address in found.addresses:
+            if self.server_allows(address, port).allowed:
+                return address
+        raise Denied("denied_address", name)
+
+    async def late_opening(self, sandbox: Sandbox, route: Route, tunnel: Tunnel) -> bytes:
+        """The first bytes of a connection that was silent when it was admitted, if they too may pass.
+
+        Raises :class:`Denied`.
+        """
+        head, opening = await read_first(tunnel, None)
+        if not head:
+            return b""
+        name = self._named(sandbox, route.address, opening)
+        if name not in self._known(sandbox, route.address):
+            raise Denied("names_disagree", name)
+        return head
+
+    def still(self, sandbox: Sandbox, address: str, route: Route) -> bool:
+        """Whether a connection that was admitted may go on under the sandbox's present rules."""
+        if route.reason == "granted":
+            return grant_for(sandbox.spec.granted_hosts, address, route.port) is not None
+        rules = rules_of(sandbox.spec)
+        if route.proxy != sandbox.spec.egress.proxy:
+            return False
+        verdict = rules.address(address)
+        if verdict is Verdict.ASK_NAME:
+            return route.name is not None and rules.name(route.name)
+        return verdict is Verdict.ALLOW
+
+    # ── the way
+
+    async def dial(self, route: Route) -> Remote:
+        """Connect. OSError when that fails; Denied when the tenant's proxy is where nobody may go."""
+        proxy = route.proxy
+        if proxy is None or route.reason == "granted":
+            return await dial(route.address, route.port)
+        at = await self.proxy_address(proxy)
+        password = None
+        if proxy.sealed_password is not None:
+            try:
+                password = self._unseal(proxy.sealed_password, proxy.address)
+            except WardianError:
+                raise Denied("proxy_password_unreadable", proxy.host) from None
+        return await socks.dial_through(proxy, password, at, route.name or route.address, route.port)
+
+    async def proxy_address(self, proxy: EgressProxy) -> str:
+        """Where a tenant's proxy is. Raises :class:`Denied` when it cannot be found or may not be reached."""
+        hosts: list[str]
+        try:
+            socket.inet_pton(socket.AF_INET6 if ":" in proxy.host else socket.AF_INET, proxy.host)
+            hosts = [proxy.host]
+        except OSError:
+            hosts = list((await self._resolver.look_up(proxy.host, socket.AF_INET)).addresses)
+        for address in hosts:
+            if self.server_allows(address, proxy.port).allowed:
+                return address
+        raise Denied("proxy_unreachable" if not hosts else "proxy_denied", proxy.host)
+
+
+async def read_first(tunnel: Tunnel, patience_s: float | None) -> tuple[bytes, Opening | None]:
+    """The first bytes of a connection, until they show what they are; None when they never do.
+
+    ``patience_s`` is for the first byte; once one is there the rest may take :data:`OPENING_S`.
+    """
+    head, opening = b"", None
+    try:
+        async with asyncio.timeout(patience_s) as limit:
+            while opening is None and (data := await tunnel.read(_PIECE)):
+                if not head:
+                    limit.reschedule(asyncio.get_running_loop().time() + OPENING_S)
+                head += data
+                opening = read_opening(head)
+    except TimeoutError:
+        pass
+    return head, opening
