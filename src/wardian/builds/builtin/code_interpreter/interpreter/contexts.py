@@ -146,7 +146,9 @@ class Context:
             await self._set(kernel, {name: base.get(name) for name in env})
         except KernelDied:
             await self.renew()
-            yield lines.error("KernelDied", "the kernel ended while it ran this code; the context was restarted")
+            yield lines.error(
+                "KernelDied", "the kernel ended while it ran this code; the context was restarted"
+            )
 
     async def _ready(self) -> Kernel:
         """The kernel, belonging to whoever owns the sandbox now.

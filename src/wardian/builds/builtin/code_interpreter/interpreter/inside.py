@@ -99,9 +99,7 @@ def _columns(frame: Any) -> dict[str, Any] | None:
     columns = [str(name) for name in frame.columns]
     if len(set(columns)) < len(columns):
         return None
-    return {
-        name: [_plain(value) for value in frame.iloc[:, at].tolist()] for at, name in enumerate(columns)
-    }
+    return {name: [_plain(value) for value in frame.iloc[:, at].tolist()] for at, name in enumerate(columns)}
 
 
 def _chart(figure: Any) -> dict[str, Any] | None:

@@ -79,7 +79,9 @@ class JupyterKernel:
                 if message is None or _is_idle(message, asked):
                     break
                 if message["parent_header"].get("msg_id") == asked:
-                    yield Message(message["msg_type"], message["content"], message["header"]["date"].isoformat())
+                    yield Message(
+                        message["msg_type"], message["content"], message["header"]["date"].isoformat()
+                    )
             await self._or_death(asyncio.shield(reply))
         finally:
             reply.cancel()

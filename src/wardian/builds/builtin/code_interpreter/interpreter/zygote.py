@@ -123,9 +123,7 @@ def main() -> NoReturn:
 
 
 def _import_kernels() -> None:
-    import bash_kernel.kernel
     import ipykernel.kernelapp  # noqa: F401
-    import matplotlib.pyplot
     import matplotlib_inline.backend_inline  # noqa: F401
 
 
@@ -156,7 +154,12 @@ def _become_kernel(kernel: str, connection_file: str) -> None:
 
     from . import inside
 
-    arguments = ["-f", connection_file, "--HistoryManager.enabled=False", "--IPKernelApp.capture_fd_output=True"]
+    arguments = [
+        "-f",
+        connection_file,
+        "--HistoryManager.enabled=False",
+        "--IPKernelApp.capture_fd_output=True",
+    ]
     application: Any = IPKernelApp.instance()
     if kernel == "bash":
         from bash_kernel.kernel import BashKernel
