@@ -33,6 +33,7 @@ from wardian.images.catalog import Catalog  # noqa: E402
 PACKAGES = {
     "bubblewrap": "the benchmark's second yardstick",
     "ca-certificates": "reaching package indexes",
+    "chromium": "the browser that looks at a desktop's stream in a test",
     "crun": "the benchmark's first yardstick",
     "debian-archive-keyring": "checking Debian's signatures",
     "e2fsprogs": "bounded disks of sandboxes",

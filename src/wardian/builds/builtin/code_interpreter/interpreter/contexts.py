@@ -8,7 +8,6 @@ import logging
 import os
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from pathlib import Path
 
 from . import lines
 from .kernels import Kernel, KernelDied
@@ -147,7 +146,7 @@ class Context:
         except KernelDied:
             await self.renew()
             yield lines.error(
-                "KernelDied", "the kernel ended while it ran this code; the context was restarted"
+                "KernelDied", "the kernel ended in this code; the context was restarted"
             )
 
     async def _ready(self) -> Kernel:
@@ -222,8 +221,7 @@ class Contexts:
     async def create(self, language: str | None, cwd: str | None) -> Context:
         """A new context; its directory is made when it is missing. UnknownLanguage, OSError."""
         name, place = self.languages.canonical(language), os.path.join(HOME, cwd or "")
-        place = os.path.normpath(place)
-        Path(place).mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(os.makedirs, place, exist_ok=True)
         return await self._make(name, place)
 
     async def remove(self, context: Context) -> None:

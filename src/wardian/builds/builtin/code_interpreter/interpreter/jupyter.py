@@ -35,7 +35,7 @@ class JupyterKernel:
 
     @classmethod
     async def start(cls, launch: Launch) -> Self:
-        """Start a kernel and wait until it answers. KernelDied if it ends first, TimeoutError after a minute."""
+        """A kernel that answers. KernelDied if it ends before it does, TimeoutError after a minute."""
         directory = Path(tempfile.mkdtemp(prefix="kernel-"))
         file, _ = write_connection_file(
             str(directory / "connection.json"), transport="ipc", ip=str(directory / "socket")
@@ -54,7 +54,7 @@ class JupyterKernel:
         return kernel
 
     async def _answer(self) -> None:
-        """Wait until the kernel is up *and* what it says arrives here: the subscription takes its own time."""
+        """Wait until the kernel is up *and* its output arrives here: the subscription takes its own time."""
         while True:
             asked = self._client.kernel_info()
             with contextlib.suppress(TimeoutError):

@@ -154,12 +154,7 @@ def _become_kernel(kernel: str, connection_file: str) -> None:
 
     from . import inside
 
-    arguments = [
-        "-f",
-        connection_file,
-        "--HistoryManager.enabled=False",
-        "--IPKernelApp.capture_fd_output=True",
-    ]
+    arguments = ["-f", connection_file, "--HistoryManager.enabled=False"]
     application: Any = IPKernelApp.instance()
     if kernel == "bash":
         from bash_kernel.kernel import BashKernel
