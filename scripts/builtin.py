@@ -1,4 +1,4 @@
-"""Builds the templates that come with Wardian on a server of its own, whose data is kept in ``build/builtin``.
+"""Builds the templates that come with Wardian, on a server of its own whose data stays in ``build/builtin``.
 
 Tests and benchmarks use them there. The first time takes minutes (packages, bytecode, warm snapshots); after
 that, what has not changed comes from the cache of build steps.
@@ -22,7 +22,7 @@ NAMES = ("code-interpreter-v1", "desktop")
 def main() -> int:
     """Build what the command line names, or all. The exit status is that of the first build that failed."""
     DATA.mkdir(parents=True, exist_ok=True)
-    command = [WARDIAN, "serve", "--json", "--port", "0", "--data", DATA]
+    command = [str(WARDIAN), "serve", "--json", "--port", "0", "--data", str(DATA)]
     with (DATA / "server.log").open("a") as log:
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:

@@ -76,7 +76,7 @@ def test_what_is_typed_arrives(desktop: Sandbox) -> None:
 
 
 def _title(desktop: Sandbox) -> str:
-    return desktop.commands.run("xdotool getwindowfocus getwindowname || true").stdout
+    return str(desktop.commands.run("xdotool getwindowfocus getwindowname || true").stdout)
 
 
 def test_another_resolution_is_given(house: Server) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from . import lines
 from .kernels import Kernel, KernelDied
@@ -132,7 +132,7 @@ class Context:
         if self._kernel is not None:
             self._kernel.interrupt()
 
-    async def output(self, code: str, env: Mapping[str, str]) -> AsyncIterator[Line]:
+    async def output(self, code: str, env: Mapping[str, str]) -> AsyncGenerator[Line]:
         """Execute ``code`` and yield its lines. A kernel that dies is replaced, and the lines say so."""
         kernel = await self._ready()
         try:

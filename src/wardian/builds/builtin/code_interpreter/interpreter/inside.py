@@ -8,10 +8,9 @@ import math
 import os
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from IPython.core.display_functions import display
 from IPython.core.formatters import BaseFormatter
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets import ObjectName, Unicode
@@ -35,6 +34,7 @@ class ChartFormatter(BaseFormatter):
 
 def install(shell: InteractiveShell) -> None:
     """Teach a new kernel's shell to show figures, frames and images as the SDK expects."""
+    assert shell.display_formatter is not None
     formatters = shell.display_formatter.formatters
     for kind in (DataFormatter, ChartFormatter):
         formatter = kind(parent=shell.display_formatter)
@@ -138,7 +138,10 @@ def _plain(value: Any) -> Any:
 
 def _show_images() -> None:
     """``Image.show`` shows in the results, there being no screen; so does saving to a file by name."""
+    from IPython.core.display_functions import display as shown
     from PIL import Image, ImageShow
+
+    display: Callable[[Image.Image], None] = shown
 
     class Results(ImageShow.Viewer):
         def show(self, image: Image.Image, **options: Any) -> int:
@@ -157,4 +160,4 @@ def _show_images() -> None:
             display(image)
 
     save_and_show.shows = True  # type: ignore[attr-defined]
-    Image.Image.save = save_and_show  # type: ignore[method-assign]
+    Image.Image.save = save_and_show  # type: ignore[assignment, method-assign]

@@ -34,5 +34,5 @@ def watch(process: asyncio.subprocess.Process) -> KernelProcess:
     """A child of this very process, started with ``start_new_session``."""
     exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     waiting = asyncio.create_task(process.wait(), name=f"wait for {process.pid}")
-    waiting.add_done_callback(lambda _: exited.done() or exited.set_result(None))
+    waiting.add_done_callback(lambda _: exited.set_result(None))
     return KernelProcess(process.pid, exited)

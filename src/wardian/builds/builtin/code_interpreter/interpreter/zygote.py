@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 
 from .processes import KernelProcess
 
-READY = {"ready": True}
+REQUESTS = 0
+"""The descriptor that requests come in by: standard input."""
 
 
 class Zygote:
@@ -107,19 +108,21 @@ def main() -> NoReturn:
         os.set_blocking(end, False)
     signal.set_wakeup_fd(notice)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    requests = sys.stdin.buffer
     selector = selectors.DefaultSelector()
-    selector.register(requests, selectors.EVENT_READ)
+    selector.register(REQUESTS, selectors.EVENT_READ)
     selector.register(wakeup, selectors.EVENT_READ)
+    rest = b""
     while True:
         for key, _ in selector.select():
             if key.fd == wakeup:
                 os.read(wakeup, 512)
                 _report_ends(answers)
-            elif line := requests.raw.readline():  # type: ignore[attr-defined]
-                _answer(json.loads(line), answers, {wakeup, notice})
-            else:
+                continue
+            if not (chunk := os.read(REQUESTS, 65536)):
                 os._exit(0)
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                _answer(json.loads(line), answers, {wakeup, notice})
 
 
 def _import_kernels() -> None:
