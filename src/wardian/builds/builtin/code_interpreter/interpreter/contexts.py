@@ -19,6 +19,9 @@ HOME = "/home/user"
 DEFAULTS = ("python", "javascript")
 """Whose contexts are there from the start; those of other languages are made when first asked for."""
 
+REHEARSALS = {"python": '__import__("interpreter.inside").inside.rehearse()', "javascript": "1 + 1"}
+"""Code that does nothing, the way real code does it."""
+
 GRACE_S = 5.0
 """How long an interrupted kernel has to become idle; then it is replaced."""
 
@@ -145,9 +148,7 @@ class Context:
             await self._set(kernel, {name: base.get(name) for name in env})
         except KernelDied:
             await self.renew()
-            yield lines.error(
-                "KernelDied", "the kernel ended in this code; the context was restarted"
-            )
+            yield lines.error("KernelDied", "the kernel ended in this code; the context was restarted")
 
     async def _ready(self) -> Kernel:
         """The kernel, belonging to whoever owns the sandbox now.
@@ -178,12 +179,11 @@ class Context:
     def _environment(self) -> dict[str, str]:
         return {**os.environ, **self._owner.env}
 
-    async def warm(self) -> None:
-        """Execute once what shows a result, so that the first real execution finds everything in place."""
-        await self.start()
-        assert self._kernel is not None
-        code = {"python": "1+1\nprint('', end='')", "javascript": "1+1"}.get(self.language, "")
-        await self._run_silently(self._kernel, code)
+    async def rehearse(self) -> None:
+        """Go the way of an execution once, so that the first real one finds everything in place."""
+        async with self.turn:
+            if self._kernel is not None:
+                await self._run_silently(self._kernel, REHEARSALS.get(self.language, ""))
 
 
 class Contexts:
@@ -198,9 +198,13 @@ class Contexts:
     async def start(self) -> None:
         """Make and warm the default contexts."""
         for language in DEFAULTS:
-            context = Context(self.languages, language, HOME)
-            await context.warm()
-            self._defaults[language] = self._contexts[context.id] = context
+            context = self._defaults[language] = await self._make(language, HOME)
+            await context.rehearse()
+
+    async def rehearse(self) -> None:
+        """Keep the default contexts ready to answer at once."""
+        for context in list(self._defaults.values()):
+            await context.rehearse()
 
     def list(self) -> Sequence[Context]:
         """Oldest first."""

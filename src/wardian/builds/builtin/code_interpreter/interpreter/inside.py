@@ -55,6 +55,17 @@ def reseed() -> None:
         ssl.RAND_add(os.urandom(32), 32.0)
 
 
+def rehearse() -> None:
+    """Take the way of a first execution, and leave no trace."""
+    from IPython.core.getipython import get_ipython
+
+    reseed()
+    shell = get_ipython()
+    assert shell is not None
+    shell.display_formatter.format(2)
+    shell.display_pub.publish({"text/plain": ""})
+
+
 def become(env: Mapping[str, str | None]) -> None:
     """The machine has a new owner: no shared randomness, and its environment."""
     reseed()

@@ -76,6 +76,10 @@ def build_app(contexts: Contexts) -> Starlette:
     async def health(request: Request) -> Response:
         return JSONResponse("OK")
 
+    async def rehearsal(request: Request) -> Response:
+        await contexts.rehearse()
+        return JSONResponse("OK")
+
     async def execute(request: Request) -> Response:
         body = await _body(request)
         code, env = body.get("code"), body.get("env_vars") or {}
@@ -127,6 +131,7 @@ def build_app(contexts: Contexts) -> Starlette:
     return Starlette(
         routes=[
             Route("/health", health, methods=["GET"]),
+            Route("/rehearsal", rehearsal, methods=["GET"]),
             Route("/execute", execute, methods=["POST"]),
             Route("/contexts", listed, methods=["GET"]),
             Route("/contexts", create, methods=["POST"]),
