@@ -31,6 +31,13 @@ class ChartFormatter(BaseFormatter):
     print_method = ObjectName("_repr_e2b_chart_")
     _return_type = (dict, str)
 
+    def __call__(self, obj: Any) -> Any:
+        # IPython unregisters whatever prints figures whenever it sets up their inline display.
+        figure = sys.modules.get("matplotlib.figure")
+        if figure is not None and isinstance(obj, figure.Figure):
+            return _chart(obj)
+        return super().__call__(obj)
+
 
 def install(shell: InteractiveShell) -> None:
     """Teach a new kernel's shell to show figures, frames and images as the SDK expects."""
@@ -41,7 +48,6 @@ def install(shell: InteractiveShell) -> None:
         formatters[formatter.format_type] = formatter
     formatters["e2b/data"].for_type_by_name("pandas", "DataFrame", _columns)  # pandas 3
     formatters["e2b/data"].for_type_by_name("pandas.core.frame", "DataFrame", _columns)
-    formatters["e2b/chart"].for_type_by_name("matplotlib.figure", "Figure", _chart)
     shell.run_line_magic("matplotlib", "inline")
     _show_images()
 

@@ -35,7 +35,8 @@ class NodeKernel:
         messages, message_end = os.pipe()
         child = await asyncio.create_subprocess_exec(
             "node",
-            "--enable-source-maps",
+            "--experimental-vm-modules",  # or cells could not import
+            "--no-warnings",
             str(PROGRAM),
             language,
             str(request_end),
