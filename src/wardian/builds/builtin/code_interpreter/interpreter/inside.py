@@ -68,6 +68,7 @@ def rehearse() -> None:
     reseed()
     shell = get_ipython()
     assert shell is not None
+    assert shell.display_formatter is not None
     shell.display_formatter.format(2)
     shell.display_pub.publish({"text/plain": ""})
 
