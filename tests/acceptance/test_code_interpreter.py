@@ -107,9 +107,10 @@ def test_charts(box: Sandbox) -> None:
     pie = plot(box, "plt.pie([1, 3], labels=['a', 'b'])")
     assert isinstance(pie, PieChart)
     assert [(each.label, round(each.angle)) for each in pie.elements] == [("a", 90), ("b", 270)]
-    boxes = plot(box, "plt.boxplot([[1, 2, 3, 4, 5]], patch_artist=True)")
+    # Boxes of one height would be taken for horizontal ones by E2B's own extraction, which this is.
+    boxes = plot(box, "plt.boxplot([[1, 2, 3, 4, 5], [1, 5, 10, 15, 20]], patch_artist=True)")
     assert isinstance(boxes, BoxAndWhiskerChart)
-    assert boxes.elements[0].median == 3
+    assert [each.median for each in boxes.elements] == [3, 10]
     both = plot(box, "_, (a, b) = plt.subplots(1, 2); a.plot([1, 2]); b.bar(['x'], [1])")
     assert isinstance(both, SuperChart)
     assert [each.type for each in both.elements] == [ChartType.LINE, ChartType.BAR]
