@@ -3,7 +3,7 @@
 BIN := .venv/bin
 export PATH := $(CURDIR)/build/uv/bin:$(PATH)
 
-.PHONY: help setup demo test test-sdks bench lint format native style types contracts clean
+.PHONY: help setup builtin demo test test-sdks bench lint format native style types contracts clean
 
 help:
 	@echo 'make demo     set everything up, then show it: create, run, pause, kill the server, resume, fork'
@@ -11,12 +11,16 @@ help:
 	@echo 'make test-sdks   drive every release of the official clients that we are for, and write docs/sdks.md'
 	@echo 'make bench    set everything up, then measure it, side by side with the raw substrates'
 	@echo 'make setup    only set everything up (packages, Python, guest agent, launcher, base image)'
+	@echo 'make builtin  build the templates code-interpreter-v1 and desktop, for tests and benchmarks (minutes, once)'
 	@echo 'make lint     style, types and import contracts only'
 	@echo 'make format   put the Python sources into their one format'
 	@echo 'make clean    remove what was built here; packages and cached images stay'
 
 setup:
 	@scripts/setup.sh
+
+builtin: setup
+	@$(BIN)/python scripts/builtin.py
 
 demo: setup
 	@$(BIN)/python examples/demo.py

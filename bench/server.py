@@ -33,7 +33,7 @@ class Server:
     """One ``wardian serve`` with its data in a directory of its own."""
 
     def __init__(self, data: Path, pools: Pools, *options: str) -> None:
-        data.mkdir(parents=True)
+        data.mkdir(parents=True, exist_ok=True)
         self._data = data
         self._log = (data / "serve.log").open("wb")
         environment = {

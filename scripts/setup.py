@@ -34,6 +34,7 @@ PACKAGES = {
     "bubblewrap": "the benchmark's second yardstick",
     "busybox-static": "foreign images in tests",
     "ca-certificates": "reaching package indexes",
+    "chromium": "the browser that looks at a desktop's stream in a test",
     "crun": "the benchmark's first yardstick",
     "debian-archive-keyring": "checking Debian's signatures",
     "e2fsprogs": "bounded disks of sandboxes",

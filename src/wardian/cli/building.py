@@ -44,6 +44,7 @@ class Wanted:
     disk_mib: int | None
     cached: bool
     locked: bool
+    lock: Path | None = None  # where its lock is kept; None: beside the manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ async def build(server: Address, wanted: Wanted, *, quiet: bool) -> Outcome:
     """
     path = find.find(wanted.directory, wanted.file)
     folder = find.folder_of(path)
-    lock_path = path.parent / locks.NAME
+    lock_path = wanted.lock or path.parent / locks.NAME
     try:
         async with remote.connect(server) as there:
             names = await _template_names(there)

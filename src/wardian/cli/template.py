@@ -10,12 +10,13 @@ from urllib.parse import quote
 import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from wardian.builds import builtin as builtins
 from wardian.cli import building, remote
 from wardian.cli.output import EXIT_CODES, Json, err, errors, note, out, print_json, table
 from wardian.cli.remote import Address
 from wardian.cli.sandbox import address
 from wardian.images.base import base_recipe
-from wardian.images.catalog import BuiltImage, Catalog
+from wardian.images.catalog import BuiltImage, Catalog, default_cache
 
 BASE = "base"
 
@@ -140,6 +141,9 @@ def build(
     cpus: Annotated[int | None, typer.Option(help="Cores of each sandbox.")] = None,
     memory: Annotated[int | None, typer.Option(help="Memory of each sandbox, in MiB.")] = None,
     disk: Annotated[int | None, typer.Option(help="What each sandbox may write, in MiB.")] = None,
+    builtin: Annotated[
+        bool, typer.Option("--builtin", help="DIR is the name of one of our own; it is made public.")
+    ] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Do every step again.")] = False,
     locked: Annotated[bool, typer.Option("--locked", help="Build what wardian.lock says, or fail.")] = False,
     as_json: Json = False,
@@ -149,6 +153,8 @@ def build(
     The server does the work, in sandboxes; what has not changed since the last time is not done again.
     Writes `wardian.lock` beside the manifest: with `--locked`, the same bytes come of it, or an error.
 
+    `wardian template build --builtin code-interpreter-v1` (or `desktop`) builds what comes with Wardian.
+
     `wardian template build base` is another thing: it builds the image of the base template on this host,
     from Debian's packages (half a minute, once), and needs no server.
     """
@@ -157,7 +163,7 @@ def build(
             _build_base(as_json=as_json)
             return
         wanted = building.Wanted(
-            directory=Path(directory),
+            directory=builtins.directory(directory) if builtin else Path(directory),
             file=file,
             name=name,
             tags=tags or (),
@@ -167,16 +173,26 @@ def build(
             disk_mib=disk,
             cached=not no_cache,
             locked=locked,
+            lock=_builtin_lock(directory) if builtin else None,
         )
         started = time.monotonic()
         outcome = remote.run(building.build(address(context), wanted, quiet=as_json))
         facts = building.facts_of(outcome)
+        if builtin:
+            path = f"/templates/{quote(facts['templateID'], safe='')}"
+            remote.run(_call(address(context), "PATCH", path, {"public": True}))
         if as_json:
             print_json(facts)
             return
         out.print(", ".join(facts["names"]) or facts["templateID"], soft_wrap=True)
         warm = ", warm" if facts["warm"] else ""
         note(f"{facts['tree']}{warm}, {time.monotonic() - started:.1f} s; lock: {facts['lock']}")
+
+
+def _builtin_lock(name: str) -> Path:
+    place = default_cache() / "locks"
+    place.mkdir(parents=True, exist_ok=True)
+    return place / f"{name}.lock"
 
 
 async def _get(server: Address, path: str) -> Any:

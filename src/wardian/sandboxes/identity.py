@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import string
+from collections.abc import Mapping
 from hashlib import sha256
 from uuid import uuid4
 
@@ -11,6 +13,7 @@ from wardian.guest.guest import Identity
 from wardian.model.sandbox import Sandbox
 
 _ALPHABET = string.ascii_lowercase + string.digits
+ENVIRONMENT_MAX = 32 * 1024  # bytes of JSON: an identity is told in one frame
 _ID_LENGTH = 19  # 98 bits: ids are unguessable, though never a credential
 
 
@@ -35,15 +38,16 @@ def identity_of(sandbox: Sandbox, *, fresh_boot: bool) -> Identity:
     ``fresh_boot`` gives it a new boot id: right for a new sandbox or a fork, wrong for a resume, whose
     processes must not notice that they slept.
     """
-    return _identity(sandbox.id, sandbox.template_id, boot_id=str(uuid4()) if fresh_boot else None)
+    boot_id = str(uuid4()) if fresh_boot else None
+    return _identity(sandbox.id, sandbox.template_id, boot_id=boot_id, env=sandbox.spec.env)
 
 
 def identity_of_nobody(template: str) -> Identity:
     """What a guest is told while it waits: every file of an identity is then there and only changes later."""
-    return _identity("nobody", template, boot_id=str(uuid4()))
+    return _identity("nobody", template, boot_id=str(uuid4()), env={})
 
 
-def _identity(name: str, template_id: str, *, boot_id: str | None) -> Identity:
+def _identity(name: str, template_id: str, *, boot_id: str | None, env: Mapping[str, str]) -> Identity:
     return Identity(
         hostname=name,
         machine_id=sha256(f"wardian machine {name}".encode()).hexdigest()[:32],
@@ -52,5 +56,13 @@ def _identity(name: str, template_id: str, *, boot_id: str | None) -> Identity:
             "/run/e2b/.E2B_SANDBOX": (0o644, b"true"),
             "/run/e2b/.E2B_SANDBOX_ID": (0o644, name.encode()),
             "/run/e2b/.E2B_TEMPLATE_ID": (0o644, template_id.encode()),
+            "/run/e2b/.WARDIAN_ENV": (0o600, _environment(env)),
         },
     )
+
+
+def _environment(env: Mapping[str, str]) -> bytes:
+    """What every process starts with, for programs of the warm snapshot, which were started before it was
+    known. JSON; ``null`` when there is too much of it to be told."""
+    told = json.dumps(dict(env)).encode()
+    return told if len(told) <= ENVIRONMENT_MAX else b"null"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection
 
@@ -86,7 +86,7 @@ class Origins:
         if snapshot_id is not None:
             row = await works.database.read(lambda conn: snapshots.get(conn, snapshot_id))
             if row is not None:
-                return source_of(works, row, build_id=build.id)
+                return replace(source_of(works, row, build_id=build.id), ready=build.ready)
         return Source(MachineSpec(works.root_image(build.root_digest), build.resources), build_id=build.id)
 
     def forget(self, build_id: str) -> None:

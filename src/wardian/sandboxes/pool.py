@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -77,13 +77,15 @@ class Source:
     """What a machine is made from: its spec, and an image to restore or None to boot the root image.
 
     With a ``build_id`` a hot member of that build will do. ``files`` finds a layer that whoever attaches the
-    guest of the booted root image lays over it.
+    guest of the booted root image lays over it. ``ready`` is the template's ready check: a hot
+    member passes it before it waits, so that whatever answers it has its pages in memory.
     """
 
     spec: MachineSpec
     load: Load | None = None
     build_id: str | None = None
     files: Callable[[], Awaitable[Path]] | None = None
+    ready: str = ""
 
 
 @dataclass(eq=False, slots=True)
@@ -374,7 +376,7 @@ class Pool:
         guest = await self._attached(machine, lambda guest: guest.attach(0, nobody))
         hot = _Hot(machine, guest)
         try:
-            await self._rehearse(guest)
+            await self._rehearse(guest, source.ready)
             await machine.freeze()
         except BaseException:
             await asyncio.shield(self._destroy(hot))
@@ -385,10 +387,12 @@ class Pool:
         hot.watch = asyncio.create_task(self._watch(shelf, hot), name=f"pool watch {machine.id}")
         shelf.members.append(hot)
 
-    async def _rehearse(self, guest: Guest) -> None:
+    async def _rehearse(self, guest: Guest, ready: str) -> None:
         """Run what a new owner is likely to run first, so its pages are there; nothing else of it stays."""
         if (config := self._limits.rehearsal) is None:
             return
+        if ready:
+            config = replace(config, args=("-l", "-c", ready))
         async with asyncio.timeout(REHEARSAL_S):
             try:
                 process = await guest.exec(config)

@@ -1,0 +1,108 @@
+"""Which languages there are here, and how a kernel of each is made."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from jupyter_client.kernelspec import KernelSpecManager
+
+from .jupyter import JupyterKernel
+from .kernels import Kernel
+from .node import NodeKernel
+from .processes import KernelProcess, watch
+from .zygote import Zygote
+
+BUILT_IN = ("python", "javascript", "typescript", "bash")
+ALIASES = {"js": "javascript", "ts": "typescript", "python3": "python", "ir": "r"}
+DEFAULT = "python"
+
+
+class UnknownLanguage(Exception):
+    """No kernel for that language is installed; the message names those that are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Languages:
+    """The built-in languages, and every kernel that Jupyter finds installed (R, Java, ...)."""
+
+    zygote: Zygote
+
+    def canonical(self, name: str | None) -> str:
+        """The one name of a language. UnknownLanguage when it cannot be had here."""
+        language = (name or DEFAULT).lower()
+        language = ALIASES.get(language, language)
+        known = self.known()
+        if language not in known:
+            raise UnknownLanguage(
+                f"Language {name!r} is not available in this template; available: {', '.join(known)}. "
+                "Others are available in templates in which their Jupyter kernel is installed."
+            )
+        return language
+
+    def known(self) -> Sequence[str]:
+        """Every language there is a kernel for."""
+        return (*BUILT_IN, *(name for name in self._installed() if name not in BUILT_IN))
+
+    async def start(self, language: str, cwd: str, env: Mapping[str, str]) -> Kernel:
+        """A new kernel of a canonical language."""
+        if language in ("javascript", "typescript"):
+            return await NodeKernel.start(language, cwd, env)
+        if language in ("python", "bash"):
+            return await JupyterKernel.start(partial(self._fork, language, cwd, env))
+        return await JupyterKernel.start(partial(_spawn, self._installed()[language], cwd, env))
+
+    async def _fork(self, language: str, cwd: str, env: Mapping[str, str], file: str) -> KernelProcess:
+        return await self.zygote.fork(language, file, cwd, env)
+
+    @staticmethod
+    def _installed() -> dict[str, Sequence[str]]:
+        specs = KernelSpecManager().get_all_specs()
+        found = {name.lower(): tuple(spec["spec"]["argv"]) for name, spec in specs.items()}
+        return {ALIASES.get(name, name): argv for name, argv in sorted(found.items())}
+
+
+async def _spawn(argv: Sequence[str], cwd: str, env: Mapping[str, str], file: str) -> KernelProcess:
+    command = [word.replace("{connection_file}", file) for word in argv]
+    return watch(
+        await asyncio.create_subprocess_exec(
+            *command, cwd=cwd, env=env, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
+        )
+    )
+
+
+def setting(language: str, env: Mapping[str, str | None], *, become: bool = False) -> str:
+    """Code that sets variables in a running kernel, and removes those that are None.
+
+    With ``become`` a clone of a snapshot gets a new owner, and its random numbers start afresh.
+    Empty where a language has no way to do that.
+    """
+    match language:
+        case "python":
+            verb = "become" if become else "set_env"
+            return f'__import__("interpreter.inside").inside.{verb}({dict(env)!r})'
+        case "javascript" | "typescript":
+            changes = json.dumps(env)
+            return (
+                f"for (const [name, value] of Object.entries({changes}))"
+                " value === null ? delete process.env[name] : (process.env[name] = value);"
+            )
+        case "bash":
+            lines = [
+                f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}"
+                for name, value in env.items()
+                if name.isidentifier()
+            ]
+            return "; ".join(lines)
+        case "r":
+            return "\n".join(
+                f"Sys.unsetenv({json.dumps(name)})"
+                if value is None
+                else f"do.call(Sys.setenv, setNames(list({json.dumps(value)}), {json.dumps(name)}))"
+                for name, value in env.items()
+            )
+    return ""
