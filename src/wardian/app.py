@@ -58,7 +58,7 @@ from wardian.vault import keys as vault_keys
 from wardian.vault.vault import Vault
 from wardian.volumes.mounts import Mounts
 from wardian.volumes.service import Volumes
-from wardian.volumes.tree import Limits
+from wardian.volumes.tree import Limits as VolumeLimits
 
 NODE = "local"
 TENANT = "default"
@@ -267,7 +267,7 @@ async def _vault(settings: Settings, database: Database) -> Vault:
 async def _volumes(settings: Settings, database: Database) -> Volumes:
     """The volumes; their tokens are signed with a key of their own."""
     key = await asyncio.to_thread(vault_keys.from_file, settings.data_dir / VOLUME_KEY_FILE, may_make=True)
-    limits = Limits(bytes_max=settings.volume_size_gib << 30)
+    limits = VolumeLimits(bytes_max=settings.volume_size_gib << 30)
     return await Volumes.open(database, settings.data_dir / "volumes", key.secret, limits)
 
 

@@ -15,14 +15,13 @@ from pathlib import Path
 from wardian.isolation.port import Driver, RootImage
 from wardian.model.resources import Resources
 from wardian.model.sandbox import Sandbox, State
-from wardian.model.template import Template
 from wardian.recorder.log import Recorder
 from wardian.sandboxes.leases import DirectoryLock, NodeLease
 from wardian.sandboxes.owner import Owner
 from wardian.sandboxes.pool import Bounds, Pool, PoolLimits
 from wardian.sandboxes.reconciler import Outcome
 from wardian.sandboxes.service import Sandboxes
-from wardian.sandboxes.templates import Templates
+from wardian.sandboxes.templates import Templates, house_edition
 from wardian.sandboxes.workshop import Options, Workshop, no_checkpoint, now_us
 from wardian.snapshots.store import SnapshotStore
 from wardian.store.database import Database
@@ -103,8 +102,15 @@ class House:
             checkpoint=checkpoint,
         )
         templates = Templates(database)
-        await templates.put(
-            Template("base", "base", None, root.digest, resources, created_at=1, env={"LANG": "C.UTF-8"})
+        await templates.install(
+            house_edition(
+                "base",
+                root_digest=root.digest,
+                tree="sha256:tree",
+                resources=resources,
+                created_at=1,
+                env={"LANG": "C.UTF-8"},
+            )
         )
         sandboxes = WatchedSandboxes(works, templates)
         outcome = await sandboxes.start()

@@ -16,11 +16,11 @@ from tests.lifecycle.house import TENANT, House
 
 from wardian.model.errors import WardianError
 from wardian.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxSpec, State
-from wardian.model.template import Template
 from wardian.model.usage import UsageKind
 from wardian.sandboxes.leases import AlreadyServed, DirectoryLock
 from wardian.sandboxes.pool import Bounds, PoolLimits
 from wardian.sandboxes.service import ListQuery
+from wardian.sandboxes.templates import house_edition
 from wardian.sandboxes.workshop import Options
 from wardian.snapshots import store as stores
 from wardian.store import intervals, nodes
@@ -59,7 +59,7 @@ async def refusal(work: Any) -> str:
 async def test_a_sandbox_is_created_found_and_killed(house: House, world: World) -> None:
     sandbox = await house.sandboxes.create(TENANT, SandboxSpec(env={"A": "b"}, metadata={"m": "n"}))
     assert sandbox.state is State.RUNNING
-    assert sandbox.spec.env == {"LANG": "C.UTF-8", "A": "b"}
+    assert (sandbox.spec.env, sandbox.surroundings.env) == ({"A": "b"}, {"LANG": "C.UTF-8"})
     assert (await house.sandboxes.get(TENANT, sandbox.id)) == sandbox
     guest = inside(house, world, sandbox)
     assert guest.hostname == sandbox.id
@@ -440,8 +440,15 @@ async def test_a_template_may_start_from_a_warm_snapshot(tmp_path: Path, world: 
     inside(house, world, source).counter = 5
     kept = await house.sandboxes.snapshot(TENANT, source.id, name=None)
     await house.sandboxes.kill(TENANT, source.id)
-    await house.templates.put(
-        Template("warm", "warm", None, ROOT.digest, SMALL, created_at=2, snapshot_id=kept.id)
+    await house.templates.install(
+        house_edition(
+            "warm",
+            root_digest=ROOT.digest,
+            tree="sha256:tree",
+            resources=SMALL,
+            created_at=2,
+            snapshot_id=kept.id,
+        )
     )
     await house.close()
     house = await House.open(

@@ -11,20 +11,27 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
+from sqlalchemy import Connection
 
 from wardian.api.auth import Keyring, new_key
 from wardian.api.e2b.app import build_control_plane
 from wardian.api.e2b.context import ControlPlane, sandbox_unknown
 from wardian.api.e2b.front import BODY_BYTES_MAX
+from wardian.builds.service import Builds
 from wardian.model.egress import Egress, EgressProxy
 from wardian.model.errors import Conflict, GuestFault, Invalid, Unavailable, WardianError
 from wardian.model.resources import Resources
 from wardian.model.sandbox import OnTimeout, Sandbox, SandboxSpec, Snapshot, State
 from wardian.model.template import Template
 from wardian.sandboxes.service import ListQuery, Metric, Page, Sandboxes
+from wardian.sandboxes.templates import Templates, assign, house_edition
+from wardian.store import builds as stored_builds
+from wardian.store import keys
+from wardian.store import templates as stored_templates
 from wardian.store.database import Database
 from wardian.vault.keys import MasterKey
 from wardian.vault.vault import Vault
@@ -32,8 +39,9 @@ from wardian.volumes.service import Volumes
 
 KEY, OTHER_KEY = new_key(), new_key()
 ID = "i0123456789abcdefghi"
-BASE = Template("tmpl1", "base", None, "sha256:" + "ab" * 32, Resources(), 1_700_000_000_123_456)
-OWN = replace(BASE, id="tmpl2", alias="mine", tenant="t1")
+ROOT = "sha256:" + "ab" * 32
+MADE_AT = 1_700_000_000_123_456
+BASE = house_edition("base", root_digest=ROOT, tree=ROOT, resources=Resources(), created_at=MADE_AT)
 
 
 def sandbox(**changes: Any) -> Sandbox:
@@ -42,7 +50,7 @@ def sandbox(**changes: Any) -> Sandbox:
         tenant="t1",
         template_id="tmpl1",
         template_alias="base",
-        template_digest=BASE.root_digest,
+        template_digest=ROOT,
         state=State.RUNNING,
         epoch=1,
         isolation="gvisor",
@@ -138,7 +146,7 @@ class Service(Sandboxes):
             "d",
             1,
             1,
-            BASE.root_digest,
+            ROOT,
             Resources(),
         )
 
@@ -166,14 +174,6 @@ class Service(Sandboxes):
         return [event for event in self.events_held if event["seq"] > after_seq][:limit]
 
 
-class Shelf:
-    async def visible(self, tenant: str) -> Sequence[Template]:
-        return [BASE, OWN] if tenant == "t1" else [BASE]
-
-    async def find(self, tenant: str, reference: str) -> Template | None:
-        return next((t for t in await self.visible(tenant) if reference in (t.id, t.alias)), None)
-
-
 @pytest.fixture
 def service() -> Service:
     return Service()
@@ -199,7 +199,43 @@ async def volumes(database: Database, tmp_path: Path) -> AsyncIterator[Volumes]:
 
 
 @pytest.fixture
-async def client(service: Service, vault: Vault, volumes: Volumes) -> AsyncIterator[httpx.AsyncClient]:
+async def templates(database: Database) -> Templates:
+    """``base`` is the house's; ``mine`` the tenant's own."""
+    own = Template("tmpl2", "mine", "t1", MADE_AT - 1, MADE_AT - 1)
+
+    def write(conn: Connection) -> None:
+        for tenant in ("t1", "t2"):
+            keys.add_tenant(conn, tenant, name=tenant, at=1)
+        stored_templates.add(conn, own)
+        build = replace(BASE.build, id=str(uuid4()), template_id=own.id)
+        stored_builds.add(conn, build)
+        assign(conn, build, ("default",), MADE_AT)
+
+    await database.write(write)
+    templates = Templates(database)
+    await templates.install(BASE)
+    return templates
+
+
+class Forge(Builds):
+    """Builds nothing, and notes what it is asked to remove."""
+
+    def __init__(self, templates: Templates) -> None:
+        self._templates = templates
+
+    async def remove_template(self, tenant: str, reference: str) -> None:
+        await self._templates.remove(tenant, reference)
+
+
+@pytest.fixture
+async def builds(templates: Templates) -> Builds:
+    return Forge(templates)
+
+
+@pytest.fixture
+async def client(
+    service: Service, templates: Templates, builds: Builds, vault: Vault, volumes: Volumes
+) -> AsyncIterator[httpx.AsyncClient]:
     async def find_tenant(key: str) -> str | None:
         return {KEY: "t1", OTHER_KEY: "t2"}.get(key)
 
@@ -210,7 +246,17 @@ async def client(service: Service, vault: Vault, volumes: Volumes) -> AsyncItera
     def seal(text: str, context: str) -> str:
         return f"sealed {len(text)} for {context}"
 
-    plane = ControlPlane(service, Shelf(), "sandbox.test:99", 24 * 3600, check_egress, seal, vault, volumes)
+    plane = ControlPlane(
+        service,
+        templates,
+        builds,
+        domain="sandbox.test:99",
+        timeout_max_s=24 * 3600,
+        check_egress=check_egress,
+        seal=seal,
+        vault=vault,
+        volumes=volumes,
+    )
     transport = httpx.ASGITransport(
         build_control_plane(plane, Keyring(find_tenant)), raise_app_exceptions=False
     )
@@ -502,9 +548,8 @@ async def test_snapshots_are_named_and_deleted_by_encoded_ids(
     refused(await client.post(f"/sandboxes/{ID}/snapshots", json={"name": "../x y"}), 400, "bad_name")
     for encoded in ("ns%2Fsnap1%3Av1", "ns%252Fsnap1%253Av1", "ns/snap1:v1"):
         assert (await client.delete(f"/templates/{encoded}")).status_code == 204
-    refused(await client.delete("/templates/absent"), 404, "sandbox_not_found")
+    refused(await client.delete("/templates/absent"), 404, "template_not_found")
     refused(await client.delete("/templates/base"), 403, "template_is_public")
-    refused(await client.delete("/templates/mine"), 501, "templates_unsupported")
     await client.get("/snapshots", params={"sandboxID": ID, "name": "x", "limit": 5, "nextToken": "t"})
     assert service.asked == (ID, "x", 5, "t")
 
@@ -599,26 +644,22 @@ async def test_long_logs_are_read_in_pages(client: httpx.AsyncClient, service: S
     assert (len(logs), logs[0]["fields"]["seq"], logs[-1]["fields"]["seq"]) == (1000, "2500", "1501")
 
 
-async def test_templates_can_be_read_and_not_built(client: httpx.AsyncClient) -> None:
+async def test_templates_are_looked_at_published_and_deleted(client: httpx.AsyncClient) -> None:
     for path in ("/templates", "/v2/templates"):
         told = (await client.get(path)).json()
-        assert [(one["templateID"], one["public"]) for one in told] == [("tmpl1", True), ("tmpl2", False)]
-    assert [one["templateID"] for one in (await client.get("/default-templates")).json()] == ["tmpl1"]
-    assert (await client.get("/templates/aliases/base")).json() == {"templateID": "tmpl1", "public": True}
+        assert [(one["templateID"], one["public"]) for one in told] == [("base", True), ("tmpl2", False)]
+    assert [one["templateID"] for one in (await client.get("/default-templates")).json()] == ["base"]
+    assert (await client.get("/templates/aliases/base")).json() == {"templateID": "base", "public": True}
     builds = (await client.get("/templates/base")).json()["builds"]
-    assert builds[0]["buildID"] == "abababab-abab-abab-abab-abababababab"
+    assert builds[0]["buildID"] == BASE.build.id
     refused(await client.get("/templates/aliases/none"), 404, "template_not_found")
-    for method, path in [
-        ("POST", "/v3/templates"),
-        ("POST", "/v2/templates/x/builds/y"),
-        ("GET", "/templates/x/builds/y/status"),
-        ("GET", "/templates/x/files/abc"),
-        ("POST", "/templates/tags"),
-        ("PATCH", "/v2/templates/x"),
-    ]:
-        answer = await client.request(method, path, json={"name": "x"})
-        refused(answer, 501, "templates_unsupported")
-        assert answer.headers["should-retry"] == "false"
+    refused(await client.patch("/v2/templates/base", json={"public": False}), 403, "template_is_public")
+    assert (await client.patch("/v2/templates/mine", json={"public": True})).json() == {"names": ["t1/mine"]}
+    elsewhere = {"X-API-KEY": OTHER_KEY}
+    assert (await client.get("/templates/t1%2Fmine", headers=elsewhere)).json()["public"] is True
+    assert (await client.delete("/templates/mine", headers=elsewhere)).status_code == 404
+    assert (await client.delete("/templates/mine")).status_code == 204
+    refused(await client.get("/templates/mine"), 404, "template_not_found")
 
 
 @pytest.mark.parametrize("path", ["/api-keys", "/access-tokens"])

@@ -36,7 +36,8 @@ def folder(tmp_path: Path) -> Iterator[Folder]:
 def test_a_wardian_toml_is_read_whole(folder: Folder) -> None:
     name, plan = read_wardian_toml(
         '[template]\nname = "t"\n[base]\npackages = ["jq"]\n[[step]]\nrun = "x"\n[[step]]\n'
-        'copy = "app"\nto = "/a"\nmode = "600"\n[[step]]\nenv = {A = "$B"}\n[start]\ncommand = "go"\nports = [1]\n'
+        'copy = "app"\nto = "/a"\nmode = "600"\n[[step]]\nenv = {A = "$B"}\n'
+        '[start]\ncommand = "go"\nports = [1]\n'
         "[resources]\ncpu = 3\n",
         folder,
     )
@@ -99,7 +100,7 @@ def test_no_text_breaks_a_parser(text: str) -> None:
     nowhere = Folder(Path("/nonexistent-wardian"), Ignore())
     for read in (read_wardian_toml, read_pyproject, lambda text, files: parse_ignore(text)):
         with suppress(BadManifest):
-            read(text, nowhere)  # type: ignore[operator]
+            read(text, nowhere)
     for parse in (lock.decode, lambda text: expand(text, {})):
         with suppress(Invalid, BadExpansion):
             parse(text)

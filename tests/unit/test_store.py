@@ -15,8 +15,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, text
 
 from wardian.model.errors import Unavailable
-from wardian.model.resources import Resources
-from wardian.model.template import Template
+from wardian.model.template import Reference, Template
 from wardian.store import keys, nodes, templates
 from wardian.store.database import Database
 from wardian.store.migrations import HEAD, migrate
@@ -137,20 +136,22 @@ async def test_a_template_is_its_tenants_or_everybodys(database: Database) -> No
     def add(conn: Connection) -> None:
         for tenant in ("t", "u"):
             keys.add_tenant(conn, tenant, name=tenant, at=1)
-        templates.put(conn, Template("p", "base", None, "sha256:1", Resources(), created_at=1))
-        templates.put(conn, Template("m", "base", "t", "sha256:2", Resources(), created_at=0))
+        templates.add(conn, Template("p", "base", None, 1, 1, public=True))
+        templates.add(conn, Template("m", "base", "t", 0, 0))
 
     await database.write(add)
 
     async def found(tenant: str, reference: str) -> str | None:
-        template = await database.read(lambda conn: templates.find(conn, tenant, reference))
+        meant = Reference(reference)
+        template = await database.read(lambda conn: templates.find(conn, tenant, meant))
         return None if template is None else template.id
 
     assert await found("t", "base") == "m"
     assert await found("u", "base") == "p"
     assert await found("u", "m") is None
-    assert [t.id for t in await database.read(lambda conn: templates.visible(conn, "u"))] == ["p"]
-    assert [t.id for t in await database.read(templates.public)] == ["p"]
+    seen = await database.read(lambda conn: templates.visible(conn, "u"))
+    assert [listed.template.id for listed in seen] == ["p"]
+    assert [template.id for template in await database.read(templates.house)] == ["p"]
 
 
 async def test_a_node_taken_over_is_closed_to_its_old_holder(database: Database) -> None:

@@ -370,7 +370,7 @@ class Builds:
             await self._collect_roots()
 
     async def _collect_roots(self) -> None:
-        """Remove the root images that nothing stands on. Not while a build, which may be about to, goes on."""
+        """Remove the root images that nothing stands on. Not while a build goes on: it may be about to."""
         used = await self._house.database.read(templates.roots_in_use)
         await asyncio.to_thread(self._house.roots.collect, used)
 

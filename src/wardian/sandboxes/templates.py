@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
-from uuid import uuid4
+from uuid import NAMESPACE_OID, uuid4, uuid5
 
 from sqlalchemy import Connection
 
@@ -258,8 +258,7 @@ def house_edition(
     env: Mapping[str, str] | None = None,
 ) -> Edition:
     """A template of the house whose one build is a given root image, and is named after it."""
-    digits = root_digest.rpartition(":")[2][:32].ljust(32, "0")
-    build_id = "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+    build_id = str(uuid5(NAMESPACE_OID, f"{name} {root_digest} {snapshot_id}"))
     facts: dict[str, Any] = {"created_at": created_at, "updated_at": created_at}
     build = Build(
         id=build_id,

@@ -69,7 +69,7 @@ def rehearse() -> None:
     shell = get_ipython()
     assert shell is not None
     assert shell.display_formatter is not None
-    shell.display_formatter.format(2)
+    shell.display_formatter.format(2)  # type: ignore[no-untyped-call]
     shell.display_pub.publish({"text/plain": ""})
 
 
