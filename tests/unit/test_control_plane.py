@@ -21,7 +21,9 @@ from wardian.api.auth import Keyring, new_key
 from wardian.api.e2b.app import build_control_plane
 from wardian.api.e2b.context import ControlPlane, sandbox_unknown
 from wardian.api.e2b.front import BODY_BYTES_MAX
-from wardian.builds.service import Builds
+from wardian.builds.service import Builds, House
+from wardian.images.roots import Roots
+from wardian.model.build import Built, Lock, Plan
 from wardian.model.egress import Egress, EgressProxy
 from wardian.model.errors import Conflict, GuestFault, Invalid, Unavailable, WardianError
 from wardian.model.resources import Resources
@@ -217,19 +219,19 @@ async def templates(database: Database) -> Templates:
     return templates
 
 
-class Forge(Builds):
-    """Builds nothing, and notes what it is asked to remove."""
+class Idle:
+    """No test here gets as far as building."""
 
-    def __init__(self, templates: Templates) -> None:
-        self._templates = templates
-
-    async def remove_template(self, tenant: str, reference: str) -> None:
-        await self._templates.remove(tenant, reference)
+    async def build(
+        self, plan: Plan, *, tenant: str, context: Any, log: Any, lock: Lock | None = None
+    ) -> Built:
+        raise AssertionError(plan)
 
 
 @pytest.fixture
-async def builds(templates: Templates) -> Builds:
-    return Forge(templates)
+def builds(database: Database, service: Service, templates: Templates, tmp_path: Path) -> Builds:
+    house = House(database, templates, service, Roots(tmp_path / "roots"), Idle(), lambda _: None)
+    return Builds(house, tmp_path / "builds")
 
 
 @pytest.fixture
@@ -549,7 +551,7 @@ async def test_snapshots_are_named_and_deleted_by_encoded_ids(
     for encoded in ("ns%2Fsnap1%3Av1", "ns%252Fsnap1%253Av1", "ns/snap1:v1"):
         assert (await client.delete(f"/templates/{encoded}")).status_code == 204
     refused(await client.delete("/templates/absent"), 404, "template_not_found")
-    refused(await client.delete("/templates/base"), 403, "template_is_public")
+    refused(await client.delete("/templates/base"), 403, "template_not_yours")
     await client.get("/snapshots", params={"sandboxID": ID, "name": "x", "limit": 5, "nextToken": "t"})
     assert service.asked == (ID, "x", 5, "t")
 
@@ -653,7 +655,7 @@ async def test_templates_are_looked_at_published_and_deleted(client: httpx.Async
     builds = (await client.get("/templates/base")).json()["builds"]
     assert builds[0]["buildID"] == BASE.build.id
     refused(await client.get("/templates/aliases/none"), 404, "template_not_found")
-    refused(await client.patch("/v2/templates/base", json={"public": False}), 403, "template_is_public")
+    refused(await client.patch("/v2/templates/base", json={"public": False}), 403, "template_not_yours")
     assert (await client.patch("/v2/templates/mine", json={"public": True})).json() == {"names": ["t1/mine"]}
     elsewhere = {"X-API-KEY": OTHER_KEY}
     assert (await client.get("/templates/t1%2Fmine", headers=elsewhere)).json()["public"] is True

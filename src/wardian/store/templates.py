@@ -14,6 +14,7 @@ from sqlalchemy import (
     Connection,
     Row,
     and_,
+    case,
     delete,
     exists,
     func,
@@ -80,7 +81,7 @@ def find(conn: Connection, tenant: str, reference: Reference, *, house: str | No
     rows = conn.execute(
         select(table)
         .where(or_(table.c.id == reference.name, named), _seen_by(tenant))
-        .order_by(table.c.tenant_id != tenant, table.c.tenant_id.is_not(None), table.c.created_at.desc())
+        .order_by(case((table.c.tenant_id == tenant, 0), else_=1), table.c.created_at.desc())
     )
     row = rows.first()
     return None if row is None else _template_of(row)
