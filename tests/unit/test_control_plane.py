@@ -28,7 +28,7 @@ from wardian.model.egress import Egress, EgressProxy
 from wardian.model.errors import Conflict, GuestFault, Invalid, Unavailable, WardianError
 from wardian.model.resources import Resources
 from wardian.model.sandbox import OnTimeout, Sandbox, SandboxSpec, Snapshot, State
-from wardian.model.template import Template
+from wardian.model.template import Build, Template
 from wardian.sandboxes.service import ListQuery, Metric, Page, Sandboxes
 from wardian.sandboxes.templates import Templates, assign, house_edition
 from wardian.store import builds as stored_builds
@@ -162,6 +162,9 @@ class Service(Sandboxes):
         self.asked = (snapshot_id,)
         if snapshot_id != "ns/snap1:v1":
             raise sandbox_unknown(snapshot_id)
+
+    async def forget_builds(self, gone: Sequence[Build]) -> None:
+        self.asked = tuple(build.template_id for build in gone)
 
     async def metrics(
         self, tenant: str, sandbox_id: str, start_us: int | None, end_us: int | None
@@ -658,7 +661,7 @@ async def test_templates_are_looked_at_published_and_deleted(client: httpx.Async
     refused(await client.patch("/v2/templates/base", json={"public": False}), 403, "template_not_yours")
     assert (await client.patch("/v2/templates/mine", json={"public": True})).json() == {"names": ["t1/mine"]}
     elsewhere = {"X-API-KEY": OTHER_KEY}
-    assert (await client.get("/templates/t1%2Fmine", headers=elsewhere)).json()["public"] is True
+    assert (await client.get("/templates/aliases/t1/mine", headers=elsewhere)).json()["public"] is True
     assert (await client.delete("/templates/mine", headers=elsewhere)).status_code == 404
     assert (await client.delete("/templates/mine")).status_code == 204
     refused(await client.get("/templates/mine"), 404, "template_not_found")
