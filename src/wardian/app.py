@@ -198,7 +198,12 @@ def pool_limits(settings: Settings) -> PoolLimits:
     hot, created = settings.pool_hot, settings.pool_created
     # As the SDKs begin every command.
     shell = ProcessConfig(cmd="/bin/bash", args=("-l", "-c", "true"), envs={}, cwd=None)
-    return PoolLimits(created=Bounds(created, 4 * created), hot=Bounds(hot, 8 * hot), rehearsal=shell)
+    return PoolLimits(
+        created=Bounds(created, 4 * created),
+        hot=Bounds(hot, 8 * hot),
+        memory_mib=settings.pool_memory_mib,
+        rehearsal=shell,
+    )
 
 
 def builder_of(

@@ -73,6 +73,9 @@ class Settings:
     pool_created: int = 1
     """Empty machines that always wait; up to four times as many under demand."""
 
+    pool_memory_mib: int = 16384
+    """What the bounds of all frozen machines that wait may add up to; they use a small part of it."""
+
     sandboxes_max: int = 1000
     """Per tenant, running and paused."""
 
@@ -118,6 +121,7 @@ class Settings:
             ("proxy_port", 0, 65535),
             ("pool_hot", 0, 1000),
             ("pool_created", 0, 1000),
+            ("pool_memory_mib", 0, 1 << 30),
             ("sandboxes_max", 1, 100_000),
             ("timeout_max_hours", 1, 24 * 365),
             ("volume_size_gib", 1, 100_000),
@@ -166,6 +170,7 @@ _READERS: Mapping[str, Any] = {
     "runsc": Path,
     "pool_hot": _whole,
     "pool_created": _whole,
+    "pool_memory_mib": _whole,
     "sandboxes_max": _whole,
     "timeout_max_hours": _whole,
     "allowed_networks": _networks,
