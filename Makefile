@@ -3,12 +3,13 @@
 BIN := .venv/bin
 export PATH := $(CURDIR)/build/uv/bin:$(PATH)
 
-.PHONY: help setup builtin demo test test-sdks bench lint format native style types contracts clean
+.PHONY: help setup builtin demo test test-sdks test-slow bench lint format native style types contracts clean
 
 help:
 	@echo 'make demo     set everything up, then show it: create, run, pause, kill the server, resume, fork'
 	@echo 'make test     set everything up, then prove it: lint, types, import contracts, native checks, tests'
 	@echo 'make test-sdks   drive every release of the official clients that we are for, and write docs/sdks.md'
+	@echo 'make test-slow what builds whole Debian systems (many minutes)'
 	@echo 'make bench    set everything up, then measure it, side by side with the raw substrates'
 	@echo 'make setup    only set everything up (packages, Python, guest agent, launcher, base image)'
 	@echo 'make builtin  build the templates code-interpreter-v1 and desktop, for tests and benchmarks (minutes, once)'
@@ -30,6 +31,9 @@ test: setup lint native
 
 test-sdks: setup
 	@$(BIN)/python -m pytest -m 'sdks or not sdks' tests/acceptance/test_sdk_matrix.py
+
+test-slow: setup
+	@$(BIN)/python -m pytest -m slow --timeout 900
 
 bench: setup
 	@$(BIN)/python -m bench

@@ -13,6 +13,8 @@ from wardian.images.bases import Bases
 from wardian.images.catalog import Catalog, base_image
 from wardian.model.errors import NotFound
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.timeout(600)
 def test_the_same_files_come_again_from_every_version(tmp_path: Path) -> None:
