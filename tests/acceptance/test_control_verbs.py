@@ -19,7 +19,6 @@ import httpx
 import pytest
 from e2b import (
     AuthenticationException,
-    NotFoundException,
     Sandbox,
     SandboxException,
     SandboxNotFoundException,
@@ -275,7 +274,7 @@ def test_an_mcp_gateway_that_does_not_start_leaves_no_sandbox(server: Server) ->
     with pytest.raises(SandboxException, match="Failed to start MCP gateway"):
         Sandbox.create("base", metadata=mark, mcp={"exa": {"apiKey": "x"}})
     assert Sandbox.list(query=SandboxQuery(metadata=mark)).next_items() == []
-    with pytest.raises(NotFoundException, match="mcp-gateway"):
+    with pytest.raises(SandboxException, match="mcp-gateway"):
         Sandbox.create(mcp={"exa": {"apiKey": "x"}})
 
 
@@ -319,7 +318,7 @@ def test_a_connection_lives_on_after_errors(server: Server) -> None:
         assert ask("POST", "/v2/sandboxes", b"{", key) == 400
         assert ask("POST", "/nowhere", b"{}", key) == 404
         assert ask("PUT", "/v2/sandboxes", b"{}", key) == 405
-        assert ask("POST", "/v3/templates", b"{}", key) == 501
+        assert ask("POST", "/v3/templates", b"{}", key) == 400
         assert ask("GET", "/v2/sandboxes", b"", key) == 200
 
 
