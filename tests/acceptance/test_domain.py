@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -67,9 +68,14 @@ class Domain:
         """A new one each time: httpx writes into it which versions of HTTP it speaks."""
         return ssl.create_default_context(cafile=self.ca)
 
+    def create(self, **options: Any) -> Sandbox:
+        """The proxy is said to the SDK: what it connects through is kept for the whole process, and a
+        connection that an earlier test made knows nothing of this test's environment."""
+        return Sandbox.create(proxy=self.proxy, **options)
+
     @cached_property
     def sandbox(self) -> Sandbox:
-        sandbox = Sandbox.create(timeout=LIFETIME_S)
+        sandbox = self.create(timeout=LIFETIME_S)
         sandbox.files.write("services.py", SERVICES)
         sandbox.commands.run(f"python3 services.py {WEB} {SOCKET}", background=True, timeout=0)
         sandbox.commands.run("until [ -e ready ]; do sleep 0.02; done")
@@ -126,7 +132,7 @@ def test_the_javascript_sdk(domain: Domain) -> None:
 
 async def test_the_async_sdk_watches_and_types(domain: Domain) -> None:
     """Streams that end when the client wants: a watch and a terminal, both at once on one connection."""
-    sandbox = await AsyncSandbox.connect(domain.sandbox.sandbox_id, timeout=LIFETIME_S)
+    sandbox = await AsyncSandbox.connect(domain.sandbox.sandbox_id, timeout=LIFETIME_S, proxy=domain.proxy)
     await sandbox.files.make_dir("watched")
     seen: asyncio.Queue[str] = asyncio.Queue()
     heard = bytearray()
@@ -203,7 +209,7 @@ async def test_a_websocket_over_tls(domain: Domain) -> None:
 
 def test_a_private_port_takes_its_token_over_tls(domain: Domain) -> None:
     with (
-        Sandbox.create(timeout=60, network={"allow_public_traffic": False}) as private,
+        domain.create(timeout=60, network={"allow_public_traffic": False}) as private,
         domain.client(http2=True) as client,
     ):
         url = f"https://{private.get_host(WEB)}/"
@@ -215,7 +221,7 @@ def test_a_private_port_takes_its_token_over_tls(domain: Domain) -> None:
 def test_people_see_what_happened(domain: Domain) -> None:
     """A browser gets a page with the same status as a program gets JSON."""
     browser = {"user-agent": "Mozilla/5.0 Firefox/140.0", "accept": "text/html,*/*;q=0.8"}
-    sandbox = Sandbox.create(timeout=60)
+    sandbox = domain.create(timeout=60)
     url = f"https://{sandbox.get_host(4444)}/"
 
     def look() -> tuple[int, str]:
