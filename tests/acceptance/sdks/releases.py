@@ -20,6 +20,8 @@ SDKS = Path(__file__).parent
 REPOSITORY = Path(__file__).resolve().parents[3]
 INSTALLED = REPOSITORY / "build" / "sdks"
 SEARCH = os.pathsep.join((str(REPOSITORY / "build/uv/bin"), os.environ.get("PATH", "")))
+HOST = dict(os.environ)
+"""How the host reaches its indexes, whatever proxy or authority a test sets for its own server later."""
 INSTALL_S, DRIVE_S = 100, 100
 
 OLD = frozenset({"file metadata", "fork"})
@@ -115,7 +117,13 @@ def _install(place: Path, *commands: tuple[str, ...]) -> None:
         if program is None:
             pytest.skip(f"{name} is not installed here")
         done = subprocess.run(
-            (program, *arguments), cwd=draft, capture_output=True, text=True, timeout=INSTALL_S, check=False
+            (program, *arguments),
+            cwd=draft,
+            env=HOST,
+            capture_output=True,
+            text=True,
+            timeout=INSTALL_S,
+            check=False,
         )
         if done.returncode:
             pytest.skip(f"{place.name} cannot be installed here: {done.stderr.strip()[-300:]}")
