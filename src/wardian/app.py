@@ -50,7 +50,7 @@ from wardian.sandboxes.service import Sandboxes
 from wardian.sandboxes.templates import Templates, house_edition
 from wardian.sandboxes.workshop import Options, Workshop, now_us
 from wardian.snapshots.store import SnapshotStore
-from wardian.store import keys
+from wardian.store import keys, private
 from wardian.store.database import Database
 from wardian.store.sealing import Seal
 from wardian.store.secrets import key_ids
@@ -299,24 +299,13 @@ async def _local_key(database: Database, path: Path) -> str:
         keys.add_key(conn, key, key_id=f"k{at}", tenant_id=TENANT, name="local", at=at)
 
     await database.write(transaction, durable=True)
-    await asyncio.to_thread(_write_key, path, key)
+    await asyncio.to_thread(private.publish, path, f"{key}\n".encode())
     return key
 
 
 def _read_key(path: Path) -> str | None:
-    key = path.read_text().strip() if path.exists() else ""
+    key = (private.read(path) or b"").decode(errors="replace").strip()
     return key if KEY_FORM.fullmatch(key) else None
-
-
-def _write_key(path: Path, key: str) -> None:
-    draft = path.with_suffix(".new")
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(key + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(path)
 
 
 def _at_the_shore(record: Any, sandbox_id: str, event: Mapping[str, object]) -> None:

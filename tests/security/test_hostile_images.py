@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import stat
 import tarfile
 from pathlib import Path
 
 import pytest
 from tests.images.oci_images import Blob, Content, image, layer, write_layout
 
+from wardian.images import tar
+from wardian.images.erofs import Image
 from wardian.images.oci.config import ImageInvalid, read_config
 from wardian.images.oci.layout import read_layout
-from wardian.images.oci.merge import HEADER_MAX, Tree
+from wardian.images.oci.merge import Merged
 from wardian.images.oci.reference import parse
+from wardian.images.tar import EXTENDED_MAX
 from wardian.model.errors import Invalid, Unsupported
 
 Files = dict[str, Content | tarfile.TarInfo]
@@ -24,16 +28,15 @@ def member(name: str, kind: bytes, *, link: str = "", size: int = 0, uid: int = 
     return info
 
 
-def merged(tmp_path: Path, *layers: Files) -> list[tuple[str, bytes, str]]:
-    """The members of the tar that is unpacked on the host in the end."""
+def merged(tmp_path: Path, *layers: Files) -> dict[str, bytes | None]:
+    """What is in the root image in the end: contents and targets; directories have none."""
     paths = []
     for number, files in enumerate(layers):
         paths.append(tmp_path / f"{number}.tar")
         paths[-1].write_bytes(layer(files))
-    with Tree(paths) as tree:
-        tree.write(tmp_path / "out.tar")
-    with tarfile.open(tmp_path / "out.tar") as tar:
-        return [(each.name, each.type, each.linkname) for each in tar]
+    Merged(paths).write(tmp_path / "root")
+    with Image(tmp_path / "root") as made:
+        return {node.path: None if stat.S_ISDIR(node.mode) else made.read(node) for node in made.walk()}
 
 
 @pytest.mark.parametrize("name", ["../escape", "a/../../escape", "x" * 300, "a/" * 3000 + "x"])
@@ -43,16 +46,15 @@ def test_no_name_leads_out(tmp_path: Path, name: str) -> None:
 
 
 def test_an_absolute_name_is_one_of_the_image(tmp_path: Path) -> None:
-    assert merged(tmp_path, {"/etc/x": b""})[-1][0] == "etc/x"
+    assert merged(tmp_path, {"/etc/x": b""}) == {"/": None, "/etc": None, "/etc/x": b""}
 
 
 @pytest.mark.parametrize("target", ["/etc", "../../../../etc", "/../etc"])
 def test_a_symlink_is_followed_inside_only(tmp_path: Path, target: str) -> None:
     """What is written through it lands in the image's own directory, and nothing lies below a link."""
     found = merged(tmp_path, {"link": target}, {"link/cron.d/x": b"* * * * *"})
-    assert ("etc/cron.d/x", tarfile.REGTYPE, "") in found
-    links = {name for name, kind, _ in found if kind == tarfile.SYMTYPE}
-    assert not [name for name, _, _ in found if any(name.startswith(f"{link}/") for link in links)]
+    assert (found["/etc/cron.d/x"], found["/link"]) == (b"* * * * *", target.encode())
+    assert not [name for name in found if name.startswith("/link/")]
 
 
 def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
@@ -68,18 +70,18 @@ def test_a_hard_link_has_to_lead_to_a_file_of_the_image(tmp_path: Path, link: st
 
 def test_a_hard_link_survives_what_it_was_linked_to(tmp_path: Path) -> None:
     lower: Files = {"a": b"1", "b": member("b", tarfile.LNKTYPE, link="a")}
-    assert merged(tmp_path, lower, {".wh.a": b""}) == [("b", tarfile.REGTYPE, "")]
+    assert merged(tmp_path, lower, {".wh.a": b""}) == {"/": None, "/b": b"1"}
 
 
 def test_an_opaque_directory_hides_only_what_is_below(tmp_path: Path) -> None:
     found = merged(tmp_path, {"d/old": b""}, {"d/new": b"", "d/.wh..wh..opq": b""})
-    assert [name for name, _, _ in found] == ["d", "d/new"]
+    assert list(found) == ["/", "/d", "/d/new"]
 
 
 def test_devices_do_not_come_along(tmp_path: Path) -> None:
     kinds = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
     files: Files = {f"etc/{number}": member(f"etc/{number}", kind) for number, kind in enumerate(kinds)}
-    assert [name for name, _, _ in merged(tmp_path, {**files, "etc/x": b""})] == ["etc", "etc/x"]
+    assert list(merged(tmp_path, {**files, "etc/x": b""})) == ["/", "/etc", "/etc/x"]
 
 
 def test_nothing_can_lie_in_a_file(tmp_path: Path) -> None:
@@ -88,10 +90,17 @@ def test_nothing_can_lie_in_a_file(tmp_path: Path) -> None:
 
 
 def test_a_header_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
-    header = member("././@LongLink", tarfile.GNUTYPE_LONGNAME, size=HEADER_MAX + 1)
-    (tmp_path / "0.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) + b"a" * (HEADER_MAX + 1024))
+    header = member("././@LongLink", tarfile.GNUTYPE_LONGNAME, size=EXTENDED_MAX + 1)
+    (tmp_path / "0.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) + b"a" * (EXTENDED_MAX + 1024))
     with pytest.raises(ImageInvalid):
-        Tree([tmp_path / "0.tar"])
+        Merged([tmp_path / "0.tar"])
+
+
+def test_layers_have_so_many_entries_between_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar, "MEMBERS_MAX", 3)
+    assert len(merged(tmp_path, {"a": b"", "b": b""}, {"a": b""})) == 3
+    with pytest.raises(ImageInvalid, match="more than 3 entries"):
+        merged(tmp_path, {"a": b"", "b": b""}, {"a": b"", "b": b""})
 
 
 @pytest.mark.parametrize("packing", ["tar", "tar+gzip", "tar+zstd"])

@@ -21,9 +21,9 @@ from wardian.api.auth import Keyring, new_key
 from wardian.api.e2b.app import build_control_plane
 from wardian.api.e2b.context import ControlPlane, sandbox_unknown
 from wardian.api.e2b.front import BODY_BYTES_MAX
+from wardian.builds.builder import Builder
 from wardian.builds.service import Builds, House
 from wardian.images.roots import Roots
-from wardian.model.build import Built, Lock, Plan
 from wardian.model.egress import Egress, EgressProxy
 from wardian.model.errors import Conflict, GuestFault, Invalid, Unavailable, WardianError
 from wardian.model.resources import Resources
@@ -222,13 +222,11 @@ async def templates(database: Database) -> Templates:
     return templates
 
 
-class Idle:
+class Idle(Builder):
     """No test here gets as far as building."""
 
-    async def build(
-        self, plan: Plan, *, tenant: str, context: Any, log: Any, lock: Lock | None = None
-    ) -> Built:
-        raise AssertionError(plan)
+    def __init__(self) -> None:
+        pass
 
 
 @pytest.fixture

@@ -121,12 +121,13 @@ def test_a_layer_adds_replaces_and_takes_away(tmp_path: Path) -> None:
         tar.Member(b"hard", FILE, link=b"../etc/passwd", hard=True),
         tar.Member(b"hard", FILE, link=b".", hard=True),
         tar.Member(b"", FILE),
+        tar.Member(b"file/below", FILE),
         tar.Member(b"long", LINK, link=b"x" * 5000),
     ],
 )
 def test_hostile_layers_are_refused(tmp_path: Path, entry: tar.Member) -> None:
     with pytest.raises(tar.BadArchive):
-        root_from_layers([layer(tmp_path / "bad", entry)], tmp_path / "image")
+        root_from_layers([layer(tmp_path / "bad", file("file"), entry)], tmp_path / "image")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad"]
 
 
@@ -224,12 +225,13 @@ def test_python_reads_what_we_write(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_we_read_what_python_writes(tmp_path: Path, form: int) -> None:
     buffer = io.BytesIO()
+    when = 12345 if form == tarfile.USTAR_FORMAT else -12345  # before 1970 there is no plain form for
     with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
         info = tarfile.TarInfo("p" * 90 + "/" + "f" * 90)
-        info.size, info.mtime, info.mode = 5, 12345, 0o4711
+        info.size, info.mtime, info.mode = 5, when, 0o4711
         archive.addfile(info, io.BytesIO(b"hello"))
     (member,) = tar.members(buffer.getvalue())
-    assert (member.path, member.size, member.mtime_ns) == (info.name.encode(), 5, 12345 * 10**9)
+    assert (member.path, member.size, member.mtime_ns) == (info.name.encode(), 5, when * 10**9)
     assert member.mode == stat.S_IFREG | 0o4711
     assert buffer.getvalue()[member.offset :][:5] == b"hello"
 

@@ -17,10 +17,11 @@ from wardian.model.errors import Conflict, Invalid, LimitExceeded, NotFound, Una
 from wardian.model.secret import Place, Sealed
 from wardian.store import secrets as rows
 from wardian.store.database import Database
+from wardian.store.sealing import Unsealable
 from wardian.store.tables import secret, secret_version
 from wardian.vault import keys, vault
 from wardian.vault.keys import MasterKey, parse
-from wardian.vault.seal import Broken, reseal, seal, unseal
+from wardian.vault.seal import reseal, seal, unseal
 from wardian.vault.vault import Vault
 
 VALUE = "correct-horse-battery-staple"
@@ -46,7 +47,7 @@ def test_a_seal_opens_only_with_its_key_and_in_its_place() -> None:
     assert unseal(OTHER, HERE, reseal(KEY, OTHER, HERE, sealed)) == VALUE.encode()
     elsewhere = [Place("t2", "sec_1", 1), Place("t1", "sec_2", 1), Place("t1", "sec_1", 2)]
     for key, place in [(OTHER, HERE), *((KEY, place) for place in elsewhere)]:
-        with pytest.raises(Broken):
+        with pytest.raises(Unsealable):
             unseal(key, place, sealed)
     assert VALUE not in repr(sealed)
     assert "k" * 32 not in repr(KEY)
@@ -58,7 +59,7 @@ def test_a_changed_bit_is_noticed(damage: str) -> None:
     sealed = seal(KEY, HERE, VALUE.encode())
     parts = {"data_key": sealed.data_key, "value": sealed.value}
     parts[damage] = parts[damage][:-1] + bytes([parts[damage][-1] ^ 1])
-    with pytest.raises(Broken):
+    with pytest.raises(Unsealable):
         unseal(KEY, HERE, Sealed(sealed.key_id, parts["data_key"], parts["value"]))
 
 
@@ -130,7 +131,7 @@ async def test_a_row_moved_to_another_tenant_does_not_open(opened: Vault, databa
         conn.execute(update(secret).where(secret.c.id == made.id), {"tenant_id": "t2"})
 
     await database.write(steal)
-    with pytest.raises(Broken):
+    with pytest.raises(Unsealable):
         await opened.reveal("t2", "n")
 
 
@@ -225,7 +226,7 @@ def test_the_key_file_is_made_once_and_for_us_alone(tmp_path: Path) -> None:
     path.chmod(0o640)
     with pytest.raises(Unavailable) as refused:
         keys.from_file(path, may_make=False)
-    assert refused.value.code == "vault_key_exposed"
+    assert refused.value.code == "key_exposed"
     path.unlink()
     with pytest.raises(Unavailable) as refused:
         keys.from_file(path, may_make=False)

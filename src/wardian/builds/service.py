@@ -15,12 +15,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import Connection
 
 from wardian.builds import plans
+from wardian.builds.builder import Builder
 from wardian.builds.context import Context
 from wardian.builds.logs import LEVELS, BuildLog, BuildLogs
 from wardian.builds.uploads import Uploads
@@ -44,20 +45,6 @@ REASON_LINES = 20
 """How many of the last lines are told with a failure."""
 
 _log = logging.getLogger(__name__)
-
-
-class Builder(Protocol):
-    """What carries plans out: ``wardian.builds.builder``."""
-
-    async def build(
-        self,
-        plan: Plan,
-        *,
-        tenant: str,
-        context: Context,
-        log: Callable[[BuildLine], None],
-        lock: Lock | None = None,
-    ) -> Built: ...
 
 
 @dataclass(frozen=True, slots=True)

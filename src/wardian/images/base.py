@@ -262,10 +262,11 @@ def unpack(layer: Path, files: Mapping[str, ExtraFile], tree: Path) -> None:
     ]
     # A machine brings its own /dev, and only the real root may make device nodes.
     subprocess.run([*extract, "--exclude=./dev/*", "--file", str(layer)], check=True)
-    subprocess.run([*extract, "--unlink-first", "--file=-"], input=_extra_tar(files), check=True)
+    subprocess.run([*extract, "--unlink-first", "--file=-"], input=extra_tar(files), check=True)
 
 
-def _extra_tar(files: Mapping[str, ExtraFile]) -> bytes:
+def extra_tar(files: Mapping[str, ExtraFile]) -> bytes:
+    """``files``, by path, as a tar."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for path, file in sorted(files.items()):

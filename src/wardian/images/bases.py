@@ -9,19 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wardian.images import erofs
-from wardian.images.base import Report, as_root, base_recipe, debian_recipe, packages_in, unpack
+from wardian.images.base import Report, base_recipe, debian_recipe, extra_tar, packages_in
 from wardian.images.catalog import BuiltImage, Catalog, Manifest
 from wardian.images.oci.config import host_architecture
 from wardian.images.oci.fetch import Fetcher
 from wardian.images.oci.layout import read_layout
-from wardian.images.oci.merge import Tree
+from wardian.images.oci.merge import Merged
 from wardian.images.oci.provision import Programs, certificates, provision
 from wardian.images.oci.reference import Reference, check_place, parse
 from wardian.model.errors import Unavailable
 
 REPOSITORY = Path(__file__).parents[3]
-PROVISIONING = 1
-"""To be raised with every change of what is laid over foreign images, or they are not made again."""
+PROVISIONING = 2
+"""To be raised with every change of how foreign images are made, or they are not made again."""
 
 STATUS_MAX = 64 << 20  # of dpkg's list of packages
 
@@ -115,15 +115,13 @@ def _make(origin: Origin, layout: Path, programs: Programs, out: Path, report: R
     (layers := scratch / "layers").mkdir()
     contents = read_layout(layout, layers)
     report("laying them over each other", 0.65)
-    with Tree(contents.layers) as tree:
-        tree.write(scratch / "merged.tar")
-        files = provision(tree, programs)
-        bundle = certificates(tree)
-        status = tree.read("var/lib/dpkg/status", STATUS_MAX) or b""
+    image = Merged(contents.layers)
+    bundle = certificates(image)
+    status = image.read("var/lib/dpkg/status", STATUS_MAX) or b""
+    (provisions := scratch / "provisions.tar").write_bytes(extra_tar(provision(image, programs)))
+    image.lay_over([provisions])
     report("writing the image", 0.80)
-    (whole := scratch / "tree").mkdir()
-    unpack(scratch / "merged.tar", files, whole)
-    erofs.make_image(whole, out, prefix=as_root())
+    image.write(out)
     return Manifest(
         name=str(origin.reference),
         suite="",

@@ -8,11 +8,10 @@ the same. Extended attributes do not go into images: gVisor cannot read an image
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -85,26 +84,46 @@ def root_from_layers(layers: Sequence[Path], out: Path, *, clean: Clean | None =
 def _compose(
     tree: Tree, sources: list[Path], layers: Sequence[Path], out: Path, clean: Clean | None
 ) -> Composed:
-    for number, layer in enumerate(layers, len(sources)):
-        lay_over(tree, _members(layer), number)
+    lay_layers(tree, layers, len(sources))
     if clean is not None:
         tidy(tree, clean, [*sources, *layers])
+    return write_root(tree, [*sources, *layers], out)
+
+
+def lay_layers(
+    tree: Tree,
+    layers: Sequence[Path],
+    first: int = 0,
+    *,
+    fit: Callable[[tar.Member], tar.Member | None] = lambda member: member,
+) -> None:
+    """Apply tar files to ``tree``, the lowest first; they become its sources from number ``first`` on.
+
+    ``fit`` changes a member or leaves it out. Raises :class:`~wardian.images.tar.BadArchive`.
+    """
+    left = tar.MEMBERS_MAX
+    for number, layer in enumerate(layers, first):
+        members = tar.members_in(layer)
+        left -= len(members)
+        if left < 0:
+            raise tar.BadArchive(f"more than {tar.MEMBERS_MAX} entries in the layers")
+        lay_over(tree, [fitted for member in members if (fitted := fit(member)) is not None], number)
+
+
+def write_root(tree: Tree, sources: Sequence[Path], out: Path) -> Composed:
+    """Write ``tree`` as the image ``out`` (replaced at once), and check it. Blocks.
+
+    Raises :class:`~wardian.images.erofs.ImageUnusable`.
+    """
     if sum(inode.size for _, inode in tree.walk()) > SIZE_MAX:
         raise ImageUnusable(f"the files are larger than {SIZE_MAX} bytes")
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
         draft = Path(scratch) / "image"
-        write_image_file(tree, [*sources, *layers], draft)
+        write_image_file(tree, sources, draft)
         composed = _checked(draft)
         draft.replace(out)
     _sync_directory(out.parent)
     return composed
-
-
-def _members(layer: Path) -> list[tar.Member]:
-    if not layer.stat().st_size:
-        raise tar.BadArchive(f"{layer.name} is empty")
-    with layer.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as archive:
-        return list(tar.members(archive))
 
 
 def _checked(image: Path) -> Composed:

@@ -11,6 +11,7 @@ import stat
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 
 from wardian.model.errors import Invalid
@@ -141,6 +142,14 @@ def members(archive: mmap.mmap | bytes) -> Iterator[Member]:
     return _Reader(archive).members()
 
 
+def members_in(path: Path) -> list[Member]:
+    """Every entry of the archive in that file. Raises :class:`BadArchive`."""
+    if not path.stat().st_size:
+        raise BadArchive(f"{path.name} is empty")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as archive:
+        return list(members(archive))
+
+
 class _Reader:
     def __init__(self, archive: mmap.mmap | bytes) -> None:
         self._archive = archive
@@ -215,7 +224,7 @@ class _Reader:
             mode=kind | (_number(mode) & 0o7777),
             uid=_id(extended.get(b"uid"), uid),
             gid=_id(extended.get(b"gid"), gid),
-            mtime_ns=_time(extended[b"mtime"]) if b"mtime" in extended else _number(mtime) * 1_000_000_000,
+            mtime_ns=_time(extended[b"mtime"]) if b"mtime" in extended else _seconds(mtime) * 1_000_000_000,
             size=bytes_of if kind == stat.S_IFREG and flag != _HARD_LINK else 0,
             link=extended.get(b"linkpath", _text(link)),
             hard=flag == _HARD_LINK,
@@ -258,6 +267,13 @@ def _number(value: bytes) -> int:
     if not digits.isdigit() or b"8" in digits or b"9" in digits:
         raise BadArchive("a malformed number in a tar header")
     return int(digits, 8)
+
+
+def _seconds(value: bytes) -> int:
+    """As :func:`_number`, or what GNU writes for times before 1970."""
+    if value[0] == 0xFF:
+        return max(int.from_bytes(value, "big", signed=True), -_OCTAL_SIZE_MAX)
+    return _number(value)
 
 
 def _decimal_number(value: bytes) -> int:

@@ -84,6 +84,13 @@ class Tree:
             inode = found
         return inode
 
+    def resolve(self, path: bytes) -> tuple[bytes, Inode | None]:
+        """Where ``path`` leads, symlinks followed within the tree: the real path, and what is there, if
+        anything. What is missing is taken as it is written.
+        """
+        trail = _follow(self, path.split(b"/"), make=False)
+        return b"/".join(name for name, _ in trail[1:]), trail[-1][1]
+
     def remove(self, path: bytes) -> None:
         """Take it away with all below. Nothing happens when it is not there."""
         parent, _, name = path.rpartition(b"/")
@@ -181,6 +188,7 @@ class _Overlay:
         inode = Inode(member.mode, device=member.device)
         self._adorn(inode, member)
         if stat.S_ISLNK(member.mode):
+            inode.mode = stat.S_IFLNK | 0o777
             if not 0 < len(member.link) <= PATH_MAX or b"\0" in member.link:
                 raise tar.BadArchive("a symlink with an improper target")
             inode.target = member.link
@@ -205,44 +213,48 @@ class _Overlay:
         """The directory of that path, made where it is missing. The tree's own symlinks are followed."""
         key = tuple(names)
         if key not in self._parents:
-            found = _resolve(self._tree, names, make=True)
+            found = _follow(self._tree, names, make=True)[-1][1]
             assert found is not None
             self._parents[key] = found
         return self._parents[key]
 
     def _find_directory(self, names: list[bytes]) -> Inode | None:
-        return _resolve(self._tree, names, make=False)
+        found = _follow(self._tree, names, make=False)[-1][1]
+        return found if found is not None and found.is_directory else None
 
 
-def _resolve(tree: Tree, names: Sequence[bytes], *, make: bool) -> Inode | None:
-    """Follow a path to a directory, as inside a machine with this tree as its root.
+def _follow(tree: Tree, names: Sequence[bytes], *, make: bool) -> list[tuple[bytes, Inode | None]]:
+    """Follow a path as inside a machine with this tree as its root: each name on the way, and what it is.
 
-    With ``make``, missing directories are made and what is no directory gives way; without, it is None.
+    What is missing is None or, with ``make``, made as a directory; then all on the way has to be one.
     """
-    trail, rest, links = [tree.root], list(reversed(names)), 0
+    trail: list[tuple[bytes, Inode | None]] = [(b"", tree.root)]
+    rest, links = list(reversed(names)), 0
     while rest:
-        name = rest.pop()
-        if name == b"..":
-            if len(trail) > 1:
-                trail.pop()
+        name, above = rest.pop(), trail[-1][1]
+        if name in (b"", b"."):
             continue
-        there = trail[-1].children.get(name)
+        if name == b"..":
+            del trail[max(1, len(trail) - 1) :]
+            continue
+        there = above.children.get(name) if above is not None else None
         if there is not None and stat.S_ISLNK(there.mode):
             links += 1
             if links > LINKS_MAX:
                 raise tar.BadArchive("too many symlinks on the way to an entry")
             if there.target.startswith(b"/"):
                 del trail[1:]
-            rest += [part for part in reversed(there.target.split(b"/")) if part not in (b"", b".")]
+            rest += reversed(there.target.split(b"/"))
             continue
-        if there is None or not there.is_directory:
-            if not make:
-                return None
-            there = trail[-1].children[name] = Inode(stat.S_IFDIR | 0o755)
-        trail.append(there)
+        if make and above is not None:
+            there = above.children.setdefault(name, Inode(stat.S_IFDIR | 0o755))
+            if not there.is_directory:
+                shown = name[:200].decode("utf-8", "replace")
+                raise tar.BadArchive(f"{shown!r} is no directory, and something lies in it")
+        trail.append((name, there))
         if len(trail) > DEPTH_MAX:
             raise tar.BadArchive(f"directories nested deeper than {DEPTH_MAX}")
-    return trail[-1]
+    return trail
 
 
 def _components(path: bytes) -> list[bytes]:

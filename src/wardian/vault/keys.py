@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 import shlex
 import subprocess
 from dataclasses import dataclass, field
@@ -16,8 +15,9 @@ from hashlib import sha256
 from pathlib import Path
 
 from wardian.model.errors import Invalid, Unavailable
+from wardian.store import private
+from wardian.store.sealing import KEY_BYTES, new_key
 
-KEY_BYTES = 32
 COMMAND_TIMEOUT_S = 30
 
 
@@ -67,26 +67,18 @@ def from_command(command: str) -> MasterKey:
 
 
 def from_file(path: Path, *, may_make: bool) -> MasterKey:
-    """The key in ``path``; a new one when there is none and nothing has been sealed yet."""
-    if not path.exists():
+    """The key in ``path``; a new one when there is none and nothing has been sealed yet.
+
+    Raises :class:`Unavailable` when it is gone or others can read it, :class:`BadVaultKey`.
+    """
+
+    def make() -> bytes:
         if not may_make:
             raise Unavailable(
                 f"the vault's key file {path} is gone, and without it its secrets cannot be opened",
                 code="vault_key_missing",
                 hint="restore the file or set WARDIAN_VAULT_KEY; if the key is lost, so are the secrets",
             )
-        _make(path)
-    if path.stat().st_mode & 0o077:
-        raise Unavailable(f"{path} can be read by others", code="vault_key_exposed", hint=f"chmod 600 {path}")
-    return parse(path.read_text())
+        return base64.b64encode(new_key()) + b"\n"
 
-
-def _make(path: Path) -> None:
-    draft = path.with_suffix(".new")
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(base64.b64encode(os.urandom(KEY_BYTES)).decode() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(path)
+    return parse(private.kept(path, make).decode(errors="replace"))

@@ -7,52 +7,27 @@ the values.
 
 from __future__ import annotations
 
-import os
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-from wardian.model.errors import WardianError
 from wardian.model.secret import Place, Sealed
+from wardian.store import sealing
 from wardian.vault.keys import MasterKey
-
-NONCE_BYTES = 12
-
-
-class Broken(WardianError):
-    """What is stored was changed, or belongs elsewhere."""
-
-    code = "vault_broken"
 
 
 def seal(master: MasterKey, place: Place, value: bytes) -> Sealed:
-    data_key = AESGCM.generate_key(256)
+    data_key = sealing.new_key()
     return Sealed(
         master.id,
-        _encrypt(master.secret, data_key, place.bound("key")),
-        _encrypt(data_key, value, place.bound("value")),
+        sealing.seal(master.secret, data_key, place.bound("key")),
+        sealing.seal(data_key, value, place.bound("value")),
     )
 
 
 def unseal(master: MasterKey, place: Place, sealed: Sealed) -> bytes:
-    """The value. Raises :class:`Broken`."""
-    data_key = _decrypt(master.secret, sealed.data_key, place.bound("key"))
-    return _decrypt(data_key, sealed.value, place.bound("value"))
+    """The value. Raises :class:`~wardian.store.sealing.Unsealable`."""
+    data_key = sealing.unseal(master.secret, sealed.data_key, place.bound("key"))
+    return sealing.unseal(data_key, sealed.value, place.bound("value"))
 
 
 def reseal(old: MasterKey, new: MasterKey, place: Place, sealed: Sealed) -> Sealed:
-    """The same value, its data key under another master key. Raises :class:`Broken`."""
-    data_key = _decrypt(old.secret, sealed.data_key, place.bound("key"))
-    return Sealed(new.id, _encrypt(new.secret, data_key, place.bound("key")), sealed.value)
-
-
-def _encrypt(key: bytes, plain: bytes, bound: bytes) -> bytes:
-    nonce = os.urandom(NONCE_BYTES)
-    return nonce + AESGCM(key).encrypt(nonce, plain, bound)
-
-
-def _decrypt(key: bytes, sealed: bytes, bound: bytes) -> bytes:
-    try:
-        return AESGCM(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], bound)
-    except (InvalidTag, ValueError):
-        raise Broken("a sealed secret does not open: it was changed, or is not where it belongs") from None
+    """The same value, its data key under another master key. Raises as :func:`unseal` does."""
+    data_key = sealing.unseal(old.secret, sealed.data_key, place.bound("key"))
+    return Sealed(new.id, sealing.seal(new.secret, data_key, place.bound("key")), sealed.value)

@@ -8,8 +8,6 @@ all. What it signs is short-lived and never stored.
 from __future__ import annotations
 
 import datetime as dt
-import os
-import tempfile
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
@@ -20,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from wardian.model.errors import Unavailable
+from wardian.store import private
 
 DIRECTORY = "tls"
 """Within a data directory: one directory for each domain that was ever served there."""
@@ -46,7 +45,7 @@ class Authority:
     def open(cls, data_dir: Path, domain: str) -> Authority:
         """The authority for ``domain`` of this data directory: made at first, and again when it is over.
 
-        Raises :class:`Unavailable` when its file cannot be read.
+        Raises :class:`Unavailable` when its file cannot be read, or can be read by others.
         """
         home = data_dir / DIRECTORY / domain
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -54,10 +53,10 @@ class Authority:
         found = _load(secret)
         if found is None or found[0].not_valid_after_utc - LEAF_LIFETIME < _now():
             found = _new_authority(domain)
-            _publish(secret, _key_pem(found[1]) + _pem(found[0]), 0o600)
+            private.publish(secret, _key_pem(found[1]) + _pem(found[0]))
         certificate, key = found
         if not shown.exists() or shown.read_bytes() != _pem(certificate):
-            _publish(shown, _pem(certificate), 0o644)
+            private.publish(shown, _pem(certificate), mode=0o644)
         return cls(domain, shown, certificate, key)
 
     def issue(self) -> bytes:
@@ -121,9 +120,8 @@ def _new_authority(domain: str) -> tuple[x509.Certificate, ec.EllipticCurvePriva
 
 
 def _load(path: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None:
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
+    text = private.read(path)
+    if text is None:
         return None
     try:
         key = serialization.load_pem_private_key(text, password=None)
@@ -136,16 +134,6 @@ def _load(path: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | N
         ) from error
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     return certificate, key
-
-
-def _publish(path: Path, content: bytes, mode: int) -> None:
-    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # 0600 from the start
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        os.fchmod(file.fileno(), mode)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
 
 
 def _name(common: str) -> x509.Name:

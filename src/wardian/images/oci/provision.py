@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from wardian.images.base import BASE_FILES, ExtraFile
-from wardian.images.oci.merge import MACHINES_OWN, Tree
+from wardian.images.oci.merge import MACHINES_OWN, Merged
 
 USER, UID = "user", 1000
 SUDO_GROUP, SUDO_GID = "sudo", 27
@@ -41,50 +41,50 @@ class Programs:
     sudo: bytes
 
 
-def provision(tree: Tree, programs: Programs) -> Mapping[str, ExtraFile]:
-    """The files to lay over ``tree``, by path."""
+def provision(image: Merged, programs: Programs) -> Mapping[str, ExtraFile]:
+    """The files to lay over ``image``, by path."""
     files: dict[str, ExtraFile] = {}
     for name in MACHINES_OWN:
         files[name] = ExtraFile(mode=0o1777 if name == "tmp" else 0o755)
     files["code"] = BASE_FILES["code"]
     files |= {path: BASE_FILES[path] for path in TAKEN_FROM_BASE}
     files["etc/profile"] = ExtraFile(PROFILE)
-    if tree.read("etc/nsswitch.conf") is None:
+    if image.read("etc/nsswitch.conf") is None:
         files["etc/nsswitch.conf"] = ExtraFile(b"hosts: files dns\n")
-    if not _is_there(tree, "root"):
+    if not _is_there(image, "root"):
         files["root"] = ExtraFile(mode=0o700)
-    if not _is_program(tree, "bin/bash"):
+    if not _is_program(image, "bin/bash"):
         files["bin/bash"] = ExtraFile(programs.bash, mode=0o755)
     files["usr/bin/sudo"] = ExtraFile(programs.sudo, mode=0o755)  # no other can work: see guest/client/sudo.c
-    files |= _accounts(tree)
-    return {_beside(tree, path): file for path, file in files.items()}
+    files |= _accounts(image)
+    return {_beside(image, path): file for path, file in files.items()}
 
 
-def certificates(tree: Tree) -> str:
+def certificates(image: Merged) -> str:
     """Where the image has its certificate authorities; "" when it has none, and TLS then fails inside."""
-    return next((path for path in BUNDLES if _is_there(tree, path)), "")
+    return next((path for path in BUNDLES if _is_there(image, path)), "")
 
 
-def _beside(tree: Tree, path: str) -> str:
+def _beside(image: Merged, path: str) -> str:
     """``path`` with its directory resolved, but not its last part: a symlink there is replaced."""
     above, _, name = path.rpartition("/")
-    return f"{tree.resolve(above)[0]}/{name}" if above else name
+    return f"{image.resolve(above)[0]}/{name}" if above else name
 
 
-def _is_there(tree: Tree, path: str) -> bool:
-    return tree.resolve(path)[1] is not None
+def _is_there(image: Merged, path: str) -> bool:
+    return image.resolve(path)[1] is not None
 
 
-def _is_program(tree: Tree, path: str) -> bool:
-    _, node = tree.resolve(path)
-    return node is not None and stat.S_ISREG(node.file.mode) and bool(node.file.mode & 0o111)
+def _is_program(image: Merged, path: str) -> bool:
+    _, inode = image.resolve(path)
+    return inode is not None and stat.S_ISREG(inode.mode) and bool(inode.mode & 0o111)
 
 
-def _accounts(tree: Tree) -> Mapping[str, ExtraFile]:
+def _accounts(image: Merged) -> Mapping[str, ExtraFile]:
     """The user, with a home and the right to use sudo."""
-    passwd = _lines(tree, "etc/passwd") or ["root:x:0:0:root:/root:/bin/bash"]
-    group = _lines(tree, "etc/group") or ["root:x:0:"]
-    shadow = _lines(tree, "etc/shadow")
+    passwd = _lines(image, "etc/passwd") or ["root:x:0:0:root:/root:/bin/bash"]
+    group = _lines(image, "etc/group") or ["root:x:0:"]
+    shadow = _lines(image, "etc/shadow")
     uids, gids = _numbers(passwd), _numbers(group)
     found = next((line.split(":") for line in passwd if line.startswith(f"{USER}:")), None)
     if found is not None and len(found) == 7 and found[2].isdigit() and found[3].isdigit():
@@ -106,7 +106,7 @@ def _accounts(tree: Tree) -> Mapping[str, ExtraFile]:
     }
     if shadow:
         files["etc/shadow"] = ExtraFile(_text(shadow), mode=0o640)
-    if not _is_there(tree, home):
+    if not _is_there(image, home):
         files[home] = ExtraFile(mode=0o755, uid=uid, gid=gid)
         for name in (".bashrc", ".bash_profile"):
             content = BASE_FILES[f"home/user/{name}"].content
@@ -140,8 +140,8 @@ def _numbers(lines: list[str]) -> set[int]:
     return {int(column[2]) for column in columns if len(column) > 2 and column[2].isdigit()}
 
 
-def _lines(tree: Tree, path: str) -> list[str]:
-    return (tree.read(path) or b"").decode(errors="surrogateescape").splitlines()
+def _lines(image: Merged, path: str) -> list[str]:
+    return (image.read(path) or b"").decode(errors="surrogateescape").splitlines()
 
 
 def _text(lines: list[str]) -> bytes:
