@@ -141,7 +141,15 @@ class Record:
         for step in stage.steps:
             digest = digest_in(step.files)
             if digest is not None:
-                self.files[shortened(step.text or describe(step))] = f"sha256:{digest}"
+                self._file(shortened(step.text or describe(step)), f"sha256:{digest}")
+
+    def _file(self, words: str, digest: str) -> None:
+        """What one step copied; where several say the same, they are numbered."""
+        name, number = words, 1
+        while self.files.get(name, digest) != digest:
+            number += 1
+            name = f"{words} ({number})"
+        self.files[name] = digest
 
     def lock(self, root: RootImage) -> Lock:
         """The lock of a build that came to ``root``."""
