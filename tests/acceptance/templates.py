@@ -10,12 +10,22 @@ from typing import Any
 
 from tests.acceptance.conftest import Server
 
+PROGRAM = str(Path(sys.executable).with_name("wardian"))
 
-def wardian(server: Server, *words: str, group: str = "template") -> subprocess.CompletedProcess[str]:
-    """``wardian GROUP WORDS`` with the server's key, to its end."""
-    program = Path(sys.executable).with_name("wardian")
-    command: list[str | Path] = [program, group, "--url", server.url, "--api-key", server.key, *words]
+
+def wardian(
+    server: Server, *words: str, group: str = "template", key: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """``wardian GROUP WORDS`` with that key, or the server's, to its end."""
+    command = [PROGRAM, group, "--url", server.url, "--api-key", key or server.key, *words]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def key_of(server: Server, tenant: str) -> str:
+    """A key for a tenant, who is made if need be."""
+    command = [PROGRAM, "key", "create", "--json", "--tenant", tenant, "--data", str(server.data)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return str(json.loads(done.stdout)["key"])
 
 
 def build(server: Server, directory: Path, *words: str) -> dict[str, Any]:
