@@ -136,7 +136,8 @@ struct user {
     gid_t groups[64];
     char name[64], home[512], shell[256];
 };
-const struct user *user_find(const char *name); /* a name or decimal uid; NULL when there is none */
+/* A name or decimal uid, perhaps with `:group`, which then is the only group; NULL when there is none. */
+const struct user *user_find(const char *name);
 const char *user_name(uid_t uid);               /* the number when it has no name; valid until the next call */
 const char *group_name(gid_t gid);
 

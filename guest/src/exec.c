@@ -365,7 +365,7 @@ void op_exec(uint32_t id, struct request *request) {
         launch.anywhere = !wanted;
         static uid_t own = UINT32_MAX;
         if (own == UINT32_MAX) own = geteuid();
-        launch.become = launch.user->uid != own;
+        launch.become = launch.user->uid != own || strchr(name, ':');
         build_environment(&launch, given, envc);
         launch_exec(id, request, &launch, input);
     }

@@ -112,7 +112,8 @@ static void find_groups(struct user *user) {
     }
 }
 
-const struct user *user_find(const char *name) {
+/* A user of the table; also the number of one that is in no table, who then is in group 0 and at home in /. */
+static const struct user *find(const char *name) {
     struct column columns[7];
     char *end;
     unsigned long wanted = strtoul(name, &end, 10);
@@ -135,7 +136,36 @@ const struct user *user_find(const char *name) {
         cached_valid = true;
         return &cached;
     }
-    return NULL;
+    if (!by_number || wanted >= UINT32_MAX) return NULL;
+    cached = (struct user){.uid = (uid_t)wanted, .group_count = 1, .home = "/", .shell = "/bin/sh"};
+    snprintf(cached.name, sizeof cached.name, "%lu", wanted);
+    cached_valid = true;
+    return &cached;
+}
+
+static bool find_group(const char *name, gid_t *gid) {
+    struct column columns[3], wanted = {name, strlen(name)};
+    uint32_t found;
+    for (const char *at = group.text; next_line(&at, columns, 3);)
+        if (same(&columns[0], name) && number(&columns[2], gid)) return true;
+    if (!number(&wanted, &found)) return false;
+    *gid = found;
+    return true;
+}
+
+const struct user *user_find(const char *name) {
+    static struct user regrouped;
+    const char *colon = strchr(name, ':');
+    if (!colon) return find(name);
+    char alone[sizeof regrouped.name];
+    if (!copy(alone, sizeof alone, &(struct column){name, (size_t)(colon - name)})) return NULL;
+    const struct user *found = find(alone);
+    if (!found) return NULL;
+    regrouped = *found;
+    if (!find_group(colon + 1, &regrouped.gid)) return NULL;
+    regrouped.groups[0] = regrouped.gid;
+    regrouped.group_count = 1;
+    return &regrouped;
 }
 
 /* The name in the database whose third column is the number; decimal when there is none. */

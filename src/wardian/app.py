@@ -25,6 +25,7 @@ from wardian.api.e2b.context import ControlPlane
 from wardian.api.envd import build_data_plane
 from wardian.api.volumes import build_content_plane
 from wardian.api.wardian import builds as own_builds
+from wardian.api.wardian import differences
 from wardian.builds.builder import Builder, Yard
 from wardian.builds.cache import LayerCache
 from wardian.builds.grounds import Grounds, Known
@@ -172,7 +173,9 @@ async def start(settings: Settings) -> AsyncIterator[App]:
         async def find_tenant(key: str) -> str | None:
             return await database.read(lambda conn: keys.tenant_of(conn, key))
 
-        control_plane = build_control_plane(plane, Keyring(find_tenant), more=[own_builds.router])
+        control_plane = build_control_plane(
+            plane, Keyring(find_tenant), more=[own_builds.router, differences.router]
+        )
         asgi = Dispatch(control=control_plane, data=data_plane, content=build_content_plane(volumes))
         yield App(asgi, sandboxes, key, settings.domain, host, taken_over, lease.lost)
 

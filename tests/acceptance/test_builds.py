@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from e2b import Sandbox
 from tests.acceptance.conftest import Server
+from tests.acceptance.templates import build, image_of, wardian
 
 from wardian.images.indexes import PLACE, host_indexes
 
 pytestmark = pytest.mark.timeout(300)
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "template-dockerfile"
-
-
-def wardian(server: Server, *words: str) -> subprocess.CompletedProcess[str]:
-    program = Path(sys.executable).with_name("wardian")
-    command: list[str | Path] = [program, "template", "--url", server.url, "--api-key", server.key, *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def build(server: Server, directory: Path, *words: str) -> dict[str, Any]:
-    done = wardian(server, "build", str(directory), "--json", *words)
-    assert done.returncode == 0, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
 
 
 def test_a_dockerfile_becomes_a_template_that_is_running_already(server: Server, tmp_path: Path) -> None:
@@ -90,8 +75,7 @@ def test_the_same_lock_gives_the_same_bytes_and_no_secret_stays(server: Server, 
     assert (second["tree"], second["image"]) == (first["tree"], first["image"])
     lock = json.loads((tmp_path / "wardian.lock").read_text())
     assert lock["packages"]["python"]["six"] == "1.16.0"
-    (image,) = [p for p in (server.data / "roots").iterdir() if p.stem in first["image"]]
-    bytes_of_it = image.read_bytes()
+    bytes_of_it = image_of(server, first["image"]).read_bytes()
     bundle = host_indexes().files.get("ca.pem", b"")
     assert bundle[-400:] not in bytes_of_it or bundle[-400:] in _base_bytes(server)
     (tmp_path / "own.py").write_text("import this\n")
@@ -103,7 +87,7 @@ def test_the_same_lock_gives_the_same_bytes_and_no_secret_stays(server: Server, 
 
 def _base_bytes(server: Server) -> bytes:
     told = json.loads(wardian(server, "inspect", "base", "--json").stdout)
-    return (server.data / "roots" / f"{told['image'].removeprefix('sha256:')}.erofs").read_bytes()
+    return image_of(server, told["image"]).read_bytes()
 
 
 def test_a_python_project_brings_its_dependencies(server: Server, tmp_path: Path) -> None:

@@ -103,12 +103,48 @@ def test_a_sandbox_from_its_creation_to_its_end(run: Run) -> None:
     forks = run("sandbox", "fork", "--count", "2", sandbox_id).lines
     assert len({sandbox_id, *forks}) == 3
     assert run("sandbox", "kill", sandbox_id, *forks).lines == [sandbox_id, *forks]
-    gone = run("sandbox", "get", sandbox_id)
+    gone = run("sandbox", "inspect", sandbox_id)
     assert gone.code == 3
     assert "wardian sandbox ls" in gone.err
     story = run("sandbox", "logs", sandbox_id)
     assert any("pause" in line for line in story.lines)
     assert any("snapshot" in line for line in story.lines)
+
+
+def test_files_alone_are_kept_when_asked(run: Run, own_sandbox: Callable[..., Sandbox]) -> None:
+    """By a pause and by a snapshot: what comes of them has booted anew, with the files."""
+    boot = ("cat", "/proc/sys/kernel/random/boot_id")
+    made = own_sandbox()
+    made.files.write("kept.txt", "kept")
+    made.commands.run("sleep 1000", background=True)
+    before = run("sandbox", "exec", made.sandbox_id, *boot).out
+    [snapshot] = run("sandbox", "snapshot", made.sandbox_id, "--files-only", "--name", "files-alone").lines
+    assert run("sandbox", "exec", made.sandbox_id, *boot).out == before
+    assert run("sandbox", "pause", "--files-only", made.sandbox_id).lines == [made.sandbox_id]
+    assert "filesystem" in run("sandbox", "inspect", made.sandbox_id).out.decode()
+    run("sandbox", "resume", made.sandbox_id)
+    [other] = run("sandbox", "create", snapshot).lines
+    for each in (made.sandbox_id, other):
+        assert run("sandbox", "exec", each, *boot).out != before
+        assert run("sandbox", "exec", each, "cat", "kept.txt").out == b"kept"
+        assert run("sandbox", "exec", each, "pgrep", "-x", "sleep").code == 1
+    made.commands.run("sleep 1000", background=True)
+    whole = json.loads(run("sandbox", "snapshot", made.sandbox_id, "--json").out)["snapshotID"]
+    [third] = run("sandbox", "create", whole).lines
+    assert run("sandbox", "exec", third, "pgrep", "-x", "sleep").code == 0
+    run("sandbox", "kill", other, third)
+    for each in (snapshot, whole):
+        assert run("template", "rm", each).code == 0
+
+
+def test_the_build_and_the_digest_of_the_files_are_shown(run: Run, shared: Sandbox) -> None:
+    """By `ls` and `inspect`, as the template says them itself."""
+    template = json.loads(run("template", "inspect", "base", "--json").out)
+    listed = next(line for line in run("sandbox", "ls").lines if shared.sandbox_id in line)
+    inspected = run("sandbox", "inspect", shared.sandbox_id).out.decode()
+    for fact in (template["buildID"], template["tree"]):
+        assert fact in listed
+        assert fact in inspected
 
 
 def test_streams_and_status_are_the_commands_own(run: Run, shared: Sandbox) -> None:
@@ -253,7 +289,7 @@ def test_wrong_words_are_refused(inside: Run, server: Server) -> None:
     """Each kind of mistake has its exit code and says what to do."""
     for arguments, code, word in (
         (["sandbox", "create", "no-such-template"], 3, "no-such-template"),
-        (["sandbox", "get", "../etc"], 2, "not a sandbox id"),
+        (["sandbox", "inspect", "../etc"], 2, "not a sandbox id"),
         (["sandbox", "kill"], 2, "--all"),
         (["sandbox", "create", "--env", "X"], 2, "NAME=VALUE"),
         (["sandbox", "--api-key", "wrong", "ls"], 5, "WARDIAN_API_KEY"),

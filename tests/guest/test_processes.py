@@ -57,6 +57,21 @@ def test_environment_user_and_groups(agent: Agent) -> None:
     assert agent.wire.run("/usr/bin/id", "-un", user="0")[0][1] == b"root\n"
 
 
+def test_a_group_may_be_named_and_is_the_only_one(agent: Agent) -> None:
+    def ids(user: str) -> str:
+        return agent.wire.run("/bin/sh", "-c", "id -u; id -g; id -G; echo $HOME", user=user)[0][1].decode()
+
+    home = f"{agent.home}/home/user"
+    assert ids("user:extra").split() == ["1000", "2000", "2000", home]
+    assert ids("1000:4242").split() == ["1000", "4242", "4242", home]
+    assert ids("user").split() == ["1000", "1000", "1000", "2000", home]
+    assert ids("root:extra").split()[:3] == ["0", "2000", "2000"]
+    assert ids("4711").split() == ["4711", "0", "0", "/"]
+    for absent in ("user:absent", "user:", "absent:extra", "99999999999", "1000:99999999999"):
+        reply = agent.wire.ask(EXEC, field(1, absent), field(3, "/bin/true"))
+        assert (reply.errno, reply.values[1]) == (errno.EINVAL, f"invalid username: '{absent}'".encode())
+
+
 def test_given_environment_overrides(wire: Wire) -> None:
     channels, _ = wire.run(
         "env", more=field(4, "PATH=/bin:/usr/bin") + field(4, "HOME=/x") + field(4, "HOMER=1")

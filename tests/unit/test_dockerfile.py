@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +19,8 @@ from wardian.builds.dockerfile import read_dockerfile
 from wardian.builds.errors import BadManifest
 from wardian.builds.ignore import Ignore
 from wardian.builds.packing import Folder
-from wardian.model.build import BaseKind, Plan, Stage, Step, StepKind
+from wardian.images.erofs import TIMESTAMP
+from wardian.model.build import KEPT, BaseKind, Plan, Stage, Step, StepKind
 
 
 @pytest.fixture
@@ -23,9 +30,21 @@ def folder(tmp_path: Path) -> Iterator[Folder]:
     (tmp_path / "app" / "sub" / "x").write_text("x")
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").write_text("b")
+    for name, member in {"evil": ("../x", tarfile.REGTYPE), "device": ("d", tarfile.CHRTYPE)}.items():
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            tar.addfile(entry(*member))
+    (tmp_path / "large.tar").write_bytes(entry("big", tarfile.REGTYPE, size=1 << 40).tobuf())
     made = Folder(tmp_path, Ignore())
     yield made
     made.close()
+
+
+def entry(name: str, kind: bytes, **facts: Any) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    for fact, value in facts.items():
+        setattr(info, fact, value)
+    return info
 
 
 def plan(text: str, folder: Folder, **arguments: str) -> Plan:
@@ -95,14 +114,46 @@ def test_a_copy_is_packed_as_it_is_to_lie(folder: Folder) -> None:
         )
     )
     assert [step.args for step in steps] == [
-        (".", ".", "", ""),
-        ("a.txt", "/x", "", ""),
-        (".", "--", "", ""),
+        (".", ".", KEPT, ""),
+        ("a.txt", "/x", KEPT, ""),
+        (".", "--", KEPT, ""),
         ("a.txt", "y/", "1:2", "600"),
     ]
     assert steps[1].files == steps[3].files  # the same files, the same digest
     again = said(last("FROM base\nCOPY app .", folder))
     assert again[0].files == steps[0].files
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress])
+def test_an_added_archive_is_unpacked_and_a_copied_one_is_not(
+    folder: Folder, compress: Callable[[bytes], bytes]
+) -> None:
+    """With its modes and owners; beside other files, which come as they are."""
+    archive = folder.directory / "c.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.addfile(entry("d/", tarfile.DIRTYPE, mode=0o750, uid=7, gid=8))
+        tar.addfile(entry("d/f", tarfile.REGTYPE, mode=0o4711, uid=1001, size=2), io.BytesIO(b"hi"))
+        tar.addfile(entry("d/hard", tarfile.LNKTYPE, linkname="d/f"))
+        tar.addfile(entry("d/soft", tarfile.SYMTYPE, linkname="/etc"))
+    archive.write_bytes(compress(archive.read_bytes()))
+    text = "FROM base\nADD c.tar /x\nADD --chown=u c.t?r a.txt y\nCOPY c.tar /z\nADD a.txt app /w/"
+    alone, unpacked, beside, copied, plain = said(last(text, folder))
+    assert [step.args for step in (alone, unpacked, beside, copied, plain)] == [
+        (".", "/x", KEPT, ""),
+        (".", "y/", "u", ""),
+        ("a.txt", "y/", "u", ""),
+        ("c.tar", "/z", KEPT, ""),
+        (".", "/w/", KEPT, ""),
+    ]
+    assert alone.files == unpacked.files
+    with tarfile.open(folder.archives[alone.files.removeprefix("context:")]) as tar:
+        found = {each.name: each for each in tar}
+        assert list(found) == ["d", "d/f", "d/hard", "d/soft"]
+        assert tar.extractfile("d/hard").read() == b"hi"  # type: ignore[union-attr]
+    directory, file, _, link = found.values()
+    assert (directory.mode, directory.uid, directory.gid) == (0o750, 7, 8)
+    assert (file.mode, file.uid, file.mtime) == (0o4711, 1001, TIMESTAMP)
+    assert (link.issym(), link.linkname) == (True, "/etc")
 
 
 def test_stages_are_copied_from_by_name_and_number_and_images_become_stages(folder: Folder) -> None:
@@ -160,6 +211,8 @@ def test_ports_ready_checks_and_users(folder: Folder) -> None:
     assert made.ports == (80, 8000, 8001)
     assert made.ready == "curl x"
     assert [step.args for step in made.stages[0].steps if step.kind is StepKind.USER] == [("root",), ("me",)]
+    grouped = plan("FROM base\nARG G=staff\nUSER me:$G", folder).stages[0].steps
+    assert grouped[-2].args == ("me:staff",)
     inherited = plan("FROM base AS a\nEXPOSE 1\nCMD run\nHEALTHCHECK NONE\nFROM a", folder)
     assert (inherited.ports, inherited.start, inherited.ready) == ((1,), "run", "")
 
@@ -176,7 +229,20 @@ def test_ports_ready_checks_and_users(folder: Folder) -> None:
         ("FROM base\nCOPY nothing /x", 2, "there is no 'nothing'"),
         ("FROM base\nCOPY ../x /x", 2, "leads out of"),
         ("FROM base\nCOPY --parents a.txt /x", 2, "--parents is not supported"),
-        ("FROM base\nUSER a:b", 2, "USER with a group"),
+        ("FROM base\nUSER a b", 2, "USER takes one name"),
+        ("FROM base\nADD --from=x a b", 2, "--from is not supported with ADD"),
+        ("FROM base\nADD --checksum=sha256:1 a.txt b", 2, "--checksum is not supported"),
+        ("FROM base\n\nADD evil.tar /", 3, "'../x' is not a path inside"),
+        ("FROM base\nADD device.tar /", 2, "neither a file, a directory nor a link"),
+        ("FROM base\nADD large.tar /", 2, "larger than"),
+        ("FROM base\nONBUILD RUN x", 2, "ONBUILD is not supported"),
+        ("FROM base\nSTOPSIGNAL 9", 2, "STOPSIGNAL is not supported"),
+        ("FROM base\nHEALTHCHECK --x=1 CMD a", 2, "--x is not supported"),
+        ("FROM base\nHEALTHCHECK a", 2, "HEALTHCHECK takes CMD"),
+        ("FROM base\nRUN <<EOF\n#!/bin/x\nEOF", 2, "begins with #!"),
+        ("FROM base\nRUN --network=none x", 2, "--network is not supported"),
+        ("FROM base\nCOPY a.txt", 2, "at least a source and a destination"),
+        ("FROM base\nWORKDIR --x /", 2, "--x is not supported with WORKDIR"),
         ("FROM base\nEXPOSE 99999", 2, "no range of ports"),
         ("FROM base\nRUN <<EOF\nx", 2, "does not end"),
         ("FROM base\nENV A=${B:?x}", 2, "':-' and ':+'"),

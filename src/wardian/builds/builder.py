@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from wardian.builds.equipping import equipped
 from wardian.builds.errors import BuildFailed, describe, shortened
 from wardian.builds.grounds import Grounds
 from wardian.builds.inventory import inventory
+from wardian.builds.plans import needed_stages
 from wardian.builds.stages import Count, Ground, Workplace
 from wardian.builds.trees import Tree, archive_tree, image_tree
 from wardian.images.compose import Clean, compose_root
@@ -141,7 +142,15 @@ class Record:
         for step in stage.steps:
             digest = digest_in(step.files)
             if digest is not None:
-                self.files[shortened(step.text or describe(step))] = f"sha256:{digest}"
+                self._file(shortened(step.text or describe(step)), f"sha256:{digest}")
+
+    def _file(self, words: str, digest: str) -> None:
+        """What one step copied; where several say the same, they are numbered."""
+        name, number = words, 1
+        while self.files.get(name, digest) != digest:
+            number += 1
+            name = f"{words} ({number})"
+        self.files[name] = digest
 
     def lock(self, root: RootImage) -> Lock:
         """The lock of a build that came to ``root``."""
@@ -282,35 +291,3 @@ class _Job:
             await warm.start(bench, starting, self.say)
             self.say("capturing the running machine")
             return (await bench.snapshot()).id
-
-
-def needed_stages(all_stages: Sequence[Stage]) -> Sequence[Stage]:
-    """The last stage and those it is made of, in order. Raises :class:`BuildFailed` for no proper plan."""
-    if not all_stages:
-        raise BuildFailed("the plan has no stage")
-    seen: set[str] = set()
-    for stage in all_stages:
-        for name in _dependencies(stage):
-            if name not in seen:
-                raise BuildFailed(
-                    f"stage {stage.name!r} needs a stage {name!r}, which does not come before it"
-                )
-        if stage.name in seen:
-            raise BuildFailed(f"two stages are called {stage.name!r}")
-        seen.add(stage.name)
-    wanted = {all_stages[-1].name}
-    for stage in reversed(all_stages):
-        if stage.name in wanted:
-            wanted |= _dependencies(stage)
-    return [stage for stage in all_stages if stage.name in wanted]
-
-
-def _dependencies(stage: Stage) -> set[str]:
-    base = {stage.base.reference} if stage.base.kind is BaseKind.STAGE else set()
-    return base | set(_copied_from(stage))
-
-
-def _copied_from(stage: Stage) -> Sequence[str]:
-    """The stages that a stage's steps copy from."""
-    found = (step.files.removeprefix("stage:") for step in stage.steps if step.files.startswith("stage:"))
-    return list(dict.fromkeys(found))

@@ -1,9 +1,10 @@
 """COPY: which files, to which place, as whom.
 
 The rules are those of Docker and of the E2B builder where they agree. A directory's *content* goes into the
-destination, and is merged with what is there; a file goes into the destination when that is a directory or
-is written with a slash at its end, else it becomes the destination. Directories that are symlinks in the
-machine are followed, so a COPY to /bin of a merged /usr does not put an end to it.
+destination, and is merged with what is there; a destination that is not there becomes a directory like the
+one copied. A file goes into the destination when that is a directory or is written with a slash at its end,
+else it becomes the destination. Directories that are symlinks in the machine are followed, so a COPY to /bin
+of a merged /usr does not put an end to it.
 """
 
 from __future__ import annotations
@@ -87,7 +88,9 @@ async def lay_out(
             if path.startswith(prefix):
                 place = posixpath.join(destination, path[len(prefix) :])
                 wanted[place] = Placed(place, item, path)
-        wanted.setdefault(destination, Placed(destination, DIRECTORY, None))
+        is_made_like_it = match and there.kind == "absent"
+        made = Placed(destination, items[match], match) if is_made_like_it else None
+        wanted.setdefault(destination, made or Placed(destination, DIRECTORY, None))
     return await _settled(wanted, stand)
 
 
@@ -138,11 +141,14 @@ def matching(items: Mapping[str, Item], source: str) -> Sequence[str]:
 
 
 async def records(
-    tree: Tree | None, placed: Sequence[Placed], *, uid: int, gid: int, mode: int | None
+    tree: Tree | None, placed: Sequence[Placed], *, owner: tuple[int, int] | None, mode: int | None
 ) -> AsyncIterator[Sequence[Record]]:
-    """What goes where, as a machine unpacks it. Only files need a ``tree``."""
+    """What goes where, as a machine unpacks it. Only files need a ``tree``.
+
+    All of it becomes ``owner``'s (uid, gid); with None, everything stays whose it is.
+    """
     for each in placed:
-        node = _node(each, uid, gid, mode)
+        node = _node(each, owner, mode)
         if not node.size:
             yield [node]
             continue
@@ -166,8 +172,9 @@ def _pieces(content: IO[bytes], offset: int) -> Sequence[Content]:
     return pieces
 
 
-def _node(placed: Placed, uid: int, gid: int, mode: int | None) -> Node:
+def _node(placed: Placed, owner: tuple[int, int] | None, mode: int | None) -> Node:
     item = placed.item
+    uid, gid = (item.uid, item.gid) if owner is None else owner
     bits, size, target = item.mode, 0, b""
     if item.kind == "directory":
         kind = stat.S_IFDIR

@@ -82,9 +82,7 @@ class Grounds:
             report=_reporting(say),
         )
         config = built.config
-        around = Surroundings(
-            dict(config.env), config.workdir or "/", config.user.partition(":")[0] or "root"
-        )
+        around = Surroundings(dict(config.env), config.workdir or "/", config.user or "root")
         return self._adopted(built, {"reference": base.reference}, around)
 
     def _adopted(self, built: BuiltImage, facts: Mapping[str, str], around: Surroundings) -> Ground:

@@ -17,7 +17,9 @@ from wardian.images.erofs import Image, Node
 DPKG = "/var/lib/dpkg/status"
 FILE_MAX = 64 << 20
 PACKAGES_MAX = 20_000
-_DEBIAN = re.compile(r"^Package: ([a-z0-9][a-z0-9+.-]+)$.*?^Version: (\S+)$", re.MULTILINE | re.DOTALL)
+_DEBIAN = re.compile(
+    r"^Package: ([a-z0-9][a-z0-9+.-]+)$.*?^Version: ([0-9A-Za-z.+:~-]+)$", re.MULTILINE | re.DOTALL
+)
 _INSTALLED = re.compile(r"^Status: \S+ ok installed$", re.MULTILINE)
 _DIST_INFO = re.compile(r"([A-Za-z0-9][A-Za-z0-9._]*)-([A-Za-z0-9][A-Za-z0-9.!+_]*)\.dist-info")
 _NODE_NAME = re.compile(r"(?:@[a-z0-9._~-]+/)?[a-z0-9._~-]+", re.IGNORECASE)

@@ -17,7 +17,7 @@ from wardian.builds.errors import BuildFailed
 from wardian.builds.expand import BadExpansion, expand
 from wardian.model.build import Step, StepKind, Surroundings
 
-VERSION = 1
+VERSION = 2
 """To be raised whenever a step would give other files than it gave before."""
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -76,7 +76,8 @@ def absolute(surroundings: Surroundings, path: str) -> str:
 
 def home_of(user: str) -> str:
     """Where a user lives, as everybody does whom a build makes."""
-    return "/root" if user == "root" else f"/home/{user}"
+    name = user.partition(":")[0]
+    return "/root" if name == "root" else f"/home/{name}"
 
 
 def _expanded(step: Step, surroundings: Surroundings) -> Step:

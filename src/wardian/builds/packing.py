@@ -21,7 +21,7 @@ from typing import Protocol
 
 from wardian.builds.ignore import Ignore
 from wardian.builds.patterns import BadPattern, translate
-from wardian.builds.trees import ENTRIES_MAX
+from wardian.builds.trees import BYTES_MAX, ENTRIES_MAX, BadArchive, Tree, archive_tree
 from wardian.images.erofs import TIMESTAMP
 from wardian.model.errors import Invalid
 
@@ -52,8 +52,14 @@ class Files(Protocol):
     def pack_text(self, texts: Mapping[str, str]) -> Packed:
         """The same, of files made up by the manifest, by name."""
 
+    def expand(self, source: str) -> Sequence[str]:
+        """The files and directories that ``source`` names, each as a source of its own; itself, if none."""
+
     def is_archive(self, source: str) -> bool:
         """Whether ``source`` is a tar, compressed or not."""
+
+    def unpack(self, source: str) -> Packed:
+        """What is in the tar ``source``, owners and all. Raises :class:`Unpackable`."""
 
     def read(self, name: str) -> str | None:
         """The text of a file, or None when there is none. Raises :class:`Unpackable`."""
@@ -93,9 +99,25 @@ class Folder:
 
         return Packed(self._write(add), next(iter(texts)) if len(texts) == 1 else ".")
 
+    def expand(self, source: str) -> Sequence[str]:
+        found = list(self._matching(_inside(source))) if _MAGIC.search(source) else []
+        return [_MAGIC.sub(r"\\\g<0>", path) for path in found] or [source]
+
     def is_archive(self, source: str) -> bool:
-        path = self.directory / _inside(source)
+        path = self._literal(source)
         return path.is_file() and not path.is_symlink() and tarfile.is_tarfile(path)
+
+    def unpack(self, source: str) -> Packed:
+        ((_, path),) = self._named(source)  # or it is excluded, or lies behind a symlink
+        try:
+            with archive_tree(path, bytes_max=BYTES_MAX) as tree:
+                return Packed(self._write(lambda tar: _add_items(tar, tree)))
+        except BadArchive as error:
+            raise Unpackable(f"{source} cannot be unpacked: {error.message}") from None
+
+    def _literal(self, source: str) -> Path:
+        """The place of a source that is no pattern, or an escaped one."""
+        return self.directory / re.sub(r"\\(.)", r"\1", _inside(source))
 
     def _is_directory(self, source: str) -> bool:
         path = self.directory / _inside(source)
@@ -197,6 +219,23 @@ class Folder:
                     tar.addfile(info, content)
             else:
                 raise Unpackable(f"{name} is neither a file, a directory nor a symlink")
+
+
+def _add_items(tar: tarfile.TarFile, tree: Tree) -> None:
+    """Another archive's files, as they are there."""
+    for name, item in tree.items.items():
+        info = _bare(name, 0)
+        info.mode, info.uid, info.gid = item.mode, item.uid, item.gid
+        if item.kind == "directory":
+            info.type = tarfile.DIRTYPE
+            tar.addfile(info)
+        elif item.kind == "symlink":
+            info.type, info.linkname = tarfile.SYMTYPE, item.target
+            tar.addfile(info)
+        else:
+            info.size = item.size
+            with tree.open(name) as content:
+                tar.addfile(info, content)
 
 
 def _bare(name: str, mode: int) -> tarfile.TarInfo:

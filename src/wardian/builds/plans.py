@@ -1,14 +1,15 @@
-"""Plans as JSON: what a client sends, and what is kept of a plan."""
+"""Plans: as JSON, as they are kept, and which of their stages are needed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from wardian.model.build import BaseKind, Lock, Plan
+from wardian.builds.errors import BuildFailed
+from wardian.model.build import BaseKind, Lock, Plan, Stage
 from wardian.model.errors import Invalid
 
 _PLAN, _LOCK = TypeAdapter(Plan), TypeAdapter(Lock)
@@ -48,3 +49,35 @@ def reads_the_host(plan: Plan) -> bool:
         stage.base.kind is BaseKind.IMAGE and stage.base.reference.startswith(_HOST_TRANSPORTS)
         for stage in plan.stages
     )
+
+
+def needed_stages(all_stages: Sequence[Stage]) -> Sequence[Stage]:
+    """The last stage and those it is made of, in order. Raises :class:`BuildFailed` for no proper plan."""
+    if not all_stages:
+        raise BuildFailed("the plan has no stage")
+    seen: set[str] = set()
+    for stage in all_stages:
+        for name in _dependencies(stage):
+            if name not in seen:
+                raise BuildFailed(
+                    f"stage {stage.name!r} needs a stage {name!r}, which does not come before it"
+                )
+        if stage.name in seen:
+            raise BuildFailed(f"two stages are called {stage.name!r}")
+        seen.add(stage.name)
+    wanted = {all_stages[-1].name}
+    for stage in reversed(all_stages):
+        if stage.name in wanted:
+            wanted |= _dependencies(stage)
+    return [stage for stage in all_stages if stage.name in wanted]
+
+
+def _dependencies(stage: Stage) -> set[str]:
+    base = {stage.base.reference} if stage.base.kind is BaseKind.STAGE else set()
+    return base | set(_copied_from(stage))
+
+
+def _copied_from(stage: Stage) -> Sequence[str]:
+    """The stages that a stage's steps copy from."""
+    found = (step.files.removeprefix("stage:") for step in stage.steps if step.files.startswith("stage:"))
+    return list(dict.fromkeys(found))

@@ -22,6 +22,7 @@ from sqlalchemy import Connection
 
 from wardian.builds import plans
 from wardian.builds.builder import Builder
+from wardian.builds.comparing import Comparison, Comparisons
 from wardian.builds.context import Context
 from wardian.builds.logs import LEVELS, BuildLog, BuildLogs
 from wardian.builds.uploads import Uploads
@@ -29,10 +30,19 @@ from wardian.images.roots import Roots
 from wardian.model.build import BuildLine, BuildStatus, Built, Lock, Plan
 from wardian.model.errors import Conflict, Forbidden, Invalid, LimitExceeded, NotFound, WardianError
 from wardian.model.resources import Resources
-from wardian.model.template import DEFAULT_TAG, Build, Failure, Reference, Template, checked_name, checked_tag
+from wardian.model.template import (
+    DEFAULT_TAG,
+    Build,
+    Edition,
+    Failure,
+    Reference,
+    Template,
+    checked_name,
+    checked_tag,
+)
 from wardian.sandboxes.identity import new_id
 from wardian.sandboxes.service import Sandboxes
-from wardian.sandboxes.templates import Templates, assign
+from wardian.sandboxes.templates import Templates, assign, unknown
 from wardian.sandboxes.workshop import now_us
 from wardian.store import builds, snapshots, templates
 from wardian.store.database import Database
@@ -90,6 +100,7 @@ class Builds:
         self._limits = limits or Limits()
         self.uploads = Uploads(directory / "files")
         self._logs = BuildLogs(directory / "logs")
+        self._comparisons = Comparisons()
         self._slots = asyncio.Semaphore(self._limits.concurrency)
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._tenants: dict[str, str] = {}  # of the jobs
@@ -342,6 +353,16 @@ class Builds:
             return lines
         least = LEVELS.index(level)
         return [line for line in lines if LEVELS.index(line.level) >= least]
+
+    async def compare(self, tenant: str, old: str, new: str) -> tuple[tuple[Edition, Edition], Comparison]:
+        """What is different in the files of two builds that the tenant may use. Raises NotFound."""
+        found = [await self._house.templates.find(tenant, reference) for reference in (old, new)]
+        for edition, reference in zip(found, (old, new), strict=True):
+            if edition is None:
+                raise unknown(reference)
+        before, after = (edition for edition in found if edition is not None)
+        roots = [self._house.roots.find(edition.build.root_digest) for edition in (before, after)]
+        return (before, after), await self._comparisons.of(*roots)
 
     # ── deleting
 

@@ -17,7 +17,7 @@ from wardian.builds.keys import Keyed, absolute
 from wardian.builds.trees import DIRECTORY, Tree
 from wardian.guest.guest import Guest
 from wardian.images.erofs import TIMESTAMP
-from wardian.model.build import StepKind
+from wardian.model.build import KEPT, StepKind
 from wardian.model.errors import Invalid
 
 ENVIRONMENT: Mapping[str, str] = {
@@ -94,7 +94,7 @@ class Hand:
         if mode and not MODE.fullmatch(mode):
             raise Invalid(f"{mode!r} is not an octal mode such as 0755")
         around = keyed.surroundings
-        who = await self._account(owner or around.user)
+        who = None if owner == KEPT else await self._account(owner or around.user)
         into = destination in ("", ".") or destination.endswith(("/", "/."))
         async with self.open_tree(keyed.step.files) as tree:
             placed = await copying.lay_out(
@@ -103,10 +103,11 @@ class Hand:
             await self._lay(placed, tree, who, int(mode, 8) if mode else None)
 
     async def _lay(
-        self, placed: Sequence[Placed], tree: Tree | None, who: Account, mode: int | None = None
+        self, placed: Sequence[Placed], tree: Tree | None, who: Account | None, mode: int | None = None
     ) -> None:
-        """Put what is placed into the machine, as ``who``'s."""
-        await self.guest.unpack(copying.records(tree, placed, uid=who.uid, gid=who.gid, mode=mode))
+        """Put what is placed into the machine, as ``who``'s; None leaves everything whose it is."""
+        owner = None if who is None else (who.uid, who.gid)
+        await self.guest.unpack(copying.records(tree, placed, owner=owner, mode=mode))
 
     async def _account(self, owner: str) -> Account:
         found = await inside.account(self.guest, owner)
@@ -133,11 +134,20 @@ class Hand:
         return bool(missing)
 
     async def _user(self, keyed: Keyed, place: str) -> bool:
-        name = keyed.step.args[0]
-        if await inside.account(self.guest, name) is not None:
+        """Make the user, if it is missing. A group is not made: nobody says who else is in it."""
+        user = keyed.step.args[0]
+        if await inside.account(self.guest, user) is not None:
             return False
+        name, colon, group = user.partition(":")
         if not USER_NAME.fullmatch(name):
             raise Invalid(f"{name!r} cannot be a user's name")
+        if await inside.account(self.guest, name) is None:
+            await self._make_user(name, keyed, place)
+        if colon and await inside.account(self.guest, user) is None:
+            raise Invalid(f"there is no group {group!r}", hint="make it with a RUN first: groupadd")
+        return True
+
+    async def _make_user(self, name: str, keyed: Keyed, place: str) -> None:
         lines = Lines(self.say)
         ended = await inside.run(
             self.guest, ("/bin/sh", "-c", MAKE_USER, "sh", name), user="root", lines=lines
@@ -145,7 +155,6 @@ class Hand:
         if ended.exit_code or not ended.exited:
             message = f"the user {name!r} is not there and cannot be made: {ended.status}"
             raise BuildFailed(message, place=place, step=keyed.step, output=tuple(lines.last))
-        return True
 
 
 def command_of(argv: Sequence[str]) -> str:

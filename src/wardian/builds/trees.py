@@ -12,7 +12,7 @@ import stat
 import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -21,6 +21,11 @@ from wardian.model.errors import Invalid
 
 ENTRIES_MAX = 200_000
 PATH_MAX = 4095
+ID_MAX = (1 << 32) - 2
+"""The largest number of a user or a group: the one above it means none."""
+
+BYTES_MAX = 8 << 30
+"""Of all the files of one archive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,8 @@ class Item:
     mode: int
     size: int = 0
     target: str = ""
+    uid: int = 0
+    gid: int = 0
 
 
 DIRECTORY = Item("directory", 0o755)
@@ -85,7 +92,7 @@ class _ArchiveTree:
                     hint="leave out what is not needed with .dockerignore, or give the template more disk",
                 )
             if path:
-                items[path] = self._item(path, member, items)
+                items[path] = self._owned(path, member, self._item(path, member, items))
         self.items: Mapping[str, Item] = with_parents(items)
 
     def _item(self, path: str, member: tarfile.TarInfo, items: Mapping[str, Item]) -> Item:
@@ -104,6 +111,11 @@ class _ArchiveTree:
             raise BadArchive(f"{path!r} is neither a file, a directory nor a link")
         self._members[path] = member
         return Item("file", mode, member.size)
+
+    def _owned(self, path: str, member: tarfile.TarInfo, item: Item) -> Item:
+        if not (0 <= member.uid <= ID_MAX and 0 <= member.gid <= ID_MAX):
+            raise BadArchive(f"{path!r} belongs to {member.uid}:{member.gid}, which nobody can be")
+        return replace(item, uid=member.uid, gid=member.gid)
 
     def open(self, path: str) -> IO[bytes]:
         file = self._tar.extractfile(self._members[path])
@@ -126,6 +138,8 @@ class _ImageTree:
             elif stat.S_ISLNK(node.mode):
                 target = image.read(node).decode(errors="surrogateescape")
                 items[path] = Item("symlink", mode, target=target)
+            if path in items:
+                items[path] = replace(items[path], uid=node.uid, gid=node.gid)
             self._nodes[path] = node
         items.pop("", None)
         self.items: Mapping[str, Item] = items

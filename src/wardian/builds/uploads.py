@@ -4,8 +4,9 @@
 
 ``name`` is what the client calls the archive: E2B's SDKs hash their list of files, which we cannot check, so
 a name says nothing outside of its template. ``digest`` is ours, of the files in it: equal files have an equal
-one, whenever and by whomever they were packed. What is kept has been read from end to end, and is not
-compressed: a build may look into it in any order.
+one, whenever and by whomever they were packed. An archive that is named after its own bytes, as our command
+line's are, keeps that name: whom its files belong to counts then. What is kept has been read from end to end,
+and is not compressed: a build may look into it in any order.
 
 An upload is allowed by a ticket, which opens the door once. Tickets are kept in memory only.
 """
@@ -25,15 +26,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO
 
-from wardian.builds.trees import BadArchive, archive_tree
+from wardian.builds.trees import BYTES_MAX, BadArchive, archive_tree
 from wardian.model.errors import Invalid, LimitExceeded, NotFound
 from wardian.snapshots.store import disk_error
 
 UPLOAD_BYTES_MAX = 2 << 30
 """Of one archive, as it is sent."""
-
-ARCHIVE_BYTES_MAX = 8 << 30
-"""Of one archive, unpacked."""
 
 TEMPLATE_BYTES_MAX = 16 << 30
 """Of all the archives of one template; the ones that were used longest ago go first."""
@@ -117,7 +115,7 @@ class Uploads:
             with tempfile.TemporaryDirectory(prefix=".upload-", dir=place) as scratch:
                 sent, plain = Path(scratch) / "sent", Path(scratch) / "plain.tar"
                 await _save(body, sent)
-                digest = await asyncio.to_thread(_unpack, sent, plain)
+                digest = await asyncio.to_thread(_unpack, sent, plain, ticket.name)
                 await asyncio.to_thread(_publish, plain, place / f"{ticket.name}-{digest}.tar")
         except OSError as error:
             raise disk_error(error) from error
@@ -164,8 +162,9 @@ async def _save(body: AsyncIterator[bytes], path: Path) -> None:
             await asyncio.to_thread(file.write, chunk)
 
 
-def _unpack(sent: Path, plain: Path) -> str:
+def _unpack(sent: Path, plain: Path, name: str) -> str:
     """Write the tar in ``sent`` (plain, or gzip) to ``plain``; return the digest of its files."""
+    whole = sha256()
     with sent.open("rb") as source, plain.open("wb") as sink:
         pieces = (
             _inflated(source) if source.peek(2)[:2] == b"\x1f\x8b" else iter(lambda: source.read(_CHUNK), b"")
@@ -173,12 +172,14 @@ def _unpack(sent: Path, plain: Path) -> str:
         size = 0
         for piece in pieces:
             size += len(piece)
-            if size > ARCHIVE_BYTES_MAX:
-                raise TooLarge(f"the files are larger than {ARCHIVE_BYTES_MAX >> 20} MiB unpacked")
+            if size > BYTES_MAX:
+                raise TooLarge(f"the files are larger than {BYTES_MAX >> 20} MiB unpacked")
             sink.write(piece)
+            whole.update(piece)
     with plain.open("rb") as file:
         _check_extensions(file)
-    return _files_digest(plain)
+    digest = _files_digest(plain)
+    return name if name == whole.hexdigest() else digest
 
 
 def _inflated(source: IO[bytes]) -> Iterator[bytes]:
@@ -222,7 +223,7 @@ def _size_of(header: bytes) -> int:
 def _files_digest(path: Path) -> str:
     """A digest of the files in a tar: their paths, kinds, modes and contents, and nothing else."""
     whole = sha256()
-    with archive_tree(path, bytes_max=ARCHIVE_BYTES_MAX) as tree:
+    with archive_tree(path, bytes_max=BYTES_MAX) as tree:
         for name, item in tree.items.items():
             whole.update(
                 repr((name, item.kind, item.mode, item.size, item.target)).encode("utf-8", "surrogateescape")

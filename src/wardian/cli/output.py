@@ -32,6 +32,10 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
+PIPE_WIDTH = 10_000
+"""Columns of a pipe: a console that is none has 80 otherwise, and cuts what is longer."""
+
+
 class ExitCode(IntEnum):
     """How a command ends. Programs may rely on these; see EXIT_CODES."""
 
@@ -80,13 +84,16 @@ def note(text: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A plain table on standard output; in a pipe, columns are as wide as they must be."""
+    """A plain table on standard output: in a pipe, columns are as wide as they must be, and on a terminal the
+    first one, by which a row is named."""
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in columns:
-        grid.add_column(column, no_wrap=True, overflow="ellipsis" if out.is_terminal else "ignore")
+    for number, column in enumerate(columns):
+        named = max([len(column), *(len(row[0]) for row in rows)]) if not number else None
+        grid.add_column(column, no_wrap=True, min_width=named)
     for row in rows:
         grid.add_row(*(Text(cell) for cell in row))
-    out.print(grid, width=None if out.is_terminal else 10_000, soft_wrap=not out.is_terminal)
+    to = out if out.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
+    to.print(grid)
 
 
 def fail(error: WardianError, *, as_json: bool = False, code: int | None = None) -> NoReturn:

@@ -38,6 +38,10 @@ Directory = Annotated[
 Variables = Annotated[
     list[str], typer.Option("--env", "-e", metavar="NAME=VALUE", help="Set a variable. May be repeated.")
 ]
+FilesOnly = Annotated[
+    bool,
+    typer.Option("--files-only", help="Keep the files and not the memory: what comes of it is booted anew."),
+]
 WITH_OPTIONS = {"allow_interspersed_args": False, "ignore_unknown_options": True}
 """After the id everything belongs to the command inside, options too."""
 
@@ -142,7 +146,7 @@ def list_(
             for item in found:
                 out.print(item["sandboxID"])
         elif found:
-            columns = ("ID", "STATE", "TEMPLATE", "STARTED", "TIME LEFT", "METADATA")
+            columns = ("ID", "STATE", "TEMPLATE", "BUILD", "FILES", "AGE", "LEFT", "METADATA")
             table(columns, [_row(item) for item in found])
         else:
             note("no sandboxes; `wardian sandbox create` makes one")
@@ -160,13 +164,17 @@ def _row(item: dict[str, Any]) -> tuple[str, ...]:
         if item["state"] == "paused"
         else span((moment(item["endAt"]) - datetime.now(UTC)).total_seconds())
     )
-    age = span((datetime.now(UTC) - moment(item["startedAt"])).total_seconds()) + " ago"
-    return item["sandboxID"], item["state"], item.get("alias") or item["templateID"], age, left, labels
+    age = span((datetime.now(UTC) - moment(item["startedAt"])).total_seconds())
+    template = item.get("alias") or item["templateID"]
+    build, files = item.get("templateBuildID", "-"), item.get("templateDigest", "-")
+    if out.is_terminal:  # their beginnings, as `inspect` shows all of them
+        build, files = build[:7], files.removeprefix("sha256:")[:7]
+    return item["sandboxID"], item["state"], template, build, files, age, left, labels
 
 
 @app.command(epilog=EXIT_CODES)
-def get(context: typer.Context, sandbox: Id, *, as_json: Json = False) -> None:
-    """Show everything known about a sandbox."""
+def inspect(context: typer.Context, sandbox: Id, *, as_json: Json = False) -> None:
+    """Show everything known about a sandbox: its template's build, the digest of its files, its times."""
     with errors(as_json=as_json):
         found = remote.run(_get(address(context), sandbox))
         found.pop("envdAccessToken", None)
@@ -313,9 +321,43 @@ async def _copy(server: Address, source: copy.Place, target: copy.Place, user: s
 
 
 @app.command(epilog=EXIT_CODES)
-def pause(context: typer.Context, sandboxes: Ids, *, as_json: Json = False) -> None:
+def pause(
+    context: typer.Context, sandboxes: Ids, *, files_only: FilesOnly = False, as_json: Json = False
+) -> None:
     """Pause sandboxes: memory, processes and files are kept on disk, and nothing else."""
-    _each(context, sandboxes, "POST", "/pause", as_json=as_json)
+    _each(context, sandboxes, "POST", "/pause", {"memory": not files_only}, as_json=as_json)
+
+
+@app.command(epilog=EXIT_CODES)
+def snapshot(
+    context: typer.Context,
+    sandbox: Id,
+    *,
+    name: Annotated[
+        str | None, typer.Option("--name", "-n", help="[namespace/]name[:tag] to call it.")
+    ] = None,
+    files_only: FilesOnly = False,
+    as_json: Json = False,
+) -> None:
+    """Keep a sandbox as it is now, and print what to create others from. The sandbox goes on.
+
+    `template rm` deletes a snapshot.
+    """
+    with errors(as_json=as_json):
+        body = {"memory": not files_only} | ({} if name is None else {"name": name})
+        kept = remote.run(_snapshot(address(context), sandbox, body))
+        if as_json:
+            print_json(kept)
+        else:
+            out.print(kept["snapshotID"], soft_wrap=True)
+
+
+async def _snapshot(server: Address, name: str, body: dict[str, Any]) -> dict[str, Any]:
+    async with remote.connect(server) as there:
+        known = await there.sandbox(name)
+        answer = await there.call("POST", f"/sandboxes/{known['sandboxID']}/snapshots", body=body)
+        kept: dict[str, Any] = answer.json()
+        return kept
 
 
 @app.command(epilog=EXIT_CODES)
@@ -391,10 +433,18 @@ def kill(
     _each(context, sandboxes, "DELETE", "", as_json=as_json)
 
 
-def _each(context: typer.Context, names: Sequence[str], method: str, path: str, *, as_json: bool) -> None:
+def _each(
+    context: typer.Context,
+    names: Sequence[str],
+    method: str,
+    path: str,
+    body: dict[str, Any] | None = None,
+    *,
+    as_json: bool,
+) -> None:
     """The same request for several sandboxes: all are tried, the first error decides how it ends."""
     with errors(as_json=as_json):
-        done, failures = remote.run(_request_each(address(context), names, method, path))
+        done, failures = remote.run(_request_each(address(context), names, method, path, body))
         if as_json:
             print_json(done)
         else:
@@ -407,7 +457,7 @@ def _each(context: typer.Context, names: Sequence[str], method: str, path: str, 
 
 
 async def _request_each(
-    server: Address, names: Sequence[str], method: str, path: str
+    server: Address, names: Sequence[str], method: str, path: str, body: dict[str, Any] | None
 ) -> tuple[list[str], list[WardianError]]:
     done: list[str] = []
     failures: list[WardianError] = []
@@ -415,7 +465,7 @@ async def _request_each(
         for name in names:
             try:
                 sandbox_id = (await there.sandbox(name))["sandboxID"]
-                await there.call(method, f"/sandboxes/{sandbox_id}{path}")
+                await there.call(method, f"/sandboxes/{sandbox_id}{path}", body=body)
                 done.append(sandbox_id)
             except WardianError as error:
                 failures.append(error)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from wardian.builds import builtin as builtins
 from wardian.cli import building, remote
@@ -104,24 +106,39 @@ def inspect(context: typer.Context, template: Reference, *, as_json: Json = Fals
 
 
 @app.command(epilog=EXIT_CODES)
-def explain(context: typer.Context, old: Reference, new: Reference, *, as_json: Json = False) -> None:
-    """Say what differs between two templates, and why: base, packages, files, environment, start.
+def explain(
+    context: typer.Context,
+    old: Reference,
+    new: Reference,
+    *,
+    paths: Annotated[
+        int, typer.Option("--paths", min=0, max=1000, help="How many of the paths that differ are shown.")
+    ] = 20,
+    as_json: Json = False,
+) -> None:
+    """Say what differs between two templates, and why: files, packages, base, steps, environment, start.
 
-    Ends with 0 when they are the same bytes and with 1 when they are not.
+    Ends with 0 when they are the same bytes, run in the same way, and with 1 when they are not.
     """
-    from wardian.builds.explaining import explained
+    from wardian.builds import explaining
 
     with errors(as_json=as_json):
-        server = address(context)
-        one, other = (remote.run(_build_of(server, each)) for each in (old, new))
-        found = explained(one, other)
+        one, other, files = remote.run(_differences(address(context), old, new, paths))
+        settings = explaining.settings(one, other)
+        same_files = one["tree"] == other["tree"]
+        why = [] if same_files else explaining.reasons(one, other)
         if as_json:
-            print_json({"same": not found, "differences": found})
-        elif not found:
+            print_json(
+                {"same": same_files and not settings, "files": files, "why": why, "settings": settings}
+            )
+        elif same_files:
             out.print(f"the same files, byte for byte: {one['tree']}", soft_wrap=True)
-        for line in () if as_json else found:
-            out.print(line, soft_wrap=True)
-    if found:
+        else:
+            _print_list("files", explaining.files(files))
+            _print_list("why", why)
+        for line in () if as_json else settings:
+            out.print(line, soft_wrap=True, markup=False)
+    if settings or not same_files:
         raise typer.Exit(1)
 
 
@@ -209,6 +226,24 @@ async def _call(server: Address, method: str, path: str, body: Any = None) -> An
 async def _build_of(server: Address, reference: str) -> dict[str, Any]:
     told: dict[str, Any] = await _get(server, f"/wardian/builds/{quote(reference)}")
     return told
+
+
+def _print_list(title: str, lines: Sequence[str]) -> None:
+    out.print(Text(f"{title}:", style="bold"))
+    for line in lines:
+        out.print(f"  {line}", soft_wrap=True, markup=False)
+
+
+async def _differences(
+    server: Address, old: str, new: str, paths: int
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What is told of both builds, and of what differs in their files."""
+    async with remote.connect(server) as there:
+        one, other = [
+            (await there.call("GET", f"/wardian/builds/{quote(each)}")).json() for each in (old, new)
+        ]
+        query = {"old": one["buildID"], "new": other["buildID"], "paths": paths}
+        return one, other, (await there.call("GET", "/wardian/differences", query=query)).json()
 
 
 def _resources(told: dict[str, Any]) -> str:

@@ -43,7 +43,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A Debian package that is not the same in both; "" is where it is not installed."""
+    """A package that is not the same in both; "" is where it is not installed."""
 
     package: str
     before: str
@@ -104,7 +104,7 @@ def difference(before: Image, after: Image) -> Difference:
             changes.append(Change(path, How.REMOVED, {}, package))
         elif what := dict(_compared(before, old[path], after, new[path])):
             changes.append(Change(path, How.CHANGED, what, package))
-    return Difference(tuple(changes), tuple(_versions(_installed(before, old), _installed(after, new))))
+    return Difference(tuple(changes), versions(_installed(before, old), _installed(after, new)))
 
 
 def _nodes(image: Image) -> Mapping[str, Node]:
@@ -146,11 +146,13 @@ def _installed(image: Image, nodes: Mapping[str, Node]) -> Mapping[str, str]:
     return packages_in(image.read(status).decode(errors="replace")) if status else {}
 
 
-def _versions(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[Version]:
-    for package in sorted(before.keys() | after.keys()):
-        pair = before.get(package, ""), after.get(package, "")
-        if pair[0] != pair[1]:
-            yield Version(package, *pair)
+def versions(before: Mapping[str, str], after: Mapping[str, str]) -> Sequence[Version]:
+    """The packages, by name, that are not in the same version in both."""
+    return tuple(
+        Version(package, before.get(package, ""), after.get(package, ""))
+        for package in sorted(before.keys() | after.keys())
+        if before.get(package) != after.get(package)
+    )
 
 
 def _counted(changes: Iterable[Change], name: Callable[[Change], str]) -> Sequence[Count]:

@@ -17,10 +17,14 @@ class StepKind(StrEnum):
     """What a step does. ``args`` of each is said beside it."""
 
     RUN = "run"  # the argument vector, as it is executed: ("/bin/bash", "-c", "pip install numpy")
-    COPY = "copy"  # (source in the files or the stage, destination, owner or "", octal mode or "")
+    COPY = "copy"  # (source in the files or the stage, destination, owner, "" or KEPT, octal mode or "")
     ENV = "env"  # (name, value), already expanded
     WORKDIR = "workdir"  # (absolute path,), made if it is missing
-    USER = "user"  # (name,), made if it is missing
+    USER = "user"  # (name,), made if it is missing; or "name:group"
+
+
+KEPT = "="
+"""The owner of a COPY whose files stay whose they are where they come from. "" is the present user."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Annotated
 from pydantic import Field
 
 from wardian.api.e2b.body import Body, template_reference
-from wardian.model.build import Base, BaseKind, Plan, Stage, Step, StepKind
+from wardian.model.build import KEPT, Base, BaseKind, Plan, Stage, Step, StepKind
 from wardian.model.errors import Invalid, Unsupported
 
 STEPS_MAX = 1000
@@ -78,6 +78,8 @@ class BuildStep(Body):
                 if self.filesHash not in digests:
                     raise Invalid("a COPY step needs the hash of its files", code="bad_step")
                 source, destination, owner, mode = self._args(2, 4)
+                if owner == KEPT:
+                    raise Invalid(f"{owner!r} is nobody's name", code="bad_step")
                 files = f"context:{digests[self.filesHash or '']}"
                 yield self._step(StepKind.COPY, source, destination, owner, mode, files=files)
             case other:

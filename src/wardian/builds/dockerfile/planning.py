@@ -15,8 +15,8 @@ from wardian.builds.dockerfile.scope import PLATFORM, Scope
 from wardian.builds.dockerfile.words import BadWords, json_form, split_flags, split_pair, split_words
 from wardian.builds.errors import BadManifest
 from wardian.builds.expand import NAME, BadExpansion
-from wardian.builds.packing import Files, Unpackable
-from wardian.model.build import Base, BaseKind, Plan, Stage, Step, StepKind
+from wardian.builds.packing import Files, Packed, Unpackable
+from wardian.model.build import KEPT, Base, BaseKind, Plan, Stage, Step, StepKind
 
 SHELL = ("/bin/sh", "-c")
 HEALTH_FLAGS = frozenset({"interval", "timeout", "start-period", "start-interval", "retries"})
@@ -280,15 +280,38 @@ class _Planner:
             for source in named:
                 self._step(StepKind.COPY, source, *target, files=options[0], expand=True)
             return
+        if instruction.keyword == "ADD":
+            self._add(named, target)
+        else:
+            self._place(self._files.pack(named), target)
+
+    def _add(self, sources: Sequence[str], target: tuple[str, ...]) -> None:
+        """As COPY, but the content of archives goes where they themselves would."""
+        for source in sources:
+            if _URL.match(source):
+                self._refuse(
+                    "ADD of a URL is not supported", hint="fetch it with RUN curl, and check its digest"
+                )
+        named = [path for source in sources for path in self._files.expand(source)]
+        if not any(map(self._files.is_archive, named)):
+            self._place(self._files.pack(sources), target)
+            return
+        if len(named) > 1:
+            target = (f"{target[0].removesuffix('/')}/", *target[1:])
         for source in named:
-            self._check_source(instruction, source)
-        packed = self._files.pack(named)
+            unpacks = self._files.is_archive(source)
+            self._place(self._files.unpack(source) if unpacks else self._files.pack([source]), target)
+
+    def _place(self, packed: Packed, target: tuple[str, ...]) -> None:
         source = packed.single.replace("\\", "\\\\").replace("$", "\\$").replace("}", "\\}")
         self._step(StepKind.COPY, source, *target, files=packed.reference, expand=True)
 
     def _copy_options(self, flags: Sequence[tuple[str, str | None]]) -> tuple[str, str, str]:
-        """Where from (``stage:<name>`` or ""), whose, and with which mode."""
-        stage = owner = mode = ""
+        """Where from (``stage:<name>`` or ""), whose, and with which mode.
+
+        Files of a stage or an archive stay whose they are; those beside the manifest are root's.
+        """
+        stage, owner, mode = "", KEPT, ""
         for flag, value in flags:
             match flag:
                 case "from" if value and self._at.keyword == "COPY":
@@ -338,14 +361,6 @@ class _Planner:
         escape = self._source.escape
         return self._known("".join(f"{escape}{c}" if c in "\"'" else c for c in text))
 
-    def _check_source(self, instruction: Instruction, source: str) -> None:
-        if instruction.keyword != "ADD":
-            return
-        if _URL.match(source):
-            self._refuse("ADD of a URL is not supported", hint="fetch it with RUN curl, and check its digest")
-        if self._files.is_archive(source):
-            self._refuse("ADD of an archive is not supported", hint="COPY it, and unpack it with RUN tar -xf")
-
     def _env(self, instruction: Instruction) -> None:
         scope = self._draft.scope
         words = split_words(instruction.rest, self._source.escape)
@@ -374,10 +389,7 @@ class _Planner:
         words = split_words(self._no_flags(instruction.rest), self._source.escape)
         if len(words) != 1:
             self._refuse("USER takes one name")
-        name = self._draft.scope.later(words[0])
-        if ":" in name.replace(":-", "").replace(":+", ""):
-            self._refuse("USER with a group is not supported", hint="name the user: its own group is taken")
-        self._step(StepKind.USER, name, expand=True)
+        self._step(StepKind.USER, self._draft.scope.later(words[0]), expand=True)
         self._configure(user=True)
 
     # ── what the image says of its processes
