@@ -102,20 +102,22 @@ async def test_a_machine_killed_at_any_step_ends_clearly_and_leaks_nothing(
 
     # An acknowledged pause, and a resume that failed, leave a snapshot: that is not lost with any machine.
     if sandbox is not None and act in ("pause", "resume") and (act == "pause") is (error is None):
-        owner = house.sandboxes._owners[sandbox.id]
+        owner = house.sandboxes.roster.owners[sandbox.id]
         assert owner.sandbox.state is State.PAUSED, "what was paused is not lost"
         await house.sandboxes.resume(TENANT, sandbox.id, 60)
         assert int(await sh(house, sandbox.id, "cat /tmp/count")) > 0
         await house.sandboxes.kill(TENANT, sandbox.id)
     if at == "fork.captured":  # the fork was made of the capture, and lives
-        (child,) = (owner.sandbox for owner in house.sandboxes._owners.values() if owner.sandbox.parent_id)
+        (child,) = (
+            owner.sandbox for owner in house.sandboxes.roster.owners.values() if owner.sandbox.parent_id
+        )
         assert int(await sh(house, child.id, "cat /tmp/count")) > 0
         await house.sandboxes.kill(TENANT, child.id)
-    for owner in list(house.sandboxes._owners.values()):
+    for owner in list(house.sandboxes.roster.owners.values()):
         ended = await house.sandboxes.until(owner.sandbox.id, State.ENDED)
         assert ended.end_reason in (EndReason.MACHINE_LOST, EndReason.CREATE_FAILED)
 
-    assert house.sandboxes._owners == {}
+    assert house.sandboxes.roster.owners == {}
     assert await house.works.database.read(intents.open_ones) == []
     assert await house.works.database.read(intervals.opened_at) == {}
     assert await house.works.driver.sweep(set()) == []

@@ -34,9 +34,9 @@ class WatchedSandboxes(Sandboxes):
         self._seen: dict[str, Sandbox] = {}
         self._waiting: list[tuple[str, tuple[State, ...], asyncio.Future[Sandbox]]] = []
         super().__init__(works, templates)
+        self.roster.watch = self._saw
 
-    def _changed(self, owner: Owner) -> None:
-        super()._changed(owner)
+    def _saw(self, owner: Owner) -> None:
         self._seen[owner.sandbox.id] = owner.sandbox
         for sandbox_id, states, future in self._waiting:
             if sandbox_id == owner.sandbox.id and owner.sandbox.state in states and not future.done():
@@ -130,8 +130,8 @@ class House:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self.sandboxes._alarms.close()
-        for owner in self.sandboxes._owners.values():
+        self.sandboxes.roster.alarms.close()
+        for owner in self.sandboxes.roster.owners.values():
             owner._cancel_idle_timer()
             owner.log.release()
             if owner.guest is not None:
