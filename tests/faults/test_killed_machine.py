@@ -13,6 +13,7 @@ from tests.contract.harness import SMALL, gvisor_tools
 from tests.faults.scenarios import CGROUP_PARENT, ProbedDriver, counting, groups_of, sh
 from tests.lifecycle.house import TENANT, House
 
+from wardian.isolation.gvisor import GvisorDriver
 from wardian.isolation.port import Capabilities, RootImage
 from wardian.model.errors import WardianError
 from wardian.model.sandbox import EndReason, Sandbox, State
@@ -120,8 +121,10 @@ async def test_a_machine_killed_at_any_step_ends_clearly_and_leaks_nothing(
     assert house.sandboxes.roster.owners == {}
     assert await house.works.database.read(intents.open_ones) == []
     assert await house.works.database.read(intervals.opened_at) == {}
-    assert await house.works.driver.sweep(set()) == []
-    assert groups_of(house.works.driver._state_dir) == []  # type: ignore[attr-defined]
+    assert await house.works.drivers.sweep({}) == []
+    driver = house.works.drivers.named(GvisorDriver.name)
+    assert isinstance(driver, GvisorDriver)
+    assert groups_of(driver._state_dir) == []
     assert os.listdir(house.data / "snapshots") == [".scratch"]
     assert os.listdir(house.data / "snapshots/.scratch") == []
 
@@ -165,4 +168,4 @@ async def test_killing_the_agent_from_inside_costs_the_sandbox_at_most(scene: tu
     else:
         ended = await house.sandboxes.until(sandbox.id, State.ENDED)
         assert ended.end_reason is EndReason.MACHINE_LOST
-    assert await house.works.driver.sweep(set()) == []
+    assert await house.works.drivers.sweep({}) == []

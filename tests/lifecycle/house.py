@@ -7,11 +7,13 @@ nothing is said to the database.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from wardian.isolation.drivers import Drivers
 from wardian.isolation.port import Driver, RootImage
 from wardian.model.resources import Resources
 from wardian.model.sandbox import Sandbox, State
@@ -74,7 +76,7 @@ class House:
     async def open(
         cls,
         data: Path,
-        driver: Driver,
+        driver: Driver | Sequence[Driver],
         root: RootImage,
         *,
         resources: Resources,
@@ -83,6 +85,7 @@ class House:
         checkpoint: Callable[[str], None] = no_checkpoint,
         clock: Callable[[], int] = now_us,
     ) -> House:
+        drivers = [driver] if isinstance(driver, Driver) else driver
         lock = DirectoryLock(data)
         database = await Database.open(data / "wardian.db")
         lease = await NodeLease.take(database, "local", now_us=clock)
@@ -90,12 +93,11 @@ class House:
         await snapshots.open()
         works = Workshop(
             database=database,
-            driver=driver,
-            host=await driver.probe(),
+            drivers=await Drivers.probe({each.name: partial(_itself, each) for each in drivers}),
             snapshots=snapshots,
             recorder=Recorder(data / "events", now_us=clock),
             lease=lease,
-            pool=Pool(driver, limits),
+            pool=Pool(limits),
             root_image=lambda digest: root,
             options=options or Options(),
             now_us=clock,
@@ -146,8 +148,14 @@ class House:
         self.lock.release()
 
 
+def _itself(driver: Driver) -> Driver:
+    return driver
+
+
 @asynccontextmanager
-async def opened(data: Path, driver: Driver, root: RootImage, **more: object) -> AsyncIterator[House]:
+async def opened(
+    data: Path, driver: Driver | Sequence[Driver], root: RootImage, **more: object
+) -> AsyncIterator[House]:
     """A house for as long as the context lasts."""
     house = await House.open(data, driver, root, **more)  # type: ignore[arg-type]
     try:

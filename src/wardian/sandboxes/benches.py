@@ -65,10 +65,19 @@ class Bench:
 
 @asynccontextmanager
 async def opened(
-    roster: Roster, tenant: str, source: Source, *, lifetime_s: int, granted: tuple[GrantedHost, ...] = ()
+    roster: Roster,
+    tenant: str,
+    source: Source,
+    *,
+    lifetime_s: int,
+    granted: tuple[GrantedHost, ...] = (),
+    build_id: str | None = None,
 ) -> AsyncIterator[Bench]:
-    """A bench for a build of ``tenant``'s. It is killed at the end, whatever happens."""
-    origin = Origin(TEMPLATE, None, source)
+    """A bench for a build of ``tenant``'s. It is killed at the end, whatever happens.
+
+    With ``build_id`` what is captured of it is that build's.
+    """
+    origin = Origin(TEMPLATE, None, source, build_id=build_id)
     spec = SandboxSpec(template=TEMPLATE, timeout_s=lifetime_s, granted_hosts=granted)
     owner, _ = await roster.add(bench_tenant(tenant), origin, spec)
     try:

@@ -131,7 +131,7 @@ def _log_creation(owner: Owner) -> None:
         build=sandbox.build_id,
         tree=sandbox.tree,
         root=sandbox.template_digest,
-        isolation=sandbox.isolation,
+        driver=sandbox.driver,
         parent=sandbox.parent_id,
         timeout_s=sandbox.spec.timeout_s,
         env_names=sorted(sandbox.spec.env),

@@ -6,17 +6,22 @@ Each verb takes the tenant first: an id of another tenant is answered exactly li
 from __future__ import annotations
 
 import asyncio
+import copy
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from wardian.guest.guest import Guest
-from wardian.isolation.port import MachineSpec, RootImage
+from wardian.isolation.drivers import IsolationUnavailable
+from wardian.isolation.port import Driver, IsolationLevel, MachineSpec, RootImage
 from wardian.model.egress import Egress, GrantedHost
 from wardian.model.errors import Invalid, WardianError
+from wardian.model.isolation import Wanted
 from wardian.model.resources import Resources
 from wardian.model.sandbox import EndReason, Sandbox, SandboxSpec, Snapshot, State
-from wardian.model.template import Build
+from wardian.model.template import Build, Edition
 from wardian.model.usage import Usage
 from wardian.sandboxes import benches, forks, history, kept, listing
 from wardian.sandboxes.acts import capture, create, network, pause, resume
@@ -24,7 +29,7 @@ from wardian.sandboxes.acts import end as ending
 from wardian.sandboxes.benches import Bench
 from wardian.sandboxes.listing import PUBLIC_STATES, ListQuery, Page
 from wardian.sandboxes.machines import source_of
-from wardian.sandboxes.origins import Origins
+from wardian.sandboxes.origins import Origins, WarmUp
 from wardian.sandboxes.owner import Owner, not_found
 from wardian.sandboxes.pool import Source
 from wardian.sandboxes.reconciler import Outcome, reconcile
@@ -38,6 +43,8 @@ __all__ = ["ListQuery", "Metric", "Page", "Sandboxes"]
 
 CLOSE_PATIENCE_S = 10.0
 
+_log = logging.getLogger(__name__)
+
 
 class Sandboxes:
     """The sandboxes of one node. :meth:`start` before use, :meth:`close` after; machines outlive both."""
@@ -47,6 +54,20 @@ class Sandboxes:
         self._templates = templates
         self._origins = Origins(works, templates)
         self.roster = Roster(works)
+        self._wanted = Wanted()
+
+    def within(self, wanted: Wanted) -> Sandboxes:
+        """The same sandboxes, for somebody who may only get, or get into, what has the isolation ``wanted``.
+
+        Every verb that gives a sandbox holds to it, so a front door cannot forget to.
+        """
+        bound = copy.copy(self)
+        bound._wanted = wanted
+        return bound
+
+    def warm_up_with(self, warm_up: WarmUp) -> None:
+        """How a build is made warm for a driver that did not build it."""
+        self._origins.warm_up = warm_up
 
     async def start(self) -> Outcome:
         """Reconcile what an earlier server left, then begin to fill the pools."""
@@ -58,16 +79,25 @@ class Sandboxes:
         for owner in list(roster.owners.values()):
             roster.changed(owner)
         for edition in await self._templates.house():
-            works.pool.keep_warm((await self._origins.of_template(edition)).source)
+            await self._keep_warm(edition)
         works.pool.start()
         roster.sampler.start()
         return outcome
+
+    async def _keep_warm(self, edition: Edition) -> None:
+        try:
+            origin = await self._origins.of_template(edition, Wanted())
+        except IsolationUnavailable as error:  # nothing here runs at native speed
+            _log.info("template %s is not kept warm: %s", edition.template.id, error)
+        else:
+            self._works.pool.keep_warm(origin.source)
 
     async def close(self) -> None:
         """Let what was begun finish, destroy the pools, and let go. Sandboxes go on running."""
         roster = self.roster
         roster.alarms.close()
         await roster.sampler.close()
+        await self._origins.close()
         await asyncio.gather(*(owner.close(CLOSE_PATIENCE_S) for owner in roster.owners.values()))
         await self._works.pool.close()
 
@@ -76,7 +106,8 @@ class Sandboxes:
     async def create(self, tenant: str, spec: SandboxSpec) -> Sandbox:
         """A new sandbox, running. With an idempotency key used before, the sandbox that use made."""
         self._check_timeout(spec.timeout_s)
-        origin = await self._origins.find(tenant, spec.template)
+        spec = replace(spec, isolation=spec.isolation.and_also(self._wanted))
+        origin = await self._origins.find(tenant, spec.template, spec.isolation)
         reservation = self._works.pool.reserve(origin.source)
         made = False
         try:
@@ -89,21 +120,27 @@ class Sandboxes:
         else:
             await owner.turn(_nothing)  # whoever is making it finishes first
             _check_present(owner)
+            _check_isolation(owner, spec.isolation)
         return owner.sandbox
 
     async def get(self, tenant: str, sandbox_id: str) -> Sandbox:
+        """What a sandbox is. To get into it is another matter: :meth:`may_enter`."""
         return self.roster.owner(tenant, sandbox_id).sandbox
+
+    def may_enter(self, sandbox: Sandbox) -> bool:
+        """Whether its wall is strong enough to be given the keys to its data plane."""
+        return IsolationLevel(sandbox.isolation).satisfies(self._wanted.minimum)
 
     async def list(self, tenant: str, query: ListQuery) -> Page:
         """A page by start time, newest first unless asked otherwise."""
         return await listing.page(self._works.database, self._templates, tenant, query)
 
-    async def forget_builds(self, builds: Sequence[Build]) -> None:
-        """Let go of what stood on builds that are gone: machines that waited, warm snapshots."""
+    async def forget_builds(self, builds: Sequence[Build], snapshot_ids: Sequence[str]) -> None:
+        """Let go of what stood on builds that are gone: machines that waited, and their warm snapshots."""
         for build in builds:
             self._origins.forget(build.id)
             await self._works.pool.drop(build.id)
-        await self.drop_snapshots([build.snapshot_id for build in builds if build.snapshot_id is not None])
+        await self.drop_snapshots(snapshot_ids)
 
     async def drop_snapshots(self, snapshot_ids: Sequence[str]) -> None:
         """Remove the files of snapshots whose rows are gone."""
@@ -151,8 +188,9 @@ class Sandboxes:
         async def command() -> bool:
             if owner.sandbox.state is State.PAUSED:
                 until = RESUME_TIMEOUT_S if timeout_s is None else timeout_s
-                await resume.resume(owner, until, memory=memory)
+                await resume.resume(owner, until, memory=memory, wanted=self._wanted)
                 return True
+            _check_isolation(owner, self._wanted)
             if timeout_s is not None:
                 await self._extend(owner, timeout_s)
             return False
@@ -187,7 +225,8 @@ class Sandboxes:
             self._check_timeout(timeout_s)
         owner = self.roster.owner(tenant, sandbox_id)
         until = RESUME_TIMEOUT_S if timeout_s is None else timeout_s
-        await owner.turn(lambda: resume.resume(owner, until, memory=memory))
+        wanted = self._wanted
+        await owner.turn(lambda: resume.resume(owner, until, memory=memory, wanted=wanted))
         return owner.sandbox
 
     async def kill(self, tenant: str, sandbox_id: str) -> None:
@@ -213,7 +252,13 @@ class Sandboxes:
             self._check_timeout(timeout_s)
         parent = self.roster.owner(tenant, sandbox_id)
         return await forks.fork(
-            self._works, self.roster, self._origins, parent, count=count, timeout_s=timeout_s
+            self._works,
+            self.roster,
+            self._origins,
+            parent,
+            self._wanted,
+            count=count,
+            timeout_s=timeout_s,
         )
 
     async def snapshot(
@@ -250,17 +295,25 @@ class Sandboxes:
         root: RootImage,
         resources: Resources,
         *,
+        driver: Driver,
         lifetime_s: int,
         granted: tuple[GrantedHost, ...] = (),
+        build_id: str | None = None,
     ) -> AbstractAsyncContextManager[Bench]:
         """An unlisted sandbox for a build of ``tenant``'s, booted from ``root``, killed at the end whatever
-        happens, and after ``lifetime_s`` in any case. It may reach the hosts that are ``granted``."""
-        source = Source(MachineSpec(root, resources))
-        return benches.opened(self.roster, tenant, source, lifetime_s=lifetime_s, granted=granted)
+        happens, and after ``lifetime_s`` in any case. It may reach the hosts that are ``granted``. With
+        ``build_id`` what is captured of it is that build's."""
+        source = Source(driver, MachineSpec(root, resources))
+        return benches.opened(
+            self.roster, tenant, source, lifetime_s=lifetime_s, granted=granted, build_id=build_id
+        )
 
-    def thawed_bench(self, tenant: str, snapshot: Snapshot) -> AbstractAsyncContextManager[Bench]:
-        """The same, restored from a snapshot, so that its files can be looked at."""
-        source = source_of(self._works, snapshot)
+    def thawed_bench(
+        self, tenant: str, snapshot: Snapshot, minimum: IsolationLevel | None
+    ) -> AbstractAsyncContextManager[Bench]:
+        """The same, made from a snapshot so that its files can be looked at, and at least as strong as
+        ``minimum``."""
+        source = source_of(self._works, snapshot, Wanted(minimum=minimum))
         return benches.opened(self.roster, tenant, source, lifetime_s=RESUME_TIMEOUT_S)
 
     # ── what happened, and what it cost
@@ -327,6 +380,11 @@ class Sandboxes:
 
 async def _nothing() -> None:
     return None
+
+
+def _check_isolation(owner: Owner, wanted: Wanted) -> None:
+    sandbox = owner.sandbox
+    wanted.check(IsolationLevel(sandbox.isolation), f"sandbox {sandbox.id}")
 
 
 def _check_present(owner: Owner) -> None:
