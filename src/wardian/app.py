@@ -1,6 +1,6 @@
 """The composition root: the only place where parts are put together, in the order in which they must start.
 
-lock → database (and its migrations) → key → image → driver (probed by booting a machine) → lease → lifecycle
+lock → database (and its migrations) → key → image → drivers (probed by booting machines) → lease → lifecycle
 (which takes over what an earlier server left) → the two planes. Whatever fails, what was begun is let go in
 reverse order; machines are never touched by a stop.
 """
@@ -36,8 +36,9 @@ from wardian.images.bases import Bases
 from wardian.images.catalog import Catalog, base_image
 from wardian.images.indexes import host_indexes
 from wardian.images.roots import Roots
+from wardian.isolation.drivers import Drivers, Make
 from wardian.isolation.gvisor import GvisorDriver, Tools
-from wardian.isolation.port import Capabilities, Driver
+from wardian.isolation.port import Driver
 from wardian.model.errors import Unavailable
 from wardian.model.resources import Resources
 from wardian.model.template import Edition
@@ -53,6 +54,7 @@ from wardian.sandboxes.workshop import Options, Workshop, now_us
 from wardian.snapshots.store import SnapshotStore
 from wardian.store import keys, private
 from wardian.store.database import Database
+from wardian.store.keys import ApiKey
 from wardian.store.sealing import Seal
 from wardian.store.secrets import key_ids
 from wardian.vault import keys as vault_keys
@@ -78,7 +80,7 @@ class App:
     sandboxes: Sandboxes
     key: str
     domain: str | None
-    host: Capabilities
+    drivers: Drivers
     taken_over: Outcome
     lost: asyncio.Event
 
@@ -99,9 +101,9 @@ async def start(settings: Settings) -> AsyncIterator[App]:
         roots = Roots(data / "roots")
         base = await asyncio.to_thread(_base_template, settings, roots)
 
-        driver = build_driver(settings)
-        stack.push_async_callback(driver.close)
-        host = await _usable(driver)
+        drivers = await Drivers.probe(drivers_of(settings))
+        stack.push_async_callback(drivers.close)
+        drivers.check_usable()
         lease = await NodeLease.take(database, NODE, now_us=now_us)
         stack.push_async_callback(lease.release)
         snapshots = SnapshotStore(data / "snapshots")
@@ -121,12 +123,11 @@ async def start(settings: Settings) -> AsyncIterator[App]:
         mounts = Mounts(volumes)
         works = Workshop(
             database=database,
-            driver=driver,
-            host=host,
+            drivers=drivers,
             snapshots=snapshots,
             recorder=Recorder(data / "events", now_us=now_us),
             lease=lease,
-            pool=Pool(driver, pool_limits(settings)),
+            pool=Pool(pool_limits(settings)),
             root_image=roots.find,
             outbound=shore,
             volumes=mounts,
@@ -144,19 +145,22 @@ async def start(settings: Settings) -> AsyncIterator[App]:
 
         data_plane = build_data_plane(sandboxes, record=record)
         stack.push_async_callback(data_plane.aclose)
+        builder = builder_of(settings, sandboxes, templates, works, roots)
         builds = Builds(
             House(
                 database=database,
                 templates=templates,
                 sandboxes=sandboxes,
                 roots=roots,
-                builder=builder_of(settings, sandboxes, templates, works, roots),
+                builder=builder,
+                drivers=drivers,
                 fence=lease.fence,
             ),
             data / "builds",
             Limits(host_images=frozenset({TENANT})),
         )
         stack.push_async_callback(builds.close)
+        sandboxes.warm_up_with(builder.warm_up)
         await builds.open()
         plane = ControlPlane(
             sandboxes,
@@ -170,18 +174,24 @@ async def start(settings: Settings) -> AsyncIterator[App]:
             volumes,
         )
 
-        async def find_tenant(key: str) -> str | None:
-            return await database.read(lambda conn: keys.tenant_of(conn, key))
+        async def find_key(key: str) -> ApiKey | None:
+            return await database.read(lambda conn: keys.find(conn, key))
 
         control_plane = build_control_plane(
-            plane, Keyring(find_tenant), more=[own_builds.router, differences.router]
+            plane, Keyring(find_key), more=[own_builds.router, differences.router]
         )
         asgi = Dispatch(control=control_plane, data=data_plane, content=build_content_plane(volumes))
-        yield App(asgi, sandboxes, key, settings.domain, host, taken_over, lease.lost)
+        yield App(asgi, sandboxes, key, settings.domain, drivers, taken_over, lease.lost)
 
 
-def build_driver(settings: Settings) -> Driver:
-    """The isolation driver of this host."""
+def drivers_of(settings: Settings) -> Mapping[str, Make]:
+    """The isolation drivers there are, by name; of equally strong ones the first is preferred."""
+    return {
+        GvisorDriver.name: lambda: _gvisor(settings),
+    }
+
+
+def _gvisor(settings: Settings) -> Driver:
     launcher, guest = settings.programs / "launcher/build", settings.programs / "guest/build"
     tools = Tools(
         runsc=settings.runsc,
@@ -234,12 +244,14 @@ def builder_of(
     )
     yard = Yard(
         make_bench=sandboxes.bench,
+        drivers=works.drivers,
         indexes=host_indexes(),
         grounds=grounds,
         roots=roots,
         cache=cache,
         scratch=settings.data_dir / "builds" / "scratch",
         now_us=works.now_us,
+        house=TENANT,
     )
     return Builder(yard)
 
@@ -279,21 +291,10 @@ async def _volumes(settings: Settings, database: Database) -> Volumes:
     return await Volumes.open(database, settings.data_dir / "volumes", key.secret, limits)
 
 
-async def _usable(driver: Driver) -> Capabilities:
-    host = await driver.probe()
-    if not host.usable:
-        raise Unavailable(
-            f"this host cannot run sandboxes with {host.driver}: {host.reason}",
-            code="isolation_unusable",
-            hint=host.remedy or "run `wardian doctor`",
-        )
-    return host
-
-
 async def _local_key(database: Database, path: Path) -> str:
     """The key for whoever may read the data directory: made at the first start, kept for the next ones."""
     known = await asyncio.to_thread(_read_key, path)
-    if known and await database.read(lambda conn: keys.tenant_of(conn, known)) is not None:
+    if known and await database.read(lambda conn: keys.find(conn, known)) is not None:
         return known
     key, at = new_key(), now_us()
 

@@ -239,4 +239,4 @@ async def play(name: str, place: Place, at: str | None) -> dict[str, Any]:
         return {"error": error.code, "message": str(error)}
     finally:
         await house.close()
-        await house.works.driver.close()
+        await house.works.drivers.close()

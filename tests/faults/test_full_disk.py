@@ -85,7 +85,7 @@ async def test_a_full_disk_is_told_and_nothing_is_lost(disk: Path, house: tuple[
     assert served.works.recorder.log(running.id).verify() > 0
     for sandbox in (running, paused):
         await verbs.kill(TENANT, sandbox.id)
-    for owner in list(verbs._owners.values()):
+    for owner in list(verbs.roster.owners.values()):
         await verbs.kill(TENANT, owner.sandbox.id)
     assert await served.works.database.read(intents.open_ones) == []
     assert await served.works.database.read(intervals.opened_at) == {}

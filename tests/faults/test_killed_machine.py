@@ -13,6 +13,7 @@ from tests.contract.harness import SMALL, gvisor_tools
 from tests.faults.scenarios import CGROUP_PARENT, ProbedDriver, counting, groups_of, sh
 from tests.lifecycle.house import TENANT, House
 
+from wardian.isolation.gvisor import GvisorDriver
 from wardian.isolation.port import Capabilities, RootImage
 from wardian.model.errors import WardianError
 from wardian.model.sandbox import EndReason, Sandbox, State
@@ -102,24 +103,28 @@ async def test_a_machine_killed_at_any_step_ends_clearly_and_leaks_nothing(
 
     # An acknowledged pause, and a resume that failed, leave a snapshot: that is not lost with any machine.
     if sandbox is not None and act in ("pause", "resume") and (act == "pause") is (error is None):
-        owner = house.sandboxes._owners[sandbox.id]
+        owner = house.sandboxes.roster.owners[sandbox.id]
         assert owner.sandbox.state is State.PAUSED, "what was paused is not lost"
         await house.sandboxes.resume(TENANT, sandbox.id, 60)
         assert int(await sh(house, sandbox.id, "cat /tmp/count")) > 0
         await house.sandboxes.kill(TENANT, sandbox.id)
     if at == "fork.captured":  # the fork was made of the capture, and lives
-        (child,) = (owner.sandbox for owner in house.sandboxes._owners.values() if owner.sandbox.parent_id)
+        (child,) = (
+            owner.sandbox for owner in house.sandboxes.roster.owners.values() if owner.sandbox.parent_id
+        )
         assert int(await sh(house, child.id, "cat /tmp/count")) > 0
         await house.sandboxes.kill(TENANT, child.id)
-    for owner in list(house.sandboxes._owners.values()):
+    for owner in list(house.sandboxes.roster.owners.values()):
         ended = await house.sandboxes.until(owner.sandbox.id, State.ENDED)
         assert ended.end_reason in (EndReason.MACHINE_LOST, EndReason.CREATE_FAILED)
 
-    assert house.sandboxes._owners == {}
+    assert house.sandboxes.roster.owners == {}
     assert await house.works.database.read(intents.open_ones) == []
     assert await house.works.database.read(intervals.opened_at) == {}
-    assert await house.works.driver.sweep(set()) == []
-    assert groups_of(house.works.driver._state_dir) == []  # type: ignore[attr-defined]
+    assert await house.works.drivers.sweep({}) == []
+    driver = house.works.drivers.named(GvisorDriver.name)
+    assert isinstance(driver, GvisorDriver)
+    assert groups_of(driver._state_dir) == []
     assert os.listdir(house.data / "snapshots") == [".scratch"]
     assert os.listdir(house.data / "snapshots/.scratch") == []
 
@@ -163,4 +168,4 @@ async def test_killing_the_agent_from_inside_costs_the_sandbox_at_most(scene: tu
     else:
         ended = await house.sandboxes.until(sandbox.id, State.ENDED)
         assert ended.end_reason is EndReason.MACHINE_LOST
-    assert await house.works.driver.sweep(set()) == []
+    assert await house.works.drivers.sweep({}) == []

@@ -7,11 +7,13 @@ nothing is said to the database.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from wardian.isolation.drivers import Drivers
 from wardian.isolation.port import Driver, RootImage
 from wardian.model.resources import Resources
 from wardian.model.sandbox import Sandbox, State
@@ -34,9 +36,9 @@ class WatchedSandboxes(Sandboxes):
         self._seen: dict[str, Sandbox] = {}
         self._waiting: list[tuple[str, tuple[State, ...], asyncio.Future[Sandbox]]] = []
         super().__init__(works, templates)
+        self.roster.watch = self._saw
 
-    def _changed(self, owner: Owner) -> None:
-        super()._changed(owner)
+    def _saw(self, owner: Owner) -> None:
         self._seen[owner.sandbox.id] = owner.sandbox
         for sandbox_id, states, future in self._waiting:
             if sandbox_id == owner.sandbox.id and owner.sandbox.state in states and not future.done():
@@ -74,7 +76,7 @@ class House:
     async def open(
         cls,
         data: Path,
-        driver: Driver,
+        driver: Driver | Sequence[Driver],
         root: RootImage,
         *,
         resources: Resources,
@@ -83,6 +85,7 @@ class House:
         checkpoint: Callable[[str], None] = no_checkpoint,
         clock: Callable[[], int] = now_us,
     ) -> House:
+        drivers = [driver] if isinstance(driver, Driver) else driver
         lock = DirectoryLock(data)
         database = await Database.open(data / "wardian.db")
         lease = await NodeLease.take(database, "local", now_us=clock)
@@ -90,12 +93,11 @@ class House:
         await snapshots.open()
         works = Workshop(
             database=database,
-            driver=driver,
-            host=await driver.probe(),
+            drivers=await Drivers.probe({each.name: partial(_itself, each) for each in drivers}),
             snapshots=snapshots,
             recorder=Recorder(data / "events", now_us=clock),
             lease=lease,
-            pool=Pool(driver, limits),
+            pool=Pool(limits),
             root_image=lambda digest: root,
             options=options or Options(),
             now_us=clock,
@@ -130,8 +132,8 @@ class House:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self.sandboxes._alarms.close()
-        for owner in self.sandboxes._owners.values():
+        self.sandboxes.roster.alarms.close()
+        for owner in self.sandboxes.roster.owners.values():
             owner._cancel_idle_timer()
             owner.log.release()
             if owner.guest is not None:
@@ -146,8 +148,14 @@ class House:
         self.lock.release()
 
 
+def _itself(driver: Driver) -> Driver:
+    return driver
+
+
 @asynccontextmanager
-async def opened(data: Path, driver: Driver, root: RootImage, **more: object) -> AsyncIterator[House]:
+async def opened(
+    data: Path, driver: Driver | Sequence[Driver], root: RootImage, **more: object
+) -> AsyncIterator[House]:
     """A house for as long as the context lasts."""
     house = await House.open(data, driver, root, **more)  # type: ignore[arg-type]
     try:

@@ -91,7 +91,7 @@ class Caller:
                     await guest.stats()
 
     def body(self, sandbox_id: str) -> Body | None:
-        owner = self.house.sandboxes._owners.get(sandbox_id)
+        owner = self.house.sandboxes.roster.owners.get(sandbox_id)
         return None if owner is None else self.world.bodies.get(str(owner.sandbox.machine_id))
 
 
@@ -110,10 +110,10 @@ async def test_many_callers_at_once(tmp_path: Path, seed: int) -> None:
     assert refused <= EXPECTED, refused - EXPECTED
 
     world.faults.capture = world.faults.restore = world.faults.prepare = 0
-    for owner in list(house.sandboxes._owners.values()):
+    for owner in list(house.sandboxes.roster.owners.values()):
         with contextlib.suppress(NotFound):  # its time was up, or its machine lost, in the last moment
             await asyncio.wait_for(house.sandboxes.kill(TENANT, owner.sandbox.id), 10)
-    assert house.sandboxes._owners == {}
+    assert house.sandboxes.roster.owners == {}
     read = house.works.database.read
     assert await read(intents.open_ones) == []
     assert await read(intervals.opened_at) == {}

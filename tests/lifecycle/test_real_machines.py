@@ -61,7 +61,7 @@ async def test_the_same_process_counts_on_through_pause_resume_and_fork(real: Ho
 async def test_an_idle_sandbox_costs_no_cpu_and_answers_at_once(real: House) -> None:
     sandbox = await real.sandboxes.create(TENANT, SandboxSpec())
     await real.sandboxes.until(sandbox.id, State.FROZEN)
-    machine = real.sandboxes._owners[sandbox.id].machine
+    machine = real.sandboxes.roster.owners[sandbox.id].machine
     assert machine is not None
     before: MachineStats = await machine.stats()
     await asyncio.sleep(0.5)  # the measurement itself, not a wait for something

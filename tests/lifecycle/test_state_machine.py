@@ -95,7 +95,7 @@ class Lifecycle(RuleBasedStateMachine):
         return ids[number % len(ids)] if ids else None
 
     def body(self, sandbox_id: str) -> Any:
-        owner = self.house.sandboxes._owners[sandbox_id]
+        owner = self.house.sandboxes.roster.owners[sandbox_id]
         return self.world.bodies[str(owner.sandbox.machine_id)]
 
     # -- verbs
@@ -234,7 +234,7 @@ class Lifecycle(RuleBasedStateMachine):
             return
 
         async def frozen() -> None:
-            self.house.sandboxes._owners[sandbox_id].consider_idle()
+            self.house.sandboxes.roster.owners[sandbox_id].consider_idle()
             await self.house.sandboxes.until(sandbox_id, State.FROZEN)
 
         self.run(frozen())

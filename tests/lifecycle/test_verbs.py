@@ -43,7 +43,7 @@ async def house(tmp_path: Path, world: World) -> AsyncIterator[House]:
 
 
 def inside(house: House, world: World, sandbox: Sandbox) -> Inside:
-    owner = house.sandboxes._owners[sandbox.id]
+    owner = house.sandboxes.roster.owners[sandbox.id]
     return world.bodies[str(owner.sandbox.machine_id)].inside
 
 
@@ -310,7 +310,7 @@ async def test_an_idle_sandbox_is_frozen_and_wakes_for_a_request(tmp_path: Path,
     await asyncio.sleep(0.05)
     assert (await house.sandboxes.get(TENANT, sandbox.id)).state is State.RUNNING, "a process would notice"
     inside(house, world, sandbox).processes = 0
-    house.sandboxes._owners[sandbox.id].consider_idle()
+    house.sandboxes.roster.owners[sandbox.id].consider_idle()
     await house.sandboxes.until(sandbox.id, State.FROZEN)
     await house.sandboxes.kill(TENANT, sandbox.id)
     pieces = await house.works.database.read(lambda conn: intervals.of_sandbox(conn, sandbox.id))
@@ -350,7 +350,7 @@ async def test_requests_wait_out_a_pause_and_fail_when_it_is_done(house: House) 
 
 async def test_memory_pressure_asks_the_guest_for_relief(house: House, world: World) -> None:
     sandbox = await house.sandboxes.create(TENANT, SandboxSpec())
-    owner = house.sandboxes._owners[sandbox.id]
+    owner = house.sandboxes.roster.owners[sandbox.id]
     inside(house, world, sandbox).processes = 3
     owner.machine.pressed()  # type: ignore[union-attr]
     async with house.sandboxes.guest(sandbox.id) as guest:
@@ -488,10 +488,10 @@ async def test_a_hot_member_that_died_is_never_handed_out(tmp_path: Path, world:
 
 async def test_metrics_are_sampled_and_a_frozen_sandbox_repeats_its_last(house: House) -> None:
     sandbox = await house.sandboxes.create(TENANT, SandboxSpec())
-    owner = house.sandboxes._owners[sandbox.id]
-    await house.sandboxes._sampler.sample(owner)
+    owner = house.sandboxes.roster.owners[sandbox.id]
+    await house.sandboxes.roster.sampler.sample(owner)
     await owner.machine.freeze()  # type: ignore[union-attr]
-    await house.sandboxes._sampler.sample(owner)
+    await house.sandboxes.roster.sampler.sample(owner)
     first, second = await house.sandboxes.metrics(TENANT, sandbox.id, None, None)
     assert (first.memory_used, first.at < second.at) == (second.memory_used, True)
     assert await house.sandboxes.metrics(TENANT, sandbox.id, None, sandbox.created_at - 1) == []

@@ -13,10 +13,17 @@ from wardian.api.auth import KEY_FORM
 from wardian.config import Settings
 from wardian.images.catalog import BuiltImage, Catalog, Manifest
 from wardian.images.roots import Roots
+from wardian.isolation.drivers import Drivers
 from wardian.isolation.port import RootImage
 from wardian.model.errors import Conflict, Unavailable
 from wardian.store import keys
 from wardian.store.database import Database
+
+
+async def tenant_of(database: Database, key: str) -> str | None:
+    """Whose valid key this is."""
+    found = await database.read(lambda conn: keys.find(conn, key))
+    return None if found is None else found.tenant
 
 
 async def test_the_local_key_is_made_once_and_kept_private(tmp_path: Path) -> None:
@@ -26,7 +33,7 @@ async def test_the_local_key_is_made_once_and_kept_private(tmp_path: Path) -> No
     assert KEY_FORM.fullmatch(first)
     assert path.stat().st_mode & 0o777 == 0o600
     assert await app._local_key(database, path) == first
-    assert await database.read(lambda conn: keys.tenant_of(conn, first)) == app.TENANT
+    assert await tenant_of(database, first) == app.TENANT
     await database.close()
 
 
@@ -38,7 +45,7 @@ async def test_a_lost_or_unknown_local_key_is_replaced(tmp_path: Path, damage: s
     path.unlink() if damage is None else path.write_text(damage)
     second = await app._local_key(database, path)
     assert second not in (first, damage)
-    assert await database.read(lambda conn: keys.tenant_of(conn, second)) == app.TENANT
+    assert await tenant_of(database, second) == app.TENANT
     await database.close()
 
 
@@ -79,9 +86,13 @@ def test_a_damaged_image_is_not_taken(tmp_path: Path) -> None:
         Roots(tmp_path / "roots").find("sha256:" + "0" * 64)
 
 
-def test_missing_programs_say_how_to_get_them(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match="make setup"):
-        app.build_driver(Settings(tmp_path, programs=tmp_path))
+async def test_missing_programs_say_how_to_get_them(tmp_path: Path) -> None:
+    drivers = await Drivers.probe(app.drivers_of(Settings(tmp_path, programs=tmp_path)))
+    (host,) = drivers.hosts
+    assert (host.driver, host.usable) == ("gvisor", False)
+    with pytest.raises(Unavailable, match=r"wardian-launch is missing.*make setup") as refused:
+        drivers.check_usable()
+    assert refused.value.code == "isolation_unusable"
 
 
 async def test_a_missing_base_image_is_said_before_anything_runs(tmp_path: Path) -> None:

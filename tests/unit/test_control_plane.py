@@ -24,8 +24,11 @@ from wardian.api.e2b.front import BODY_BYTES_MAX
 from wardian.builds.builder import Builder
 from wardian.builds.service import Builds, House
 from wardian.images.roots import Roots
+from wardian.isolation.drivers import Drivers, Found
+from wardian.isolation.port import Capabilities, IsolationLevel
 from wardian.model.egress import Egress, EgressProxy
 from wardian.model.errors import Conflict, GuestFault, Invalid, Unavailable, WardianError
+from wardian.model.isolation import Wanted
 from wardian.model.resources import Resources
 from wardian.model.sandbox import OnTimeout, Sandbox, SandboxSpec, Snapshot, State
 from wardian.model.template import Build, Template
@@ -35,6 +38,7 @@ from wardian.store import builds as stored_builds
 from wardian.store import keys
 from wardian.store import templates as stored_templates
 from wardian.store.database import Database
+from wardian.store.keys import ApiKey
 from wardian.vault.keys import MasterKey
 from wardian.vault.vault import Vault
 from wardian.volumes.service import Volumes
@@ -46,6 +50,11 @@ MADE_AT = 1_700_000_000_123_456
 BASE = house_edition("base", root_digest=ROOT, tree=ROOT, resources=Resources(), created_at=MADE_AT)
 
 
+def api_key(tenant: str) -> ApiKey:
+    """A key's record."""
+    return ApiKey(f"k-{tenant}", tenant, "", "e2b_", 1, None)
+
+
 def sandbox(**changes: Any) -> Sandbox:
     made = Sandbox(
         id=ID,
@@ -55,6 +64,7 @@ def sandbox(**changes: Any) -> Sandbox:
         template_digest=ROOT,
         state=State.RUNNING,
         epoch=1,
+        driver="gvisor",
         isolation="gvisor",
         resources=Resources(),
         spec=SandboxSpec(metadata={"a": "b"}),
@@ -77,6 +87,14 @@ class Service(Sandboxes):
         self.resumed = False
         self.outcomes: Sequence[Sandbox | WardianError] = ()
         self.events_held: list[Mapping[str, Any]] = []
+        self.wanted = Wanted()
+
+    def within(self, wanted: Wanted) -> Service:
+        self.wanted = wanted
+        return self
+
+    def may_enter(self, sandbox: Sandbox) -> bool:
+        return IsolationLevel(sandbox.isolation).satisfies(self.wanted.minimum)
 
     def _ask(self, tenant: str, sandbox_id: str, *what: Any) -> Sandbox:
         self.asked = what
@@ -150,6 +168,7 @@ class Service(Sandboxes):
             1,
             ROOT,
             Resources(),
+            isolation="gvisor",
         )
 
     async def list_snapshots(
@@ -163,8 +182,8 @@ class Service(Sandboxes):
         if snapshot_id != "ns/snap1:v1":
             raise sandbox_unknown(snapshot_id)
 
-    async def forget_builds(self, gone: Sequence[Build]) -> None:
-        self.asked = tuple(build.template_id for build in gone)
+    async def forget_builds(self, builds: Sequence[Build], snapshot_ids: Sequence[str]) -> None:
+        self.asked = tuple(build.template_id for build in builds)
 
     async def metrics(
         self, tenant: str, sandbox_id: str, start_us: int | None, end_us: int | None
@@ -231,7 +250,8 @@ class Idle(Builder):
 
 @pytest.fixture
 def builds(database: Database, service: Service, templates: Templates, tmp_path: Path) -> Builds:
-    house = House(database, templates, service, Roots(tmp_path / "roots"), Idle(), lambda _: None)
+    drivers = Drivers([Found(None, Capabilities("none", IsolationLevel.GVISOR, usable=False, reason="none"))])
+    house = House(database, templates, service, Roots(tmp_path / "roots"), Idle(), drivers, lambda _: None)
     return Builds(house, tmp_path / "builds")
 
 
@@ -239,8 +259,8 @@ def builds(database: Database, service: Service, templates: Templates, tmp_path:
 async def client(
     service: Service, templates: Templates, builds: Builds, vault: Vault, volumes: Volumes
 ) -> AsyncIterator[httpx.AsyncClient]:
-    async def find_tenant(key: str) -> str | None:
-        return {KEY: "t1", OTHER_KEY: "t2"}.get(key)
+    async def find_key(key: str) -> ApiKey | None:
+        return {KEY: api_key("t1"), OTHER_KEY: api_key("t2")}.get(key)
 
     async def check_egress(egress: Egress) -> None:
         if egress.dns_servers == ("10.0.0.1",):
@@ -260,9 +280,7 @@ async def client(
         vault=vault,
         volumes=volumes,
     )
-    transport = httpx.ASGITransport(
-        build_control_plane(plane, Keyring(find_tenant)), raise_app_exceptions=False
-    )
+    transport = httpx.ASGITransport(build_control_plane(plane, Keyring(find_key)), raise_app_exceptions=False)
     async with httpx.AsyncClient(
         transport=transport, base_url="http://test", headers={"X-API-KEY": KEY}
     ) as client:
@@ -546,7 +564,8 @@ async def test_snapshots_are_named_and_deleted_by_encoded_ids(
     client: httpx.AsyncClient, service: Service
 ) -> None:
     answer = await client.post(f"/sandboxes/{ID}/snapshots", json={"name": "Ns/snap1:v1"})
-    assert (answer.status_code, answer.json()) == (201, {"snapshotID": "snap1", "names": ["ns/snap1:v1"]})
+    told = {"snapshotID": "snap1", "names": ["ns/snap1:v1"], "isolation": "gvisor"}
+    assert (answer.status_code, answer.json()) == (201, told)
     assert (await client.post(f"/sandboxes/{ID}/snapshots")).json()["names"] == []
     refused(await client.post(f"/sandboxes/{ID}/snapshots", json={"name": "../x y"}), 400, "bad_name")
     for encoded in ("ns%2Fsnap1%3Av1", "ns%252Fsnap1%253Av1", "ns/snap1:v1"):
@@ -827,17 +846,17 @@ async def test_our_own_faults_are_not_told_in_detail(
 async def test_a_revoked_key_is_believed_for_seconds_only() -> None:
     valid, now, asked = {KEY}, [0.0], [0]
 
-    async def find_tenant(key: str) -> str | None:
+    async def find_key(key: str) -> ApiKey | None:
         asked[0] += 1
-        return "t1" if key in valid else None
+        return api_key("t1") if key in valid else None
 
-    keyring = Keyring(find_tenant, clock=lambda: now[0])
+    keyring = Keyring(find_key, clock=lambda: now[0])
     headers = {b"x-api-key": KEY.encode()}
-    await asyncio.gather(*(keyring.tenant_of(headers) for _ in range(3)))
+    await asyncio.gather(*(keyring.key_of(headers) for _ in range(3)))
     before = asked[0]
-    assert await keyring.tenant_of(headers) == "t1"
+    assert (await keyring.key_of(headers)).tenant == "t1"
     assert asked[0] == before
     valid.clear()
     now[0] = 6.0
     with pytest.raises(WardianError, match="Invalid API key"):
-        await keyring.tenant_of(headers)
+        await keyring.key_of(headers)

@@ -30,6 +30,7 @@ SANDBOX = Sandbox(
     template_digest="sha256:0",
     state=State.RUNNING,
     epoch=1,
+    driver="gvisor",
     isolation="gvisor",
     resources=Resources(),
     spec=SandboxSpec(),

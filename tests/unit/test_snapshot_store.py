@@ -115,7 +115,7 @@ async def test_one_snapshot_cannot_stand_in_for_another(store: SnapshotStore, tm
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"driver": "other"}, "other driver"),
+        ({"driver": "other"}, "captured by the driver other"),
         ({"build": "b2"}, "build b2"),
         ({"cpu_features": ["avx512"]}, "avx512"),
     ],

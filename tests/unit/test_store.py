@@ -63,7 +63,7 @@ async def test_what_raises_is_rolled_back_and_raised(database: Database) -> None
 
     with pytest.raises(LookupError):
         await database.write(broken)
-    assert await database.read(lambda conn: keys.tenant_of(conn, "k")) is None
+    assert await database.read(lambda conn: keys.find(conn, "k")) is None
     assert (
         await database.read(lambda conn: conn.execute(text("SELECT count(*) FROM tenant")).scalar_one()) == 0
     )
@@ -120,11 +120,13 @@ async def test_keys_are_stored_hashed_found_by_whole_key_and_revoked(
         keys.add_key(conn, key, key_id="k1", tenant_id="t", name="laptop", at=2)
 
     await database.write(add, durable=True)
-    assert await database.read(lambda conn: keys.tenant_of(conn, key)) == "t"
-    assert await database.read(lambda conn: keys.tenant_of(conn, key[:-1])) is None
+    found = await database.read(lambda conn: keys.find(conn, key))
+    assert found is not None
+    assert (found.id, found.tenant, found.minimum_isolation) == ("k1", "t", None)
+    assert await database.read(lambda conn: keys.find(conn, key[:-1])) is None
     assert not await database.write(lambda conn: keys.revoke(conn, "other", "k1", at=3))
     assert await database.write(lambda conn: keys.revoke(conn, "t", "k1", at=3))
-    assert await database.read(lambda conn: keys.tenant_of(conn, key)) is None
+    assert await database.read(lambda conn: keys.find(conn, key)) is None
     (listed,) = await database.read(lambda conn: keys.of_tenant(conn, "t"))
     assert (listed.name, listed.prefix, listed.revoked_at) == ("laptop", key[:8], 3)
     await database.close()

@@ -16,13 +16,14 @@ from hashlib import sha256
 from hmac import compare_digest
 
 from wardian.model.errors import Unauthenticated
+from wardian.store.keys import ApiKey
 
 KEY_FORM = re.compile(r"e2b_[0-9a-f]{40}")
 BELIEVED_S = 5.0
 KEYS_REMEMBERED_MAX = 4096
 
-FindTenant = Callable[[str], Awaitable[str | None]]
-"""The tenant of a valid key, or None: asks the store."""
+FindKey = Callable[[str], Awaitable[ApiKey | None]]
+"""The record of a valid key, or None: asks the store."""
 
 
 class BadKey(Unauthenticated):
@@ -41,20 +42,20 @@ def new_key() -> str:
 @dataclass(frozen=True, slots=True)
 class _Belief:
     digest: bytes
-    tenant: str
+    key: ApiKey
     until: float  # of the monotonic clock
 
 
 class Keyring:
     """Checks keys. One per server; only used from its event loop."""
 
-    def __init__(self, find_tenant: FindTenant, clock: Callable[[], float] = time.monotonic) -> None:
-        self._find_tenant = find_tenant
+    def __init__(self, find_key: FindKey, clock: Callable[[], float] = time.monotonic) -> None:
+        self._find_key = find_key
         self._clock = clock
         self._beliefs: dict[bytes, _Belief] = {}
 
-    async def tenant_of(self, headers: Mapping[bytes, bytes], *, bearer: bool = False) -> str:
-        """The tenant on whose behalf a request is made. Header names are lower-case.
+    async def key_of(self, headers: Mapping[bytes, bytes], *, bearer: bool = False) -> ApiKey:
+        """The key with which a request is made, on behalf of its tenant. Header names are lower-case.
 
         ``bearer`` also takes ``Authorization: Bearer``. Raises :class:`NoKey` or :class:`BadKey`.
         """
@@ -70,15 +71,15 @@ class Keyring:
         place = digest[:8]
         belief = self._beliefs.get(place)
         if belief and compare_digest(belief.digest, digest) and self._clock() < belief.until:
-            return belief.tenant
-        tenant = await self._find_tenant(key)
-        if tenant is None:
+            return belief.key
+        found = await self._find_key(key)
+        if found is None:
             self._beliefs.pop(place, None)
             raise BadKey("Invalid API key", hint="`wardian serve` prints a valid one")
         if len(self._beliefs) >= KEYS_REMEMBERED_MAX:
             self._beliefs.clear()
-        self._beliefs[place] = _Belief(digest, tenant, self._clock() + BELIEVED_S)
-        return tenant
+        self._beliefs[place] = _Belief(digest, found, self._clock() + BELIEVED_S)
+        return found
 
 
 def key_in(headers: Mapping[bytes, bytes], *, bearer: bool = False) -> str | None:

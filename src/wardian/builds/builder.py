@@ -8,6 +8,7 @@ root image. What is to be started is started in a machine of exactly that image,
 from __future__ import annotations
 
 import asyncio
+import logging
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Protocol
 
 from wardian.builds import lock as locks
-from wardian.builds import stages, warm
+from wardian.builds import plans, stages, warm
 from wardian.builds.cache import LayerCache
 from wardian.builds.context import Context, digest_in
 from wardian.builds.equipping import equipped
 from wardian.builds.errors import BuildFailed, describe, shortened
 from wardian.builds.grounds import Grounds
+from wardian.builds.inside import Say
 from wardian.builds.inventory import inventory
 from wardian.builds.plans import needed_stages
 from wardian.builds.stages import Count, Ground, Workplace
@@ -30,10 +32,15 @@ from wardian.images.compose import Clean, compose_root
 from wardian.images.erofs import Image
 from wardian.images.indexes import Indexes
 from wardian.images.roots import Roots
-from wardian.isolation.port import RootImage
+from wardian.isolation.drivers import Drivers
+from wardian.isolation.port import Driver, RootImage
 from wardian.model.build import BaseKind, BuildLine, Built, Lock, Plan, Stage, Surroundings
 from wardian.model.egress import GrantedHost
+from wardian.model.errors import Kind, WardianError
+from wardian.model.isolation import IsolationLevel, Wanted
 from wardian.model.resources import Resources
+from wardian.model.sandbox import Snapshot
+from wardian.model.template import Edition
 from wardian.sandboxes.benches import Bench
 
 LIFETIME_S = 3600
@@ -46,6 +53,9 @@ ROOM = Resources(memory_mib=1024, disk_mib=8192, processes_max=1024)
 """What a machine has in which steps run, when the plan does not ask for more."""
 
 
+_log = logging.getLogger(__name__)
+
+
 class MakeBench(Protocol):
     """Makes the machines of a build."""
 
@@ -55,8 +65,10 @@ class MakeBench(Protocol):
         root: RootImage,
         resources: Resources,
         *,
+        driver: Driver,
         lifetime_s: int,
         granted: tuple[GrantedHost, ...] = (),
+        build_id: str | None = None,
     ) -> AbstractAsyncContextManager[Bench]: ...
 
 
@@ -64,17 +76,20 @@ class MakeBench(Protocol):
 class Yard:
     """Where builds are done: what a builder needs of the house.
 
-    ``make_bench`` makes a machine; ``indexes`` are the host's package indexes; ``scratch`` is a directory on
-    the same file system as ``roots``.
+    ``make_bench`` makes a machine, by one of ``drivers``; ``indexes`` are the host's package indexes;
+    ``scratch`` is a directory on the same file system as ``roots``; ``house`` is the tenant whose the house's
+    own templates are.
     """
 
     make_bench: MakeBench
+    drivers: Drivers
     indexes: Indexes
     grounds: Grounds
     roots: Roots
     cache: LayerCache
     scratch: Path
     now_us: Callable[[], int]
+    house: str = ""
 
 
 class Builder:
@@ -91,14 +106,26 @@ class Builder:
         context: Context,
         log: Callable[[BuildLine], None],
         lock: Lock | None = None,
+        minimum: IsolationLevel | None = None,
     ) -> Built:
         """Carry ``plan`` out. With a ``lock``, from what it says, and only to the very files it says.
 
+        Everything runs in the plan's isolation, and behind a wall of ``minimum`` at least.
         Raises :class:`BuildFailed` for everything that is the plan's fault.
         """
         self._yard.scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="build-", dir=self._yard.scratch) as scratch:
-            job = _Job(self._yard, plan, tenant, context, Log(log, self._yard.now_us), lock, Path(scratch))
+            job = _Job(
+                self._yard,
+                plan,
+                tenant,
+                context,
+                Log(log, self._yard.now_us),
+                lock,
+                minimum,
+                self._yard.drivers.choose(Wanted(plan.isolation, minimum)),
+                Path(scratch),
+            )
             try:
                 async with asyncio.timeout(LIFETIME_S):
                     return await job.run()
@@ -106,6 +133,47 @@ class Builder:
                 raise BuildFailed(f"the build took longer than {LIFETIME_S // 60} minutes") from None
             finally:
                 await asyncio.to_thread(self._yard.cache.prune)
+
+    async def warm_up(self, edition: Edition, driver: Driver) -> Snapshot:
+        """Start what a ready build starts, in a machine of a driver that did not build it, and capture it.
+
+        The machine is its template's owner's. Raises :class:`NotWarm` when it does not become ready.
+        """
+        build, yard = edition.build, self._yard
+        asked = plans.of_kept(build.plan)
+        starting = warm.Starting(
+            build.start, build.ready, asked.ready_timeout_s, asked.ports, build.surroundings
+        )
+        tenant, root = edition.template.tenant or yard.house, yard.roots.find(build.root_digest)
+        bench = yard.make_bench(
+            tenant, root, build.resources, driver=driver, lifetime_s=LIFETIME_S, build_id=build.id
+        )
+
+        def say(line: str) -> None:
+            _log.info("warming build %s for %s: %s", build.id, driver.name, line)
+
+        try:
+            return await _warmed(bench, starting, say)
+        except BuildFailed as error:
+            raise NotWarm(
+                f"what template '{edition.template.id}' starts did not become ready under {driver.name}: "
+                f"{error.message}",
+                hint="ask for the isolation it was built in, or build it in this one",
+            ) from error
+
+
+class NotWarm(WardianError):
+    """A template that was built in one isolation cannot be started in another."""
+
+    kind, code = Kind.CONFLICT, "template_not_warm"
+
+
+async def _warmed(opening: AbstractAsyncContextManager[Bench], starting: warm.Starting, say: Say) -> Snapshot:
+    """The capture of a bench in which everything is started and ready."""
+    async with opening as bench:
+        await warm.start(bench, starting, say)
+        say("capturing the running machine")
+        return await bench.snapshot()
 
 
 class Log:
@@ -176,6 +244,8 @@ class _Job:
     context: Context
     say: Log
     lock: Lock | None
+    minimum: IsolationLevel | None
+    driver: Driver
     scratch: Path
 
     async def run(self) -> Built:
@@ -211,6 +281,7 @@ class _Job:
             self.say,
             pins=locks.base_pins(self.lock, stage.name),
             layer_max=self._layer_max(),
+            minimum=self.minimum,
         )
 
     def _workplace(self, done: Mapping[str, Ground], *, force: bool) -> Workplace:
@@ -241,7 +312,12 @@ class _Job:
             tenant=self.tenant,
             cache=self.yard.cache,
             make_bench=lambda root: self.yard.make_bench(
-                self.tenant, root, room, lifetime_s=LIFETIME_S, granted=self.yard.indexes.hosts
+                self.tenant,
+                root,
+                room,
+                driver=self.driver,
+                lifetime_s=LIFETIME_S,
+                granted=self.yard.indexes.hosts,
             ),
             equip=lambda guest: equipped(guest, self.yard.indexes, self.lock),
             open_tree=open_tree,
@@ -287,7 +363,7 @@ class _Job:
     async def _warm(self, root: RootImage, start: str, ready: str, around: Surroundings) -> str:
         plan = self.plan
         starting = warm.Starting(start, ready, plan.ready_timeout_s, plan.ports, around)
-        async with self.yard.make_bench(self.tenant, root, plan.resources, lifetime_s=LIFETIME_S) as bench:
-            await warm.start(bench, starting, self.say)
-            self.say("capturing the running machine")
-            return (await bench.snapshot()).id
+        bench = self.yard.make_bench(
+            self.tenant, root, plan.resources, driver=self.driver, lifetime_s=LIFETIME_S
+        )
+        return (await _warmed(bench, starting, self.say)).id

@@ -19,6 +19,7 @@ from wardian.images.layers import capture_layer
 from wardian.images.roots import Roots
 from wardian.model.build import Base, BaseKind, Surroundings
 from wardian.model.errors import WardianError
+from wardian.model.isolation import IsolationLevel
 from wardian.model.sandbox import Snapshot
 from wardian.sandboxes.benches import Bench
 
@@ -44,12 +45,22 @@ class Grounds:
     cache: LayerCache
     find_template: Callable[[str, str], Awaitable[Known | None]]
     find_snapshot: Callable[[str, str], Awaitable[Snapshot | None]]
-    thaw: Callable[[str, Snapshot], AbstractAsyncContextManager[Bench]]
+    thaw: Callable[[str, Snapshot, IsolationLevel | None], AbstractAsyncContextManager[Bench]]
 
     async def of(
-        self, tenant: str, base: Base, say: Say, *, pins: Mapping[str, str], layer_max: int
+        self,
+        tenant: str,
+        base: Base,
+        say: Say,
+        *,
+        pins: Mapping[str, str],
+        layer_max: int,
+        minimum: IsolationLevel | None = None,
     ) -> Ground:
-        """The ground that ``base`` means. ``pins`` are the versions of Debian packages a lock asks for."""
+        """The ground that ``base`` means. ``pins`` are the versions of Debian packages a lock asks for.
+
+        A snapshot is woken behind a wall of ``minimum`` at least, or not at all.
+        """
         try:
             match base.kind:
                 case BaseKind.DEBIAN:
@@ -57,7 +68,7 @@ class Grounds:
                 case BaseKind.IMAGE:
                     return await self._image(base, say)
                 case BaseKind.TEMPLATE | BaseKind.SNAPSHOT:
-                    return await self._named(tenant, base, layer_max)
+                    return await self._named(tenant, base, layer_max, minimum)
                 case BaseKind.STAGE:
                     raise AssertionError("stages are resolved by the builder")
         except BuildFailed:
@@ -91,7 +102,7 @@ class Grounds:
         key = ground_key(root.digest, around)
         return Ground(root, key, around, facts=facts, packages=built.manifest.packages)
 
-    async def _named(self, tenant: str, base: Base, layer_max: int) -> Ground:
+    async def _named(self, tenant: str, base: Base, layer_max: int, minimum: IsolationLevel | None) -> Ground:
         """A template of that name, or else a snapshot: to whoever asks for a base, the two are one."""
         if base.kind is BaseKind.TEMPLATE:
             known = await self.find_template(tenant, base.reference)
@@ -104,9 +115,11 @@ class Grounds:
         snapshot = await self.find_snapshot(tenant, base.reference)
         if snapshot is None:
             raise BuildFailed(f"there is no {base.kind.value} {base.reference!r}")
-        return await self._of_snapshot(tenant, snapshot, base, layer_max)
+        return await self._of_snapshot(tenant, snapshot, base, layer_max, minimum)
 
-    async def _of_snapshot(self, tenant: str, snapshot: Snapshot, base: Base, layer_max: int) -> Ground:
+    async def _of_snapshot(
+        self, tenant: str, snapshot: Snapshot, base: Base, layer_max: int, minimum: IsolationLevel | None
+    ) -> Ground:
         """A snapshot's files: it is woken for a moment, and what differs from its root is captured."""
         root = self.roots.find(snapshot.root_digest)
         key = sha256(f"snapshot {snapshot.digest}".encode()).hexdigest()
@@ -114,7 +127,7 @@ class Grounds:
         if layer is None:
             layer = self.cache.place(tenant, key)
             layer.parent.mkdir(parents=True, exist_ok=True)
-            async with self.thaw(tenant, snapshot) as bench:
+            async with self.thaw(tenant, snapshot, minimum) as bench:
                 await capture_layer(bench.guest, root, layer, size_max=layer_max)
         facts = {"reference": base.reference, "digest": root.digest, "snapshot": snapshot.digest}
         return Ground(root, key, Surroundings(), layer, facts=facts)

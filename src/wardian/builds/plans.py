@@ -43,6 +43,11 @@ def kept(plan: Plan) -> Mapping[str, Any]:
     return values
 
 
+def of_kept(kept: Mapping[str, Any] | None) -> Plan:
+    """A plan that was kept, without what was not. Of None, one that asks for nothing."""
+    return Plan(()) if kept is None else _PLAN.validate_python(kept)
+
+
 def reads_the_host(plan: Plan) -> bool:
     """Whether a base of the plan is a file of the host's."""
     return any(

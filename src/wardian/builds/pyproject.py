@@ -3,7 +3,7 @@
 The project's files are at ``/home/user/app``, its dependencies in ``/home/user/venv``, which comes first in
 PATH. They are installed before the files are copied, so a change of the code alone installs nothing again.
 With a ``uv.lock``, versions and hashes are exactly its own; without, they are what the index has that day.
-``[tool.wardian]`` may say packages, start, ready, ports and resources.
+``[tool.wardian]`` may say packages, start, ready, ports, resources and isolation.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,6 +20,7 @@ from wardian.builds.errors import BadManifest
 from wardian.builds.packing import Files, Unpackable
 from wardian.model.build import Base, BaseKind, Plan, Stage, Step, StepKind
 from wardian.model.errors import Invalid
+from wardian.model.isolation import Isolation
 from wardian.model.resources import Resources
 
 NAME = "pyproject.toml"
@@ -44,6 +45,7 @@ class _Own(BaseModel):
     cpu: int = Resources().cpu_count
     memory_mib: int = Resources().memory_mib
     disk_mib: int = Resources().disk_mib
+    isolation: Literal["auto", "microvm", "gvisor", "microvm-kvm", "microvm-emulated"] | None = None
 
 
 def read_pyproject(text: str, files: Files) -> Plan:
@@ -92,6 +94,7 @@ def read_pyproject(text: str, files: Files) -> Plan:
         start=own.start,
         ready=own.ready,
         ports=tuple(own.ports),
+        isolation=own.isolation and Isolation(own.isolation),
     )
 
 

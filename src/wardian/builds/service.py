@@ -11,6 +11,7 @@ removes what they left. What their steps had done so far is in the builder's cac
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,8 +28,10 @@ from wardian.builds.context import Context
 from wardian.builds.logs import LEVELS, BuildLog, BuildLogs
 from wardian.builds.uploads import Uploads
 from wardian.images.roots import Roots
+from wardian.isolation.drivers import Drivers
 from wardian.model.build import BuildLine, BuildStatus, Built, Lock, Plan
 from wardian.model.errors import Conflict, Forbidden, Invalid, LimitExceeded, NotFound, WardianError
+from wardian.model.isolation import IsolationLevel, Wanted
 from wardian.model.resources import Resources
 from wardian.model.template import (
     DEFAULT_TAG,
@@ -88,6 +91,7 @@ class House:
     sandboxes: Sandboxes
     roots: Roots
     builder: Builder
+    drivers: Drivers
     fence: Callable[[Connection], None]  # raises when another server holds the node
     now_us: Callable[[], int] = now_us
 
@@ -104,6 +108,13 @@ class Builds:
         self._slots = asyncio.Semaphore(self._limits.concurrency)
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._tenants: dict[str, str] = {}  # of the jobs
+        self._wanted = Wanted()
+
+    def within(self, wanted: Wanted) -> Builds:
+        """The same builds, for somebody whose builds run in the isolation ``wanted``."""
+        bound = copy.copy(self)
+        bound._wanted = wanted
+        return bound
 
     async def open(self) -> None:
         """Declare failed what an earlier server left undone, and remove what nobody refers to."""
@@ -212,7 +223,13 @@ class Builds:
         *,
         lock: Lock | None = None,
     ) -> Build:
-        """Start a build that waits; it is ``building`` when this returns. Each can be started once."""
+        """Start a build that waits; it is ``building`` when this returns. Each can be started once.
+
+        Refused when this host does not have the isolation it is to run in.
+        """
+        wanted = Wanted(plan.isolation).and_also(self._wanted)
+        self._house.drivers.choose(wanted)
+        plan = replace(plan, isolation=wanted.asked)
         if plans.reads_the_host(plan) and tenant not in self._limits.host_images:
             raise Forbidden("only this server's operator may build from files of its host", code="host_image")
         if sum(1 for owner in self._tenants.values() if owner == tenant) >= self._limits.queue_max:
@@ -233,25 +250,34 @@ class Builds:
                 updated_at=now,
                 plan=plans.kept(plan),
                 resources=build.resources,
+                isolation=plan.isolation,
             )
             builds.replace(conn, started)
             return started
 
         build = await self._house.templates.write(write)
         log = await asyncio.to_thread(self._logs.begin, build.id)
-        work = self._carry_out(tenant, build, replace(plan, resources=build.resources), context, lock, log)
+        plan = replace(plan, resources=build.resources)
+        work = self._carry_out(tenant, build, plan, context, lock, log, wanted.minimum)
         self._tenants[build.id] = tenant
         self._jobs[build.id] = asyncio.create_task(work, name=f"build {build.id}")
         return build
 
     async def _carry_out(
-        self, tenant: str, build: Build, plan: Plan, context: Context, lock: Lock | None, log: BuildLog
+        self,
+        tenant: str,
+        build: Build,
+        plan: Plan,
+        context: Context,
+        lock: Lock | None,
+        log: BuildLog,
+        minimum: IsolationLevel | None,
     ) -> None:
         """A build from its turn in the queue to its end, whatever that is."""
         try:
             async with self._slots:
                 built = await self._house.builder.build(
-                    plan, tenant=tenant, context=context, log=log.add, lock=lock
+                    plan, tenant=tenant, context=context, log=log.add, lock=lock, minimum=minimum
                 )
                 await self._publish(build, built, log)
         except WardianError as error:
@@ -369,8 +395,8 @@ class Builds:
     async def remove_template(self, tenant: str, reference: str) -> None:
         """Delete a template with all of its builds. Refused while it is in use, or being built."""
         template = await self.own(tenant, reference)
-        gone = await self._house.templates.remove(tenant, reference)
-        await self._house.sandboxes.forget_builds(gone)
+        gone, warmth = await self._house.templates.remove(tenant, reference)
+        await self._house.sandboxes.forget_builds(gone, warmth)
         await asyncio.to_thread(self.uploads.remove, template.id)
         for build in gone:
             await asyncio.to_thread(self._logs.remove, build.id)

@@ -1,6 +1,6 @@
 """``wardian.toml``: the native manifest. Strict: what it does not know, it refuses, with the line.
 
-    [template]   name
+    [template]   name, isolation
     [base]       debian + packages | image | template | snapshot
     [[step]]     run | copy + to (+ owner, mode) | env | workdir | user
     [start]      command, ready, ready_timeout, ports
@@ -22,6 +22,7 @@ from wardian.builds.errors import BadManifest
 from wardian.builds.packing import Files, Unpackable
 from wardian.model.build import Base, BaseKind, Plan, Stage, Step, StepKind
 from wardian.model.errors import Invalid
+from wardian.model.isolation import Isolation
 from wardian.model.resources import Resources
 
 STAGE = "main"
@@ -38,6 +39,7 @@ class _Table(BaseModel):
 
 class _Template(_Table):
     name: Annotated[str, Field(pattern=_NAME)] = ""
+    isolation: Literal["auto", "microvm", "gvisor", "microvm-kvm", "microvm-emulated"] | None = None
 
 
 class _Base(_Table):
@@ -144,6 +146,7 @@ def _plan(manifest: _Manifest, steps: Sequence[Step], text: str, file: str) -> P
         ready=start.ready,
         ready_timeout_s=start.ready_timeout,
         ports=tuple(start.ports),
+        isolation=manifest.template.isolation and Isolation(manifest.template.isolation),
     )
 
 

@@ -23,6 +23,7 @@ from wardian.cli.output import err, note
 from wardian.cli.remote import Address, Remote
 from wardian.model.build import Lock, Plan
 from wardian.model.errors import Invalid, NotFound, WardianError
+from wardian.model.isolation import Isolation
 
 POLL_FIRST_S, POLL_MAX_S = 0.1, 1.0
 UPLOAD_TIMEOUT = httpx.Timeout(60, write=600, read=600)
@@ -42,6 +43,7 @@ class Wanted:
     cpus: int | None
     memory_mib: int | None
     disk_mib: int | None
+    isolation: Isolation | None
     cached: bool
     locked: bool
     lock: Path | None = None  # where its lock is kept; None: beside the manifest
@@ -106,7 +108,8 @@ def _plan(wanted: Wanted, manifest: Manifest) -> Plan:
         memory_mib=wanted.memory_mib or asked.memory_mib,
         disk_mib=wanted.disk_mib or asked.disk_mib,
     )
-    return replace(manifest.plan, resources=resources)
+    isolation = wanted.isolation or manifest.plan.isolation
+    return replace(manifest.plan, resources=resources, isolation=isolation)
 
 
 async def _request(there: Remote, wanted: Wanted, manifest: Manifest) -> tuple[str, str]:
@@ -236,5 +239,6 @@ def facts_of(outcome: Outcome) -> Mapping[str, Any]:
         "image": told["image"],
         "tree": told["tree"],
         "warm": told["snapshotID"] is not None,
+        "isolation": told["isolation"],
         "lock": str(outcome.lock),
     }

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from wardian.app import build_driver
+from wardian.app import drivers_of
 from wardian.cli import remote, server_file
 from wardian.cli.domain_findings import domain_findings
 from wardian.cli.finding import Finding
@@ -22,6 +22,8 @@ from wardian.cli.output import err, out, print_json
 from wardian.config import Settings
 from wardian.images.base import base_recipe
 from wardian.images.catalog import Catalog, default_cache
+from wardian.isolation.drivers import Drivers
+from wardian.isolation.port import Capabilities
 from wardian.model.errors import WardianError
 
 DISK_FREE_MIN = 2 << 30
@@ -51,7 +53,7 @@ def examine() -> Iterator[Finding]:
         "disk", _disk_free(cache), DISK_FREE_MIN, f"images and snapshots are kept below {cache.parent}"
     )
     yield _image()
-    yield asyncio.run(_probe())
+    yield from asyncio.run(_probe())
     yield _kvm()
     yield from domain_findings(server_file.default_data_dir())
     yield _server()
@@ -114,27 +116,27 @@ def _image() -> Finding:
     )
 
 
-async def _probe() -> Finding:
-    name = "machine"
+async def _probe() -> list[Finding]:
+    """Every driver, and why it works or does not. One that works is enough."""
     with tempfile.TemporaryDirectory(prefix="wardian-doctor-") as state:
-        try:
-            driver = build_driver(Settings.load(data_dir=Path(state)))
-        except WardianError as error:
-            return Finding(name, "missing", error.message, error.hint or "")
-        try:
-            found = await driver.probe()
-        finally:
-            await driver.close()
-    if not found.usable:
-        return Finding(name, "missing", f"{found.driver}: {found.reason}", found.remedy)
-    details = (f"{fact.replace('_', ' ')} {value}" for fact, value in sorted(found.details.items()))
-    return Finding(name, "ok", f"{found.driver} booted and answered: {', '.join([found.version, *details])}")
+        drivers = await Drivers.probe(drivers_of(Settings.load(data_dir=Path(state))))
+        await drivers.close()
+    return [_driver(host, needed=not drivers.usable) for host in drivers.hosts]
+
+
+def _driver(host: Capabilities, *, needed: bool) -> Finding:
+    name = f"driver {host.driver}"
+    if not host.usable:
+        return Finding(name, "missing" if needed else "warning", host.reason, host.remedy)
+    details = (f"{fact.replace('_', ' ')} {value}" for fact, value in sorted(host.details.items()))
+    facts = ", ".join([host.version, *details])
+    return Finding(name, "ok", f"isolation {host.level}; booted and answered: {facts}")
 
 
 def _kvm() -> Finding:
     if os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return Finding("kvm", "ok", "present, not used yet: sandboxes run on gVisor")
-    return Finding("kvm", "ok", "absent, and not needed: sandboxes run on gVisor")
+        return Finding("kvm", "ok", "present: whether a machine boots under it, the drivers above say")
+    return Finding("kvm", "ok", "absent: no microVM under hardware virtualisation on this host")
 
 
 def _server() -> Finding:

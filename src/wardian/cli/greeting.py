@@ -20,7 +20,7 @@ def greet_program(url: str, app: App, secure: Secure | None) -> None:
         "key": app.key,
         "domain": app.domain,
         "pid": os.getpid(),
-        "isolation": app.host.level,
+        "isolation": app.drivers.usable[0].level,
     }
     if secure is not None:
         facts["https"] = f"https://api.{secure.domain}"
@@ -73,7 +73,8 @@ def _proxy_url(url: str, secure: Secure) -> str | None:
 
 def _summary(app: App) -> str:
     kept, lost = len(app.taken_over.attached), len(app.taken_over.lost)
-    parts = [f"isolation: {app.host.level} ({app.host.version})"]
+    walls = (f"{host.level} ({host.driver} {host.version})" for host in app.drivers.usable)
+    parts = [f"isolation: {', '.join(walls)}"]
     if kept:
         parts.append(f"{kept} running {'sandbox' if kept == 1 else 'sandboxes'} taken over")
     if lost:

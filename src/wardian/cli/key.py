@@ -13,6 +13,7 @@ import typer
 from wardian.cli import server_file
 from wardian.cli.output import EXIT_CODES, Json, errors, note, out, print_json, table
 from wardian.model.errors import Invalid
+from wardian.model.isolation import minimum_of
 
 TENANT_FORM = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
@@ -34,6 +35,10 @@ def create(
     *,
     tenant: Tenant = "default",
     name: Annotated[str, typer.Option("--name", "-n", help="What it is for.")] = "",
+    minimum_isolation: Annotated[
+        str | None,
+        typer.Option(help="The weakest isolation it may be used with: microvm (under KVM) or gvisor."),
+    ] = None,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
@@ -47,7 +52,8 @@ def create(
             raise Invalid(
                 f"a tenant's name is up to 63 of a-z, 0-9 and '-', not {tenant!r}", code="bad_tenant"
             )
-        key, record = local_keys.make(_directory(data), tenant, name)
+        minimum = None if minimum_isolation is None else minimum_of(minimum_isolation)
+        key, record = local_keys.make(_directory(data), tenant, name, minimum)
         if as_json:
             print_json({"key": key, **asdict(record)})
             return
@@ -66,10 +72,17 @@ def list_(*, tenant: Tenant = "default", data: Data = None, as_json: Json = Fals
             print_json([asdict(record) for record in found])
             return
         rows = [
-            (key.id, key.prefix + "…", key.name or "-", _minute(key.created_at), _minute(key.revoked_at))
+            (
+                key.id,
+                key.prefix + "…",
+                key.name or "-",
+                key.minimum_isolation or "-",
+                _minute(key.created_at),
+                _minute(key.revoked_at),
+            )
             for key in found
         ]
-        table(("ID", "KEY", "NAME", "CREATED", "REVOKED"), rows)
+        table(("ID", "KEY", "NAME", "AT LEAST", "CREATED", "REVOKED"), rows)
 
 
 @app.command(epilog=EXIT_CODES)

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from wardian.api.auth import new_key
 from wardian.config import DATABASE
 from wardian.model.errors import NotFound
+from wardian.model.isolation import IsolationLevel
 from wardian.sandboxes.identity import new_id
 from wardian.sandboxes.workshop import now_us
 from wardian.store import keys
@@ -21,13 +22,23 @@ from wardian.store.keys import ApiKey
 T = TypeVar("T")
 
 
-def make(data: Path, tenant: str, name: str) -> tuple[str, ApiKey]:
+def make(
+    data: Path, tenant: str, name: str, minimum_isolation: IsolationLevel | None = None
+) -> tuple[str, ApiKey]:
     """A new key, and its record; the key itself is kept nowhere."""
     key, key_id, at = new_key(), new_id("k"), now_us()
 
     def transaction(conn: Connection) -> ApiKey:
         keys.add_tenant(conn, tenant, name=tenant, at=at)
-        return keys.add_key(conn, key, key_id=key_id, tenant_id=tenant, name=name, at=at)
+        return keys.add_key(
+            conn,
+            key,
+            key_id=key_id,
+            tenant_id=tenant,
+            name=name,
+            at=at,
+            minimum_isolation=minimum_isolation,
+        )
 
     return key, _with_database(data, lambda database: database.write(transaction, durable=True))
 

@@ -72,6 +72,10 @@ def create(
     internet: Annotated[
         bool, typer.Option("--internet/--no-internet", help="Let it reach the internet.")
     ] = True,
+    isolation: Annotated[
+        str | None,
+        typer.Option(help="auto, microvm or gvisor (default: what the template says, else auto)."),
+    ] = None,
     volume: Annotated[
         list[str],
         typer.Option("--volume", "-v", metavar="NAME:PATH", help="Mount a volume. May be repeated."),
@@ -92,6 +96,8 @@ def create(
         }
         if volume:
             body["volumeMounts"] = [_mount(each) for each in volume]
+        if isolation is not None:
+            body["isolation"] = isolation
         if pause_at_timeout:
             body["autoPause"] = True
         if auto_resume:

@@ -19,6 +19,7 @@ from wardian.cli.remote import Address
 from wardian.cli.sandbox import address
 from wardian.images.base import base_recipe
 from wardian.images.catalog import BuiltImage, Catalog, default_cache
+from wardian.model.isolation import isolation_of
 
 BASE = "base"
 
@@ -158,6 +159,9 @@ def build(
     cpus: Annotated[int | None, typer.Option(help="Cores of each sandbox.")] = None,
     memory: Annotated[int | None, typer.Option(help="Memory of each sandbox, in MiB.")] = None,
     disk: Annotated[int | None, typer.Option(help="What each sandbox may write, in MiB.")] = None,
+    isolation: Annotated[
+        str | None, typer.Option(help="What it is built in, and its sandboxes get: auto, microvm, gvisor.")
+    ] = None,
     builtin: Annotated[
         bool, typer.Option("--builtin", help="DIR is the name of one of our own; it is made public.")
     ] = False,
@@ -188,6 +192,7 @@ def build(
             cpus=cpus,
             memory_mib=memory,
             disk_mib=disk,
+            isolation=None if isolation is None else isolation_of(isolation),
             cached=not no_cache,
             locked=locked,
             lock=_builtin_lock(directory) if builtin else None,

@@ -19,20 +19,12 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from wardian.model.errors import Kind, WardianError
+from wardian.model.isolation import IsolationLevel
 from wardian.model.resources import Resources
-
-
-class IsolationLevel(StrEnum):
-    """How strong the wall is, in every API answer and audit record. Never labelled stronger than it is."""
-
-    MICROVM_KVM = "microvm-kvm"
-    MICROVM_EMULATED = "microvm-emulated"
-    GVISOR = "gvisor"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from wardian.model.isolation import Isolation
 from wardian.model.resources import Resources
 
 
@@ -85,6 +86,7 @@ class Plan:
 
     ``start`` is started once at the end, with ``bash -l -c``, and is running in every sandbox; ``ready`` is
     run until it succeeds, before the warm snapshot. ``None`` leaves the base's own in force, "" has none.
+    ``isolation`` is what it is built in, and what its sandboxes get that ask for none themselves.
     """
 
     stages: tuple[Stage, ...]
@@ -93,6 +95,7 @@ class Plan:
     ready: str | None = None
     ready_timeout_s: int = 600
     ports: tuple[int, ...] = ()
+    isolation: Isolation | None = None
     force: bool = False  # pass the whole cache by
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from wardian.model.build import Surroundings
 from wardian.model.egress import Egress, GrantedHost
 from wardian.model.errors import Conflict
+from wardian.model.isolation import Wanted
 from wardian.model.resources import Resources
 from wardian.model.volume import VolumeMount
 
@@ -176,6 +177,7 @@ class SandboxSpec:
     egress: Egress = field(default_factory=Egress)
     granted_hosts: tuple[GrantedHost, ...] = ()  # by the server to sandboxes of its own; no request sets it
     volume_mounts: tuple[VolumeMount, ...] = ()
+    isolation: Wanted = field(default_factory=Wanted)  # once it is made, ``asked`` is what was gone by
     idempotency_key: str | None = None
 
 
@@ -190,7 +192,8 @@ class Sandbox:
     template_digest: str  # the root image: the same bytes forever
     state: State
     epoch: int  # raised by every restore, fork and rollback
-    isolation: str
+    driver: str  # what makes its machines
+    isolation: str  # how strong its machine is, or was when it was paused: the level
     resources: Resources
     spec: SandboxSpec
     access_token: str | None
@@ -238,6 +241,8 @@ class Snapshot:
     build_id: str | None = None  # as its sandbox had them
     tree: str | None = None
     surroundings: Surroundings = field(default_factory=Surroundings)
+    driver: str = ""  # what captured its memory, and alone can restore it; "" for files alone
+    isolation: str = ""  # the level its sandbox had
 
     @property
     def has_memory(self) -> bool:

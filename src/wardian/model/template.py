@@ -12,6 +12,7 @@ from typing import Any
 
 from wardian.model.build import BuildStatus, Lock, Surroundings
 from wardian.model.errors import Invalid
+from wardian.model.isolation import Isolation
 from wardian.model.resources import Resources
 
 DEFAULT_TAG = "default"
@@ -68,7 +69,8 @@ class Build:
 
     From then on ``root_digest`` (``sha256:<hex>``) names its root image, ``tree`` is the digest of the files
     in it, and ``snapshot_id`` names the warm snapshot that sandboxes are restored from, or is None to boot
-    the root image. ``plan`` and ``lock`` say what it was asked and what it was made of.
+    the root image. ``plan`` and ``lock`` say what it was asked and what it was made of. ``isolation`` is what
+    its sandboxes get that ask for none themselves (None: ``auto``).
     """
 
     id: str  # a UUID
@@ -85,6 +87,7 @@ class Build:
     surroundings: Surroundings = field(default_factory=Surroundings)
     start: str = ""
     ready: str = ""
+    isolation: Isolation | None = None
     plan: Mapping[str, Any] | None = None
     lock: Lock | None = None
     failure: Failure | None = None

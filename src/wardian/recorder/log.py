@@ -39,6 +39,9 @@ class SandboxLog:
         self._path = path
         self._now_us = now_us
         self._redact = redact
+        self.always: Mapping[str, Any] = {}
+        """What every record says, beside what it is told. May be changed at any time."""
+
         self._fd: int | None = None
         self._seq = 0
         self._prev = _GENESIS
@@ -78,6 +81,7 @@ class SandboxLog:
 
     def _line(self, type: str, fields: Mapping[str, Any]) -> bytes:
         head = {"seq": self._seq + 1, "at": self._now_us(), "type": type}
+        head |= self.always
         body = {key: _bounded(value) for key, value in self._redact(fields).items() if key not in head}
         if self._dropped:
             body["records_dropped_before"] = self._dropped

@@ -11,6 +11,7 @@ from wardian.guest.guest import Guest, Identity
 from wardian.images.layers import apply_layer
 from wardian.isolation.port import Machine, MachineImage, MachineSpec
 from wardian.model.errors import GuestFault, WardianError
+from wardian.model.isolation import Wanted
 from wardian.model.sandbox import Event, Snapshot
 from wardian.sandboxes.files import LAYER
 from wardian.sandboxes.owner import Owner
@@ -46,19 +47,31 @@ def attached_to(
     return attach
 
 
-def source_of(works: Workshop, snapshot: Snapshot, *, build_id: str | None = None) -> Source:
-    """How a machine is made from a snapshot: verified, and refused where this host cannot restore it."""
+def source_of(
+    works: Workshop, snapshot: Snapshot, wanted: Wanted, *, rather: str = "", build_id: str | None = None
+) -> Source:
+    """How a machine is made from a snapshot: verified, and refused where this host cannot restore it.
+
+    Memory is restored by the driver that captured it, or not at all; files are booted by any that makes what
+    is ``wanted``, ``rather`` by the one of that name. Raises what :class:`Drivers` does.
+    """
+    spec = MachineSpec(works.root_image(snapshot.root_digest), snapshot.resources)
+    if snapshot.has_memory:
+        driver = works.drivers.restoring(snapshot.driver, wanted)
+    else:
+        driver = works.drivers.choose(wanted, rather=rather)
 
     async def load() -> MachineImage:
         manifest, image = await works.snapshots.load(snapshot.id, digest=snapshot.digest)
-        manifest.check(works.host)
+        manifest.check(works.drivers.host(driver.name))
         return image
 
     async def files() -> Path:
         return (await load()).directory / LAYER
 
-    spec = MachineSpec(works.root_image(snapshot.root_digest), snapshot.resources)
-    return Source(spec, load, build_id) if snapshot.has_memory else Source(spec, files=files)
+    if snapshot.has_memory:
+        return Source(driver, spec, load, build_id)
+    return Source(driver, spec, files=files)
 
 
 async def destroy(machine: Machine | None, guest: Guest | None = None) -> None:

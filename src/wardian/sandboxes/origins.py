@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection
 
-from wardian.isolation.port import MachineImage, MachineSpec
+from wardian.isolation.port import Driver, MachineImage, MachineSpec
 from wardian.meter import intervals as meter
 from wardian.model.build import Surroundings
-from wardian.model.sandbox import Sandbox, SandboxSpec, State
-from wardian.model.template import Build, Edition
+from wardian.model.errors import Unsupported
+from wardian.model.isolation import Isolation, Wanted
+from wardian.model.sandbox import Sandbox, SandboxSpec, Snapshot, State
+from wardian.model.template import Edition
 from wardian.sandboxes.acts import create
 from wardian.sandboxes.identity import new_id, new_token
 from wardian.sandboxes.machines import source_of
@@ -22,10 +26,22 @@ from wardian.store.intents import Intent
 
 SOURCES_MAX = 1024
 
+WarmUp = Callable[[Edition, Driver], Awaitable[Snapshot]]
+"""Starts what a build starts in a machine of another driver, and captures it."""
+
+
+async def _cannot_warm(edition: Edition, driver: Driver) -> Snapshot:
+    raise Unsupported(
+        f"template '{edition.template.id}' was not built for {driver.name}", code="template_not_warm"
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a sandbox comes from: how its machine is made, and what its row says of it."""
+    """Where a sandbox comes from: how its machine is made, and what its row says of it.
+
+    ``isolation`` is what is gone by where its caller asks for none.
+    """
 
     id: str
     alias: str | None
@@ -35,6 +51,7 @@ class Origin:
     surroundings: Surroundings = field(default_factory=Surroundings)
     snapshot_id: str | None = None
     parent: Sandbox | None = None
+    isolation: Isolation = Isolation.AUTO
 
 
 class Origins:
@@ -43,34 +60,41 @@ class Origins:
     def __init__(self, works: Workshop, templates: Templates) -> None:
         self._works = works
         self._templates = templates
-        self._sources: dict[str, Source] = {}  # by build, which never changes
+        self._sources: dict[tuple[str, str], Source] = {}  # by build, which never changes, and driver
+        self._warming: dict[tuple[str, str], asyncio.Task[Snapshot]] = {}
+        self.warm_up: WarmUp = _cannot_warm
 
-    async def find(self, tenant: str, reference: str) -> Origin:
+    async def find(self, tenant: str, reference: str, wanted: Wanted) -> Origin:
         """A template at one of its builds, or the tenant's snapshot by id or name. Raises NotFound."""
         edition = await self._templates.find(tenant, reference)
         if edition is not None:
-            return await self.of_template(edition)
+            return await self.of_template(edition, wanted)
         row = await self._works.database.read(lambda conn: snapshots.find(conn, tenant, reference))
         if row is None:
             raise unknown(reference)
+        source = source_of(self._works, row, wanted)
+        level = self._works.drivers.level(source.driver)
         return Origin(
             row.id,
             next(iter(row.names), None),
-            source_of(self._works, row),
+            source,
             build_id=row.build_id,
             tree=row.tree,
             surroundings=row.surroundings,
             snapshot_id=row.id,
+            isolation=Isolation(level) if row.has_memory else Isolation.AUTO,
         )
 
-    async def of_template(self, edition: Edition) -> Origin:
+    async def of_template(self, edition: Edition, wanted: Wanted) -> Origin:
         """A build: restored from its warm snapshot if it has one, else booted from its root image."""
         template, build = edition.template, edition.build
-        if (source := self._sources.get(build.id)) is None:
-            source = await self._source(build)
+        driver = self._works.drivers.choose(wanted.else_as(build.isolation))
+        key = build.id, driver.name
+        if (source := self._sources.get(key)) is None:
+            source = await self._source(edition, driver)
             if len(self._sources) >= SOURCES_MAX:
                 self._sources.clear()
-            self._sources[build.id] = source
+            self._sources[key] = source
         return Origin(
             template.id,
             template.alias,
@@ -78,29 +102,61 @@ class Origins:
             build_id=build.id,
             tree=build.tree or None,
             surroundings=build.surroundings,
+            isolation=build.isolation or Isolation.AUTO,
         )
 
-    async def _source(self, build: Build) -> Source:
-        works = self._works
+    async def _source(self, edition: Edition, driver: Driver) -> Source:
+        works, build = self._works, edition.build
+        row = await self._warmth(edition, driver)
+        if row is None:
+            spec = MachineSpec(works.root_image(build.root_digest), build.resources)
+            return Source(driver, spec, build_id=build.id)
+        return replace(source_of(works, row, Wanted(), build_id=build.id), ready=build.ready)
+
+    async def _warmth(self, edition: Edition, driver: Driver) -> Snapshot | None:
+        """What a build's sandboxes are restored from by ``driver``: captured at their first use, if it is not
+        the driver that built it. None: nothing is started in them."""
+        build, database = edition.build, self._works.database
         snapshot_id = build.snapshot_id
-        if snapshot_id is not None:
-            row = await works.database.read(lambda conn: snapshots.get(conn, snapshot_id))
-            if row is not None:
-                return replace(source_of(works, row, build_id=build.id), ready=build.ready)
-        return Source(MachineSpec(works.root_image(build.root_digest), build.resources), build_id=build.id)
+        if snapshot_id is None:
+            return None
+        row = await database.read(lambda conn: snapshots.get(conn, snapshot_id))
+        if row is None or row.driver == driver.name:
+            return row
+        return await database.read(
+            lambda conn: snapshots.warmth(conn, build.id, driver.name)
+        ) or await self._warmed(edition, driver)
+
+    async def _warmed(self, edition: Edition, driver: Driver) -> Snapshot:
+        """Warm a build up once, however many ask for it. It goes on when they stop waiting."""
+        key = edition.build.id, driver.name
+        if (task := self._warming.get(key)) is None:
+            task = asyncio.ensure_future(self.warm_up(edition, driver))
+            self._warming[key] = task
+            task.add_done_callback(lambda _: self._warming.pop(key, None))
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Give up what is being warmed up."""
+        tasks = list(self._warming.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def forget(self, build_id: str) -> None:
         """A build is gone."""
-        self._sources.pop(build_id, None)
+        for key in [key for key in self._sources if key[0] == build_id]:
+            del self._sources[key]
 
-    def of_fork(self, parent: Sandbox, image: MachineImage) -> Origin:
+    def of_fork(self, parent: Sandbox, image: MachineImage, wanted: Wanted) -> Origin:
         """A capture of ``parent``, good for as long as its directory is."""
 
         async def load() -> MachineImage:
             return image
 
-        spec = MachineSpec(self._works.root_image(image.root_digest), image.resources)
-        source = Source(spec, load)
+        works = self._works
+        spec = MachineSpec(works.root_image(image.root_digest), image.resources)
+        source = Source(works.drivers.restoring(parent.driver, wanted), spec, load)
         return Origin(
             parent.template_id,
             parent.template_alias,
@@ -115,7 +171,7 @@ class Origins:
 def new_sandbox(works: Workshop, tenant: str, origin: Origin, spec: SandboxSpec) -> Sandbox:
     """The value of a sandbox that is about to be created."""
     now = works.now_us()
-    parent, machine = origin.parent, origin.source.spec
+    parent, machine, driver = origin.parent, origin.source.spec, origin.source.driver
     return Sandbox(
         id=new_id("i"),
         tenant=tenant,
@@ -124,9 +180,10 @@ def new_sandbox(works: Workshop, tenant: str, origin: Origin, spec: SandboxSpec)
         template_digest=machine.root.digest,
         state=State.CREATING,
         epoch=1 if parent is None else parent.epoch + 1,
-        isolation=works.driver.level.value,
+        driver=driver.name,
+        isolation=works.drivers.level(driver).value,
         resources=machine.resources,
-        spec=spec,
+        spec=replace(spec, isolation=spec.isolation.else_as(origin.isolation)),
         access_token=new_token() if spec.secure else None,
         traffic_token=None if spec.allow_public_traffic else new_token(),
         created_at=now,

@@ -65,6 +65,7 @@ class Owner:
         self.machine: Machine | None = None
         self.guest: Guest | None = None
         self.log = works.recorder.log(sandbox.id)
+        self.log.always = {"isolation": sandbox.isolation}
         self.last_at = sandbox.created_at
         self._hooks = hooks
         self._commands = Commands(f"owner {sandbox.id}")
@@ -179,6 +180,7 @@ class Owner:
 
     def _become(self, after: Sandbox, events: tuple[Event, ...], facts: Mapping[str, Any]) -> None:
         self.sandbox = after
+        self.log.always = {"isolation": after.isolation}
         for event in events:
             self.log.append(f"sandbox.{event}", epoch=after.epoch, **facts)
         self._hooks.changed(self)

@@ -41,6 +41,9 @@ PATIENCE_S = 0.25  # a refill waits at most this long for the foreground, then g
 
 _log = logging.getLogger(__name__)
 _M = TypeVar("_M")
+_T = TypeVar("_T")
+_Kind = tuple[str, _T]
+"""What members that are as good as each other have in common, after the name of their driver."""
 
 Load = Callable[[], Awaitable[MachineImage]]
 """Loads (and verifies) the image a machine is to be restored from."""
@@ -59,7 +62,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """Bounds per machine spec (created) and per build (hot), and how many machines are made at once.
+    """Bounds per driver and machine spec (created) or build (hot), and how many machines are made at once.
 
     ``memory_mib`` bounds what the hot members' memories may add up to (None: nothing does). ``rehearsal`` is
     run once in every hot member before it waits.
@@ -74,13 +77,14 @@ class PoolLimits:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a machine is made from: its spec, and an image to restore or None to boot the root image.
+    """What a machine is made by and from: its spec, and an image to restore or None to boot the root image.
 
     With a ``build_id`` a hot member of that build will do. ``files`` finds a layer that whoever attaches the
     guest of the booted root image lays over it. ``ready`` is the template's ready check: a hot
     member passes it before it waits, so that whatever answers it has its pages in memory.
     """
 
+    driver: Driver
     spec: MachineSpec
     load: Load | None = None
     build_id: str | None = None
@@ -133,16 +137,13 @@ class _Shelf(Generic[_M]):
 
 
 class Pool:
-    """The waiting machines of one driver. ``start`` begins refilling, ``close`` destroys every member."""
+    """The waiting machines of every driver. ``start`` begins refilling, ``close`` destroys every member."""
 
-    def __init__(
-        self, driver: Driver, limits: PoolLimits, *, new_guest: Callable[[Machine], Guest] | None = None
-    ) -> None:
-        self._driver = driver
+    def __init__(self, limits: PoolLimits, *, new_guest: Callable[[Machine], Guest] | None = None) -> None:
         self._limits = limits
         self.new_guest = new_guest or (lambda machine: Guest(machine.link))
-        self._created: dict[MachineSpec, _Shelf[Prepared]] = {}
-        self._hot: dict[str, _Shelf[_Hot]] = {}
+        self._created: dict[_Kind[MachineSpec], _Shelf[Prepared]] = {}
+        self._hot: dict[_Kind[str], _Shelf[_Hot]] = {}
         self._slots = asyncio.Semaphore(limits.concurrency)
         self._waiting = 0
         self._quiet = asyncio.Event()
@@ -161,15 +162,15 @@ class Pool:
     def keep_warm(self, source: Source) -> None:
         """Always keep hot members of this source's build, and created ones of its spec."""
         assert source.build_id is not None
-        self._hot[source.build_id] = _Shelf(self._limits.hot, source)
-        self._created.setdefault(source.spec, _Shelf(self._limits.created, Source(source.spec)))
+        self._hot[source.driver.name, source.build_id] = _Shelf(self._limits.hot, source)
+        empty = Source(source.driver, source.spec)
+        self._created.setdefault((empty.driver.name, empty.spec), _Shelf(self._limits.created, empty))
         self._work.set()
 
     async def drop(self, build_id: str) -> None:
         """Keep no more hot members of a build, and destroy the ones there are."""
-        shelf = self._hot.pop(build_id, None)
-        if shelf is not None:
-            await asyncio.gather(*(self._destroy(hot) for hot in shelf.members))
+        shelves = [self._hot.pop(kind) for kind in list(self._hot) if kind[1] == build_id]
+        await asyncio.gather(*(self._destroy(hot) for shelf in shelves for hot in shelf.members))
 
     def waiting(self) -> tuple[int, int]:
         """How many members wait: created, hot."""
@@ -230,7 +231,7 @@ class Pool:
 
     async def _make(self, source: Source) -> Machine:
         image = None if source.load is None else await source.load()
-        member = self._take_created(source.spec)
+        member = self._take_created(source)
         if member is not None:
             try:
                 return await _become(member, image)
@@ -238,7 +239,7 @@ class Pool:
                 raise
             except Exception:
                 _log.warning("a created machine was no good; making another", exc_info=True)
-        return await _become(await self._driver.prepare(source.spec), image)
+        return await _become(await source.driver.prepare(source.spec), image)
 
     def _take_hot(self, source: Source) -> _Hot | None:
         shelf = self._shelf_of(source)
@@ -256,9 +257,10 @@ class Pool:
         """Where hot members of a source wait: from its first use on, if it is a build."""
         if source.build_id is None or not self._limits.hot.high:
             return None
-        if (shelf := self._hot.get(source.build_id)) is None:
+        kind = source.driver.name, source.build_id
+        if (shelf := self._hot.get(kind)) is None:
             low, high = self._limits.hot.low, self._limits.hot.high
-            shelf = self._hot[source.build_id] = _Shelf(Bounds(min(low, 1), high), source, always=False)
+            shelf = self._hot[kind] = _Shelf(Bounds(min(low, 1), high), source, always=False)
             self._watch_for_unused()
         return shelf
 
@@ -274,8 +276,8 @@ class Pool:
         if not all(shelf.always for shelf in self._hot.values()):
             self._watch_for_unused()
 
-    def _take_created(self, spec: MachineSpec) -> Prepared | None:
-        shelf = self._created.get(spec)
+    def _take_created(self, source: Source) -> Prepared | None:
+        shelf = self._created.get((source.driver.name, source.spec))
         if shelf is None:
             return None
         self._note_take(shelf)
@@ -332,14 +334,14 @@ class Pool:
     def _next_step(self) -> Callable[[], Awaitable[None]] | None:
         """What to do next to bring some shelf nearer to its demand: hot ones first."""
         now = time.monotonic()
-        for build_id, hot_shelf in list(self._hot.items()):
+        for kind, hot_shelf in list(self._hot.items()):
             surplus = hot_shelf.surplus(now)
             if surplus < 0 and (step := self._make_room(hot_shelf)) is not None:
                 return step
             if surplus > 0:
                 return partial(self._destroy, hot_shelf.members.pop())
             if hot_shelf.is_unused(now):
-                del self._hot[build_id]
+                del self._hot[kind]
         for shelf in self._created.values():
             surplus = shelf.surplus(now)
             if surplus < 0:
@@ -360,7 +362,7 @@ class Pool:
         return partial(self._destroy, min(older, key=lambda each: each.last_take).members.pop())
 
     async def _add_created(self, shelf: _Shelf[Prepared]) -> None:
-        prepared = await self._driver.prepare(shelf.source.spec)
+        prepared = await shelf.source.driver.prepare(shelf.source.spec)
         try:
             await prepared.park()
         except BaseException:
@@ -371,7 +373,7 @@ class Pool:
     async def _add_hot(self, shelf: _Shelf[_Hot]) -> None:
         source = shelf.source
         image = None if source.load is None else await source.load()
-        machine = await _become(await self._driver.prepare(source.spec), image)
+        machine = await _become(await source.driver.prepare(source.spec), image)
         nobody = identity_of_nobody(source.build_id or "")
         guest = await self._attached(machine, lambda guest: guest.attach(0, nobody))
         hot = _Hot(machine, guest)
@@ -381,7 +383,7 @@ class Pool:
         except BaseException:
             await asyncio.shield(self._destroy(hot))
             raise
-        if self._hot.get(source.build_id or "") is not shelf:  # dropped meanwhile
+        if self._hot.get((source.driver.name, source.build_id or "")) is not shelf:  # dropped meanwhile
             await self._destroy(hot)
             return
         hot.watch = asyncio.create_task(self._watch(shelf, hot), name=f"pool watch {machine.id}")

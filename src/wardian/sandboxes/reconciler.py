@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from wardian.isolation.port import MachineGone
+from wardian.isolation.port import Driver, MachineGone
 from wardian.model.errors import WardianError
 from wardian.model.sandbox import EndReason, Event, State
 from wardian.sandboxes.acts import create, pause
@@ -62,8 +62,7 @@ async def reconcile(works: Workshop, owners: Mapping[str, Owner]) -> Outcome:
             await owner.turn(lambda: _repair(owner, open_intents.get(owner.sandbox.id)))
 
     await asyncio.gather(*(repair(owner) for owner in owners.values()))
-    machines = {o.sandbox.machine_id for o in owners.values() if o.machine is not None} - {None}
-    swept_machines = await works.driver.sweep({machine for machine in machines if machine})
+    swept_machines = await works.drivers.sweep(_machines_of(owners.values()))
     kept = await works.database.read(snapshots.all_ids)
     swept_snapshots = await works.snapshots.collect(kept)
     outcome = Outcome(
@@ -81,6 +80,15 @@ async def reconcile(works: Workshop, owners: Mapping[str, Owner]) -> Outcome:
         *(len(x) for x in (outcome.attached, outcome.lost, swept_machines, swept_snapshots)),
     )
     return outcome
+
+
+def _machines_of(owners: Collection[Owner]) -> Mapping[str, Collection[str]]:
+    """The machines that belong to a sandbox, by driver."""
+    known: dict[str, set[str]] = {}
+    for owner in owners:
+        if owner.machine is not None:
+            known.setdefault(owner.sandbox.driver, set()).add(owner.machine.id)
+    return known
 
 
 async def _repair(owner: Owner, intent: Intent | None) -> None:
@@ -129,7 +137,7 @@ async def _reattach(owner: Owner) -> None:
     try:
         if sandbox.machine is None:
             raise MachineGone("its machine is not on record")
-        machine = await works.driver.attach(sandbox.machine)
+        machine = await _driver_of(owner).attach(sandbox.machine)
         await machine.thaw()
         guest = works.pool.new_guest(machine)
         await attached_to(owner, sandbox.epoch, None)(guest)
@@ -147,12 +155,21 @@ async def _reattach(owner: Owner) -> None:
     owner.adopt(machine, guest)
 
 
+def _driver_of(owner: Owner) -> Driver:
+    """What made its machine, even if it would make no other now."""
+    name = owner.sandbox.driver
+    driver = owner.works.drivers.named(name)
+    if driver is None:
+        raise MachineGone(f"its driver, {name}, is not there: {owner.works.drivers.host(name).reason}")
+    return driver
+
+
 async def _destroy_recorded(owner: Owner) -> None:
     record = owner.sandbox.machine
     if record is None:
         return
     try:
-        machine = await owner.works.driver.attach(record)
+        machine = await _driver_of(owner).attach(record)
     except WardianError:
         return  # dead already; what it left is swept
     await destroy(machine)

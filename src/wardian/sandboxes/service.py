@@ -6,72 +6,44 @@ Each verb takes the tenant first: an id of another tenant is answered exactly li
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection
-
 from wardian.guest.guest import Guest
-from wardian.isolation.port import MachineImage, MachineSpec, RootImage
-from wardian.meter import intervals as meter
+from wardian.isolation.drivers import IsolationUnavailable
+from wardian.isolation.port import Driver, IsolationLevel, MachineSpec, RootImage
 from wardian.model.egress import Egress, GrantedHost
-from wardian.model.errors import Invalid, LimitExceeded, NotFound, WardianError
+from wardian.model.errors import Invalid, WardianError
+from wardian.model.isolation import Wanted
 from wardian.model.resources import Resources
-from wardian.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxSpec, Snapshot, State
-from wardian.model.template import Build
+from wardian.model.sandbox import EndReason, Sandbox, SandboxSpec, Snapshot, State
+from wardian.model.template import Build, Edition
 from wardian.model.usage import Usage
-from wardian.sandboxes import benches, cursors
-from wardian.sandboxes.acts import capture, create, pause, resume
+from wardian.sandboxes import benches, forks, history, kept, listing
+from wardian.sandboxes.acts import capture, create, network, pause, resume
 from wardian.sandboxes.acts import end as ending
-from wardian.sandboxes.alarms import Alarms
 from wardian.sandboxes.benches import Bench
+from wardian.sandboxes.listing import PUBLIC_STATES, ListQuery, Page
 from wardian.sandboxes.machines import source_of
-from wardian.sandboxes.origins import Origin, Origins, insert, new_sandbox
-from wardian.sandboxes.owner import Hooks, Owner, not_found
+from wardian.sandboxes.origins import Origins, WarmUp
+from wardian.sandboxes.owner import Owner, not_found
 from wardian.sandboxes.pool import Source
 from wardian.sandboxes.reconciler import Outcome, reconcile
-from wardian.sandboxes.sampler import Metric, Sampler
+from wardian.sandboxes.roster import HIDDEN, RESUME_TIMEOUT_S, Roster
+from wardian.sandboxes.sampler import Metric
 from wardian.sandboxes.templates import Templates
 from wardian.sandboxes.workshop import Workshop
-from wardian.store import sandboxes, snapshots
+from wardian.store import sandboxes
 
 __all__ = ["ListQuery", "Metric", "Page", "Sandboxes"]
 
-RESUME_TIMEOUT_S = 300  # where traffic or a caller resumes without saying for how long
 CLOSE_PATIENCE_S = 10.0
 
-_PUBLIC_STATES: Mapping[str, frozenset[State]] = {
-    "running": frozenset({State.RUNNING, State.FROZEN, State.SNAPSHOTTING, State.PAUSING}),
-    "paused": frozenset({State.PAUSED, State.RESUMING}),
-}
-_HIDDEN = frozenset({State.CREATING, State.KILLING, State.ENDED})
-
-_EXPIRING = frozenset({State.RUNNING, State.FROZEN})
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ListQuery:
-    """Filters of a listing; all must match. ``states`` are public states (running, paused)."""
-
-    states: frozenset[str] = frozenset({"running", "paused"})
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    template: str | None = None
-    started_after_us: int | None = None  # inclusive at whole seconds, as the E2B protocol wants
-    ascending: bool = False
-    limit: int = 100
-    cursor: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    items: tuple[Sandbox, ...]
-    next_cursor: str | None
-    total_running: int
 
 
 class Sandboxes:
@@ -81,34 +53,52 @@ class Sandboxes:
         self._works = works
         self._templates = templates
         self._origins = Origins(works, templates)
-        self._owners: dict[str, Owner] = {}
-        self._hooks = Hooks(changed=self._changed, resume=self._resume_on_traffic, lost=ending.end)
-        self._alarms = Alarms(self._ring, now_us=works.now_us)
-        self._sampler = Sampler(
-            self._owners.values, every_s=works.options.sample_every_s, now_us=works.now_us
-        )
+        self.roster = Roster(works)
+        self._wanted = Wanted()
+
+    def within(self, wanted: Wanted) -> Sandboxes:
+        """The same sandboxes, for somebody who may only get, or get into, what has the isolation ``wanted``.
+
+        Every verb that gives a sandbox holds to it, so a front door cannot forget to.
+        """
+        bound = copy.copy(self)
+        bound._wanted = wanted
+        return bound
+
+    def warm_up_with(self, warm_up: WarmUp) -> None:
+        """How a build is made warm for a driver that did not build it."""
+        self._origins.warm_up = warm_up
 
     async def start(self) -> Outcome:
         """Reconcile what an earlier server left, then begin to fill the pools."""
-        works = self._works
-        left = await works.database.read(lambda conn: sandboxes.not_ended(conn, works.lease.node_id))
-        for sandbox in left:
-            self._owners[sandbox.id] = Owner(works, sandbox, self._hooks)
-        outcome = await reconcile(works, dict(self._owners))
-        await self._clear_benches()
-        for owner in list(self._owners.values()):
-            self._changed(owner)
+        works, roster = self._works, self.roster
+        for sandbox in await works.database.read(lambda conn: sandboxes.not_ended(conn, works.lease.node_id)):
+            roster.adopt(sandbox)
+        outcome = await reconcile(works, dict(roster.owners))
+        await benches.clear_left(roster)
+        for owner in list(roster.owners.values()):
+            roster.changed(owner)
         for edition in await self._templates.house():
-            works.pool.keep_warm((await self._origins.of_template(edition)).source)
+            await self._keep_warm(edition)
         works.pool.start()
-        self._sampler.start()
+        roster.sampler.start()
         return outcome
+
+    async def _keep_warm(self, edition: Edition) -> None:
+        try:
+            origin = await self._origins.of_template(edition, Wanted())
+        except IsolationUnavailable as error:  # nothing here runs at native speed
+            _log.info("template %s is not kept warm: %s", edition.template.id, error)
+        else:
+            self._works.pool.keep_warm(origin.source)
 
     async def close(self) -> None:
         """Let what was begun finish, destroy the pools, and let go. Sandboxes go on running."""
-        self._alarms.close()
-        await self._sampler.close()
-        await asyncio.gather(*(owner.close(CLOSE_PATIENCE_S) for owner in self._owners.values()))
+        roster = self.roster
+        roster.alarms.close()
+        await roster.sampler.close()
+        await self._origins.close()
+        await asyncio.gather(*(owner.close(CLOSE_PATIENCE_S) for owner in roster.owners.values()))
         await self._works.pool.close()
 
     # ── create, get, list
@@ -116,11 +106,12 @@ class Sandboxes:
     async def create(self, tenant: str, spec: SandboxSpec) -> Sandbox:
         """A new sandbox, running. With an idempotency key used before, the sandbox that use made."""
         self._check_timeout(spec.timeout_s)
-        origin = await self._origins.find(tenant, spec.template)
+        spec = replace(spec, isolation=spec.isolation.and_also(self._wanted))
+        origin = await self._origins.find(tenant, spec.template, spec.isolation)
         reservation = self._works.pool.reserve(origin.source)
         made = False
         try:
-            owner, made = await self._add(tenant, origin, spec)
+            owner, made = await self.roster.add(tenant, origin, spec)
         finally:
             if not made and reservation is not None:
                 await asyncio.shield(self._works.pool.release(reservation))
@@ -128,90 +119,28 @@ class Sandboxes:
             await owner.turn(lambda: create.create(owner, origin.source, reservation))
         else:
             await owner.turn(_nothing)  # whoever is making it finishes first
-            self._check_present(owner)
+            _check_present(owner)
+            _check_isolation(owner, spec.isolation)
         return owner.sandbox
 
-    async def _add(self, tenant: str, origin: Origin, spec: SandboxSpec) -> tuple[Owner, bool]:
-        """Write the row and intent of a new sandbox. False: its idempotency key names one that is there."""
-        works = self._works
-        sandbox = new_sandbox(works, tenant, origin, spec)
-        owner = Owner(works, sandbox, self._hooks)
-
-        def transaction(conn: Connection) -> Sandbox | None:
-            works.lease.fence(conn)
-            if spec.idempotency_key is not None:
-                found = sandboxes.find_by_idempotency_key(conn, tenant, spec.idempotency_key)
-                if found is not None:
-                    return found
-            self._check_quota(conn, tenant)
-            insert(conn, sandbox, node_id=works.lease.node_id)
-            return None
-
-        self._owners[sandbox.id] = owner
-        try:
-            found = await works.database.write(transaction)
-        except BaseException:
-            self._owners.pop(sandbox.id, None)
-            raise
-        if found is not None:
-            del self._owners[sandbox.id]
-            if (maker := self._owners.get(found.id)) is None:
-                raise not_found(found.id)
-            return maker, False  # perhaps still being created
-        _log_creation(owner)
-        return owner, True
-
-    def _check_quota(self, conn: Connection, tenant: str) -> None:
-        most = self._works.options.sandboxes_max
-        if sandboxes.count(conn, tenant, set(State) - {State.ENDED}) >= most:
-            raise LimitExceeded(
-                f"you have {most} sandboxes, which is the limit", hint="kill some, then try again"
-            )
-
     async def get(self, tenant: str, sandbox_id: str) -> Sandbox:
-        return self._owner(tenant, sandbox_id).sandbox
+        """What a sandbox is. To get into it is another matter: :meth:`may_enter`."""
+        return self.roster.owner(tenant, sandbox_id).sandbox
+
+    def may_enter(self, sandbox: Sandbox) -> bool:
+        """Whether its wall is strong enough to be given the keys to its data plane."""
+        return IsolationLevel(sandbox.isolation).satisfies(self._wanted.minimum)
 
     async def list(self, tenant: str, query: ListQuery) -> Page:
         """A page by start time, newest first unless asked otherwise."""
-        after = cursors.decode(query.cursor)
-        states = frozenset[State]().union(*(_PUBLIC_STATES[name] for name in query.states))
-        template = await self._template_of(tenant, query.template)
+        return await listing.page(self._works.database, self._templates, tenant, query)
 
-        def transaction(conn: Connection) -> tuple[Sequence[Sandbox], int]:
-            found = sandboxes.page(
-                conn,
-                tenant,
-                states=states,
-                metadata=query.metadata,
-                template=template,
-                started_from=query.started_after_us,
-                after=after,
-                ascending=query.ascending,
-                limit=query.limit + 1,
-            )
-            return found, sandboxes.count(conn, tenant, _PUBLIC_STATES["running"])
-
-        found, running = await self._works.database.read(transaction)
-        items = tuple(found[: query.limit])
-        more = len(found) > query.limit
-        return Page(items, cursors.encode(items[-1].started_at, items[-1].id) if more else None, running)
-
-    async def _template_of(self, tenant: str, reference: str | None) -> str | None:
-        """What to look for in the rows of sandboxes for a template, build or snapshot that was named."""
-        if reference is None:
-            return None
-        edition = await self._templates.find(tenant, reference)
-        if edition is None:
-            return reference
-        by_build = reference == edition.build.id or ":" in reference
-        return edition.build.id if by_build else edition.template.id
-
-    async def forget_builds(self, builds: Sequence[Build]) -> None:
-        """Let go of what stood on builds that are gone: machines that waited, warm snapshots."""
+    async def forget_builds(self, builds: Sequence[Build], snapshot_ids: Sequence[str]) -> None:
+        """Let go of what stood on builds that are gone: machines that waited, and their warm snapshots."""
         for build in builds:
             self._origins.forget(build.id)
             await self._works.pool.drop(build.id)
-        await self.drop_snapshots([build.snapshot_id for build in builds if build.snapshot_id is not None])
+        await self.drop_snapshots(snapshot_ids)
 
     async def drop_snapshots(self, snapshot_ids: Sequence[str]) -> None:
         """Remove the files of snapshots whose rows are gone."""
@@ -224,7 +153,7 @@ class Sandboxes:
         """Let a running sandbox's time be up in ``timeout_s`` from now; 0 is at once."""
         if timeout_s:
             self._check_timeout(timeout_s)
-        owner = self._owner(tenant, sandbox_id)
+        owner = self.roster.owner(tenant, sandbox_id)
 
         async def command() -> None:
             _check_running(owner)
@@ -235,7 +164,7 @@ class Sandboxes:
 
     async def refresh(self, tenant: str, sandbox_id: str, duration_s: int) -> Sandbox:
         """Keep a running sandbox for at least ``duration_s`` from now."""
-        owner = self._owner(tenant, sandbox_id)
+        owner = self.roster.owner(tenant, sandbox_id)
         await owner.turn(lambda: self._extend(owner, duration_s))
         return owner.sandbox
 
@@ -254,68 +183,37 @@ class Sandboxes:
         """
         if timeout_s is not None:
             self._check_timeout(timeout_s)
-        owner = self._owner(tenant, sandbox_id)
+        owner = self.roster.owner(tenant, sandbox_id)
 
         async def command() -> bool:
             if owner.sandbox.state is State.PAUSED:
                 until = RESUME_TIMEOUT_S if timeout_s is None else timeout_s
-                await resume.resume(owner, until, memory=memory)
+                await resume.resume(owner, until, memory=memory, wanted=self._wanted)
                 return True
+            _check_isolation(owner, self._wanted)
             if timeout_s is not None:
                 await self._extend(owner, timeout_s)
             return False
 
         resumed = await owner.turn(command)
-        self._check_present(owner)
+        _check_present(owner)
         return owner.sandbox, resumed
 
-    def _ring(self, sandbox_id: str) -> None:
-        if (owner := self._owners.get(sandbox_id)) is not None:
-            owner.soon(lambda: self._expire(owner))
+    def _check_timeout(self, timeout_s: int) -> None:
+        most = self._works.options.timeout_max_s
+        if timeout_s <= 0:
+            raise Invalid("Timeout must be greater than 0", code="bad_timeout")
+        if timeout_s > most:
+            raise Invalid(f"Timeout cannot be greater than {most / 3600:g} hours", code="bad_timeout")
 
-    async def _expire(self, owner: Owner) -> None:
-        sandbox = owner.sandbox
-        if sandbox.state not in _EXPIRING or sandbox.end_at > self._works.now_us():
-            return
-        if sandbox.spec.on_timeout is OnTimeout.KILL:
-            await ending.end(owner, EndReason.EXPIRED)
-            return
-        try:
-            await pause.pause(owner, memory=sandbox.spec.pause_memory)
-        except WardianError as error:
-            # Killing it would lose what its owner asked to keep. It goes on, and is tried again.
-            owner.log.append("sandbox.pause_retry", detail=str(error))
-            retry_us = int(self._works.options.pause_retry_s * 1e6)
-            await owner.change(end_at=self._works.now_us() + retry_us)
-            raise
-
-    # ── network
-
-    async def set_network(
-        self, tenant: str, sandbox_id: str, *, egress: Egress, allow_internet: bool
-    ) -> Sandbox:
-        """Replace the rules of what may leave a sandbox, running or paused. New connections follow them at
-        once; those under way that they forbid are cut."""
-        owner = self._owner(tenant, sandbox_id)
-
-        async def command() -> None:
-            owner.check_present()
-            spec = replace(owner.sandbox.spec, egress=egress, allow_internet=allow_internet)
-            await owner.change(spec=spec)
-            self._works.outbound.changed(owner.sandbox)
-            _log_network(owner)
-
-        await owner.turn(command)
-        return owner.sandbox
-
-    # ── pause, resume, kill
+    # ── pause, resume, kill, network
 
     async def pause(self, tenant: str, sandbox_id: str, *, memory: bool = True) -> Sandbox:
         """Memory and disk to a snapshot, machine gone. Survives a power cut once it returns.
 
         Without ``memory`` the files alone: a resume is then a boot.
         """
-        owner = self._owner(tenant, sandbox_id)
+        owner = self.roster.owner(tenant, sandbox_id)
         await owner.turn(lambda: pause.pause(owner, memory=memory))
         return owner.sandbox
 
@@ -325,55 +223,43 @@ class Sandboxes:
         """A paused sandbox runs again, every process where it was. A failure leaves it paused and intact."""
         if timeout_s is not None:
             self._check_timeout(timeout_s)
-        owner = self._owner(tenant, sandbox_id)
+        owner = self.roster.owner(tenant, sandbox_id)
         until = RESUME_TIMEOUT_S if timeout_s is None else timeout_s
-        await owner.turn(lambda: resume.resume(owner, until, memory=memory))
+        wanted = self._wanted
+        await owner.turn(lambda: resume.resume(owner, until, memory=memory, wanted=wanted))
         return owner.sandbox
-
-    async def _resume_on_traffic(self, owner: Owner) -> None:
-        await resume.resume(owner, max(RESUME_TIMEOUT_S, owner.sandbox.spec.timeout_s))
 
     async def kill(self, tenant: str, sandbox_id: str) -> None:
         """End a sandbox, running or paused."""
-        owner = self._owner(tenant, sandbox_id)
+        owner = self.roster.owner(tenant, sandbox_id)
         await owner.turn(lambda: ending.end(owner, EndReason.KILLED))
 
-    # ── fork and snapshots
+    async def set_network(
+        self, tenant: str, sandbox_id: str, *, egress: Egress, allow_internet: bool
+    ) -> Sandbox:
+        """Replace the rules of what may leave a sandbox, running or paused."""
+        owner = self.roster.owner(tenant, sandbox_id)
+        await owner.turn(lambda: network.set_rules(owner, egress=egress, allow_internet=allow_internet))
+        return owner.sandbox
+
+    # ── forks and snapshots
 
     async def fork(
         self, tenant: str, sandbox_id: str, *, count: int, timeout_s: int | None
     ) -> Sequence[Sandbox | WardianError]:
         """``count`` clones of a running sandbox, which goes on. Each succeeds or fails by itself."""
-        if not 1 <= count <= self._works.options.fork_max:
-            raise Invalid(f"count must be between 1 and {self._works.options.fork_max}", code="bad_count")
         if timeout_s is not None:
             self._check_timeout(timeout_s)
-        parent = self._owner(tenant, sandbox_id)
-        async with self._works.snapshots.scratch() as directory:
-            image = await parent.turn(lambda: capture.capture_for_fork(parent, directory))
-            return await asyncio.gather(
-                *(self._fork_one(parent.sandbox, image, timeout_s) for _ in range(count))
-            )
-
-    async def _fork_one(
-        self, parent: Sandbox, image: MachineImage, timeout_s: int | None
-    ) -> Sandbox | WardianError:
-        origin = self._origins.of_fork(parent, image)
-        asked = replace(
-            parent.spec,
-            timeout_s=parent.spec.timeout_s if timeout_s is None else timeout_s,
-            idempotency_key=None,
-            granted_hosts=(),  # granted to the parent, and to nobody that comes after it
+        parent = self.roster.owner(tenant, sandbox_id)
+        return await forks.fork(
+            self._works,
+            self.roster,
+            self._origins,
+            parent,
+            self._wanted,
+            count=count,
+            timeout_s=timeout_s,
         )
-        try:
-            owner, _ = await self._add(parent.tenant, origin, asked)
-            await owner.turn(lambda: create.create(owner, origin.source))
-        except WardianError as error:
-            return error
-        except OSError as error:
-            _log.exception("a fork of sandbox %s failed", parent.id)
-            return WardianError(f"the fork failed: {error}")
-        return owner.sandbox
 
     async def snapshot(
         self, tenant: str, sandbox_id: str, *, name: str | None, memory: bool = True
@@ -382,91 +268,53 @@ class Sandboxes:
 
         Without ``memory`` it holds the files alone, and what is created from it is booted.
         """
-        owner = self._owner(tenant, sandbox_id)
+        owner = self.roster.owner(tenant, sandbox_id)
         return await owner.turn(lambda: capture.take_snapshot(owner, name, memory=memory))
+
+    async def find_snapshot(self, tenant: str, reference: str) -> Snapshot | None:
+        """A kept snapshot of the tenant's, by id or name."""
+        return await kept.find(self._works, tenant, reference)
 
     async def list_snapshots(
         self, tenant: str, *, sandbox_id: str | None, name: str | None, limit: int, cursor: str | None
     ) -> tuple[Sequence[Snapshot], str | None]:
         """Kept snapshots, newest first, and where the next page begins."""
-        after = cursors.decode(cursor)
-        found = await self._works.database.read(
-            lambda conn: snapshots.page(
-                conn, tenant, sandbox_id=sandbox_id, name=name, after=after, limit=limit + 1
-            )
+        return await kept.page(
+            self._works, tenant, sandbox_id=sandbox_id, name=name, limit=limit, cursor=cursor
         )
-        items = found[:limit]
-        return items, cursors.encode(items[-1].created_at, items[-1].id) if len(found) > limit else None
 
     async def delete_snapshot(self, tenant: str, snapshot_id: str) -> None:
         """Delete a kept snapshot, by id or name. Refused while a sandbox or template stands on it."""
-
-        def transaction(conn: Connection) -> str:
-            self._works.lease.fence(conn)
-            row = snapshots.find(conn, tenant, snapshot_id)
-            if row is None:
-                raise NotFound(f"snapshot '{snapshot_id}' not found", code="snapshot_not_found")
-            if sandboxes.using_snapshot(conn, row.id) or snapshots.builds_using(conn, row.id):
-                raise Invalid(
-                    f"snapshot '{snapshot_id}' is in use",
-                    code="snapshot_in_use",
-                    hint="kill the sandboxes made from it first",
-                )
-            snapshots.remove(conn, row.id)
-            return row.id
-
-        await self._works.snapshots.remove(await self._works.database.write(transaction, durable=True))
+        await kept.delete(self._works, tenant, snapshot_id)
 
     # ── builds
 
-    @asynccontextmanager
-    async def bench(
+    def bench(
         self,
         tenant: str,
         root: RootImage,
         resources: Resources,
         *,
+        driver: Driver,
         lifetime_s: int,
         granted: tuple[GrantedHost, ...] = (),
-    ) -> AsyncIterator[Bench]:
+        build_id: str | None = None,
+    ) -> AbstractAsyncContextManager[Bench]:
         """An unlisted sandbox for a build of ``tenant``'s, booted from ``root``, killed at the end whatever
-        happens, and after ``lifetime_s`` in any case. It may reach the hosts that are ``granted``."""
-        source = Source(MachineSpec(root, resources))
-        async with self._bench(tenant, source, lifetime_s, granted) as bench:
-            yield bench
+        happens, and after ``lifetime_s`` in any case. It may reach the hosts that are ``granted``. With
+        ``build_id`` what is captured of it is that build's."""
+        source = Source(driver, MachineSpec(root, resources))
+        return benches.opened(
+            self.roster, tenant, source, lifetime_s=lifetime_s, granted=granted, build_id=build_id
+        )
 
-    @asynccontextmanager
-    async def thawed_bench(self, tenant: str, snapshot: Snapshot) -> AsyncIterator[Bench]:
-        """The same, restored from a snapshot, so that its files can be looked at."""
-        async with self._bench(tenant, source_of(self._works, snapshot), RESUME_TIMEOUT_S) as bench:
-            yield bench
-
-    @asynccontextmanager
-    async def _bench(
-        self, tenant: str, source: Source, lifetime_s: int, granted: tuple[GrantedHost, ...] = ()
-    ) -> AsyncIterator[Bench]:
-        origin = Origin(benches.TEMPLATE, None, source)
-        spec = SandboxSpec(template=benches.TEMPLATE, timeout_s=lifetime_s, granted_hosts=granted)
-        owner, _ = await self._add(benches.bench_tenant(tenant), origin, spec)
-        try:
-            await owner.turn(lambda: create.create(owner, source))
-            async with owner.use() as guest:
-                yield Bench(owner, guest)
-        finally:
-            await asyncio.shield(asyncio.ensure_future(self._clear_bench(owner)))
-
-    async def find_snapshot(self, tenant: str, reference: str) -> Snapshot | None:
-        """A kept snapshot of the tenant's, by id or name."""
-        return await self._works.database.read(lambda conn: snapshots.find(conn, tenant, reference))
-
-    async def _clear_bench(self, owner: Owner) -> None:
-        if owner.sandbox.state is not State.ENDED:
-            await owner.turn(lambda: _end_if_there(owner))
-
-    async def _clear_benches(self) -> None:
-        """End what builds of an earlier server left: nobody is waiting for it."""
-        left = [owner for owner in self._owners.values() if benches.is_bench(owner.sandbox)]
-        await asyncio.gather(*(self._clear_bench(owner) for owner in left))
+    def thawed_bench(
+        self, tenant: str, snapshot: Snapshot, minimum: IsolationLevel | None
+    ) -> AbstractAsyncContextManager[Bench]:
+        """The same, made from a snapshot so that its files can be looked at, and at least as strong as
+        ``minimum``."""
+        source = source_of(self._works, snapshot, Wanted(minimum=minimum))
+        return benches.opened(self.roster, tenant, source, lifetime_s=RESUME_TIMEOUT_S)
 
     # ── what happened, and what it cost
 
@@ -474,39 +322,25 @@ class Sandboxes:
         self, tenant: str, sandbox_id: str, start_us: int | None, end_us: int | None
     ) -> Sequence[Metric]:
         """Host-side samples in a range, oldest first."""
-        self._owner(tenant, sandbox_id)
-        return self._sampler.of(sandbox_id).between(start_us, end_us)
+        self.roster.owner(tenant, sandbox_id)
+        return self.roster.sampler.of(sandbox_id).between(start_us, end_us)
 
     async def events(
         self, tenant: str, sandbox_id: str, *, after_seq: int = 0, limit: int = 1000
     ) -> Sequence[Mapping[str, Any]]:
         """The event log, also of a sandbox that has ended."""
-        owner = self._owners.get(sandbox_id)
-        if owner is None or owner.sandbox.tenant != tenant:
-            found = await self._works.database.read(lambda conn: sandboxes.find(conn, tenant, sandbox_id))
-            if found is None:
-                raise not_found(sandbox_id)
-            return await asyncio.to_thread(self._read_ended, sandbox_id, after_seq, limit)
-        return owner.log.read(after_seq=after_seq, limit=limit)
-
-    def _read_ended(self, sandbox_id: str, after_seq: int, limit: int) -> Sequence[Mapping[str, Any]]:
-        log = self._works.recorder.log(sandbox_id)
-        try:
-            return log.read(after_seq=after_seq, limit=limit)
-        finally:
-            log.release()
+        return await history.events(
+            self._works, self.roster, tenant, sandbox_id, after_seq=after_seq, limit=limit
+        )
 
     def record(self, sandbox_id: str, type: str, facts: Mapping[str, Any]) -> None:
         """Add an event to a sandbox's log, for the data plane. Does not block; an unknown id has no log."""
-        if (owner := self._owners.get(sandbox_id)) is not None:
+        if (owner := self.roster.owners.get(sandbox_id)) is not None:
             owner.log.append(type, **facts)
 
     async def usage(self, tenant: str, start_us: int, end_us: int) -> Usage:
         """What a tenant used in [start, end), up to this moment."""
-        now = self._works.now_us()
-        return await self._works.database.read(
-            lambda conn: meter.usage(conn, tenant, start=start_us, end=end_us, now=now)
-        )
+        return await history.usage(self._works, tenant, start_us, end_us)
 
     # ── volumes
 
@@ -514,7 +348,7 @@ class Sandboxes:
         """Whether some sandbox, running or paused, has a volume mounted."""
         return any(
             mount.volume_id == volume_id
-            for owner in self._owners.values()
+            for owner in self.roster.owners.values()
             for mount in owner.sandbox.spec.volume_mounts
         )
 
@@ -522,14 +356,14 @@ class Sandboxes:
 
     async def locate(self, sandbox_id: str) -> Sandbox | None:
         """For the data plane, which authenticates with the sandbox's own tokens: any tenant's, or None."""
-        owner = self._owners.get(sandbox_id)
-        return owner.sandbox if owner is not None and owner.sandbox.state not in _HIDDEN else None
+        owner = self.roster.owners.get(sandbox_id)
+        return owner.sandbox if owner is not None and owner.sandbox.state not in HIDDEN else None
 
     async def locate_by_signature(self, matches: Callable[[str], bool]) -> Sandbox | None:
         """The sandbox whose access token satisfies ``matches(token)`` (signed /files URLs)."""
-        for owner in list(self._owners.values()):
+        for owner in self.roster.owners.values():
             sandbox = owner.sandbox
-            if sandbox.state not in _HIDDEN and sandbox.access_token and matches(sandbox.access_token):
+            if sandbox.state not in HIDDEN and sandbox.access_token and matches(sandbox.access_token):
                 return sandbox
         return None
 
@@ -537,85 +371,27 @@ class Sandboxes:
     async def guest(self, sandbox_id: str) -> AsyncIterator[Guest]:
         """The guest, awake, for as long as the context lasts: thaws, waits out a transition, auto-resumes
         where the sandbox allows it. Raises NotFound when it is gone or paused without auto-resume."""
-        owner = self._owners.get(sandbox_id)
+        owner = self.roster.owners.get(sandbox_id)
         if owner is None:
             raise not_found(sandbox_id)
         async with owner.use() as guest:
             yield guest
-
-    # ── owners
-
-    def _owner(self, tenant: str, sandbox_id: str) -> Owner:
-        owner = self._owners.get(sandbox_id)
-        if owner is None or owner.sandbox.tenant != tenant or owner.sandbox.state in _HIDDEN:
-            raise not_found(sandbox_id)
-        return owner
-
-    def _check_present(self, owner: Owner) -> None:
-        if owner.sandbox.state in _HIDDEN:
-            raise not_found(owner.sandbox.id)
-
-    def _check_timeout(self, timeout_s: int) -> None:
-        most = self._works.options.timeout_max_s
-        if timeout_s <= 0:
-            raise Invalid("Timeout must be greater than 0", code="bad_timeout")
-        if timeout_s > most:
-            raise Invalid(f"Timeout cannot be greater than {most / 3600:g} hours", code="bad_timeout")
-
-    def _changed(self, owner: Owner) -> None:
-        """Follow an owner's change: its alarm, and whether it is still anybody's."""
-        sandbox = owner.sandbox
-        if sandbox.state is State.ENDED:
-            self._owners.pop(sandbox.id, None)
-            self._sampler.forget(sandbox.id)
-            self._works.outbound.forget(sandbox.id)
-        if sandbox.state in _EXPIRING:
-            self._alarms.set(sandbox.id, sandbox.end_at)
-        elif sandbox.state in (State.PAUSED, State.ENDED):
-            self._alarms.clear(sandbox.id)
 
 
 async def _nothing() -> None:
     return None
 
 
-async def _end_if_there(owner: Owner) -> None:
-    if owner.sandbox.state is not State.ENDED:
-        await ending.end(owner, EndReason.KILLED)
+def _check_isolation(owner: Owner, wanted: Wanted) -> None:
+    sandbox = owner.sandbox
+    wanted.check(IsolationLevel(sandbox.isolation), f"sandbox {sandbox.id}")
 
 
-def _check_running(owner: Owner) -> None:
-    if owner.sandbox.state not in _PUBLIC_STATES["running"]:
+def _check_present(owner: Owner) -> None:
+    if owner.sandbox.state in HIDDEN:
         raise not_found(owner.sandbox.id)
 
 
-def _log_creation(owner: Owner) -> None:
-    sandbox = owner.sandbox
-    owner.log.append(
-        "sandbox.create",
-        tenant=sandbox.tenant,
-        template=sandbox.template_id,
-        build=sandbox.build_id,
-        tree=sandbox.tree,
-        root=sandbox.template_digest,
-        isolation=sandbox.isolation,
-        parent=sandbox.parent_id,
-        timeout_s=sandbox.spec.timeout_s,
-        env_names=sorted(sandbox.spec.env),
-    )
-    if sandbox.spec.egress != Egress() or not sandbox.spec.allow_internet:
-        _log_network(owner)
-
-
-def _log_network(owner: Owner) -> None:
-    """The rules as they are now, without anything secret."""
-    spec = owner.sandbox.spec
-    egress, proxy = spec.egress, spec.egress.proxy
-    owner.log.append(
-        "sandbox.network",
-        internet=spec.allow_internet,
-        allow=list(egress.allow),
-        deny=list(egress.deny),
-        dns_servers=None if egress.dns_servers is None else list(egress.dns_servers),
-        proxy=None if proxy is None else proxy.address,
-    )
+def _check_running(owner: Owner) -> None:
+    if owner.sandbox.state not in PUBLIC_STATES["running"]:
+        raise not_found(owner.sandbox.id)

@@ -189,13 +189,14 @@ class Templates:
 
         return await self.write(write)
 
-    async def remove(self, tenant: str, reference: str) -> Sequence[Build]:
-        """Delete a template with its builds, which are returned: what they stood on is the caller's to drop.
+    async def remove(self, tenant: str, reference: str) -> tuple[Sequence[Build], Sequence[str]]:
+        """Delete a template with its builds, which are returned with the ids of their warm snapshots: what
+        they stood on is the caller's to drop.
 
         Refused while a sandbox stands on it, or a build is under way.
         """
 
-        def write(conn: Connection) -> Sequence[Build]:
+        def write(conn: Connection) -> tuple[Sequence[Build], Sequence[str]]:
             template = self.own(conn, tenant, reference)
             if templates.sandboxes_of(conn, template.id):
                 raise Invalid(
@@ -210,11 +211,9 @@ class Templates:
                     hint="wait for the build, or cancel it",
                 )
             gone = builds.page(conn, template.id)
+            warmth = [each for build in gone for each in snapshots.remove_warmth(conn, build.id)]
             templates.remove(conn, template.id)
-            for build in gone:
-                if build.snapshot_id is not None:
-                    snapshots.remove(conn, build.snapshot_id)
-            return gone
+            return gone, warmth
 
         return await self.write(write)
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from wardian.guest.guest import Guest, Tunnel
-from wardian.isolation.port import Capabilities, Driver, RootImage
+from wardian.isolation.drivers import Drivers
+from wardian.isolation.port import RootImage
 from wardian.model.errors import Unsupported
 from wardian.model.sandbox import Sandbox
 from wardian.model.volume import VolumeMount
@@ -94,8 +95,7 @@ class Workshop:
     """Shared by the owners of one node. ``checkpoint`` is called at every boundary a crash may fall on."""
 
     database: Database
-    driver: Driver
-    host: Capabilities
+    drivers: Drivers
     snapshots: SnapshotStore
     recorder: Recorder
     lease: NodeLease

@@ -126,7 +126,10 @@ class Manifest:
         if self.driver == FILES_DRIVER:
             return
         if self.driver != host.driver:
-            raise ImageRefused(f"it was made by the {self.driver} driver; this host runs {host.driver}")
+            raise ImageRefused(
+                f"its memory was captured by the driver {self.driver}, and {host.driver} cannot restore it",
+                hint="boot from a snapshot of files, or from the template",
+            )
         if self.build != host.build:
             raise ImageRefused(
                 f"it was made by build {self.build[:24]}; this host has {host.build[:24]}",

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
 
 from wardian.model.build import BuildStatus, Lock
+from wardian.model.isolation import Isolation
 from wardian.model.template import Assignment, Build, Failure
 from wardian.store.codec import resources_of, surroundings_of, surroundings_values
 from wardian.store.tables import template_build as table
@@ -131,6 +132,7 @@ def _values(build: Build) -> dict[str, Any]:
         "surroundings": surroundings_values(build.surroundings),
         "start": build.start,
         "ready": build.ready,
+        "isolation": build.isolation,
         "plan": build.plan and dict(build.plan),
         "lock": build.lock and asdict(build.lock),
         "failure": build.failure and asdict(build.failure),
@@ -158,6 +160,7 @@ def build_of(row: Row[Any]) -> Build:
         surroundings=surroundings_of(row.surroundings),
         start=row.start,
         ready=row.ready,
+        isolation=row.isolation and Isolation(row.isolation),
         plan=row.plan,
         lock=Lock(**lock) if lock else None,
         failure=Failure(**failure) if failure else None,

@@ -10,6 +10,7 @@ from sqlalchemy import Row
 
 from wardian.model.build import Surroundings
 from wardian.model.egress import Egress, EgressProxy, GrantedHost
+from wardian.model.isolation import Isolation, IsolationLevel, Wanted
 from wardian.model.resources import Resources
 from wardian.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxSpec, Snapshot, State
 from wardian.model.volume import VolumeMount
@@ -41,6 +42,7 @@ def sandbox_values(sandbox: Sandbox, *, node_id: str) -> dict[str, Any]:
         "surroundings": surroundings_values(sandbox.surroundings),
         "state": sandbox.state.value,
         "epoch": sandbox.epoch,
+        "driver": sandbox.driver,
         "isolation": sandbox.isolation,
         **asdict(sandbox.resources),
         "spec": spec_values(sandbox.spec),
@@ -71,6 +73,7 @@ def sandbox_of(row: Row[Any]) -> Sandbox:
         surroundings=surroundings_of(row.surroundings),
         state=State(row.state),
         epoch=row.epoch,
+        driver=row.driver,
         isolation=row.isolation,
         resources=resources_of(row),
         spec=_spec_of(row.spec),
@@ -99,6 +102,7 @@ def spec_values(spec: SandboxSpec) -> dict[str, Any]:
         "egress": asdict(spec.egress),
         "granted_hosts": [asdict(grant) for grant in spec.granted_hosts],
         "volume_mounts": [asdict(mount) for mount in spec.volume_mounts],
+        "isolation": asdict(spec.isolation),
     }
 
 
@@ -113,8 +117,14 @@ def _spec_of(values: dict[str, Any]) -> SandboxSpec:
             "egress": _egress_of(values.get("egress", {})),
             "granted_hosts": tuple(GrantedHost(**each) for each in values.get("granted_hosts", ())),
             "volume_mounts": tuple(VolumeMount(**each) for each in values.get("volume_mounts", ())),
+            "isolation": _wanted_of(values.get("isolation", {})),
         }
     )
+
+
+def _wanted_of(values: dict[str, Any]) -> Wanted:
+    asked, minimum = values.get("asked"), values.get("minimum")
+    return Wanted(asked and Isolation(asked), minimum and IsolationLevel(minimum))
 
 
 def _egress_of(values: dict[str, Any]) -> Egress:
@@ -144,4 +154,6 @@ def snapshot_of(row: Row[Any]) -> Snapshot:
         build_id=row.build_id,
         tree=row.tree,
         surroundings=surroundings_of(row.surroundings),
+        driver=row.driver,
+        isolation=row.isolation,
     )

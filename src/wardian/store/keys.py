@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, Row, insert, select, update
 
+from wardian.model.isolation import IsolationLevel
 from wardian.store.tables import api_key, tenant
 
 PREFIX_LENGTH = 8
@@ -15,7 +17,10 @@ PREFIX_LENGTH = 8
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key as recorded. ``prefix`` is its first characters, for people."""
+    """A key as recorded. ``prefix`` is its first characters, for people.
+
+    ``minimum_isolation`` is the weakest wall that whoever uses it may get a sandbox behind.
+    """
 
     id: str
     tenant: str
@@ -23,6 +28,7 @@ class ApiKey:
     prefix: str
     created_at: int
     revoked_at: int | None
+    minimum_isolation: IsolationLevel | None = None
 
 
 def digest_of(key: str) -> str:
@@ -36,9 +42,18 @@ def add_tenant(conn: Connection, tenant_id: str, *, name: str, at: int) -> None:
         conn.execute(insert(tenant), {"id": tenant_id, "name": name, "created_at": at})
 
 
-def add_key(conn: Connection, key: str, *, key_id: str, tenant_id: str, name: str, at: int) -> ApiKey:
+def add_key(
+    conn: Connection,
+    key: str,
+    *,
+    key_id: str,
+    tenant_id: str,
+    name: str,
+    at: int,
+    minimum_isolation: IsolationLevel | None = None,
+) -> ApiKey:
     """Record a new key of a tenant."""
-    record = ApiKey(key_id, tenant_id, name, key[:PREFIX_LENGTH], at, None)
+    record = ApiKey(key_id, tenant_id, name, key[:PREFIX_LENGTH], at, None, minimum_isolation)
     conn.execute(
         insert(api_key),
         {
@@ -47,24 +62,39 @@ def add_key(conn: Connection, key: str, *, key_id: str, tenant_id: str, name: st
             "name": name,
             "prefix": record.prefix,
             "digest": digest_of(key),
+            "minimum_isolation": minimum_isolation,
             "created_at": at,
         },
     )
     return record
 
 
-def tenant_of(conn: Connection, key: str) -> str | None:
-    """The tenant whose valid key this is, or None."""
-    return conn.execute(
-        select(api_key.c.tenant_id).where(api_key.c.digest == digest_of(key), api_key.c.revoked_at.is_(None))
-    ).scalar_one_or_none()
+def find(conn: Connection, key: str) -> ApiKey | None:
+    """The record of a valid key, or None."""
+    row = conn.execute(
+        select(api_key).where(api_key.c.digest == digest_of(key), api_key.c.revoked_at.is_(None))
+    ).one_or_none()
+    return None if row is None else _key_of(row)
 
 
 def of_tenant(conn: Connection, tenant_id: str) -> Sequence[ApiKey]:
     rows = conn.execute(
         select(api_key).where(api_key.c.tenant_id == tenant_id).order_by(api_key.c.created_at)
     )
-    return [ApiKey(r.id, r.tenant_id, r.name, r.prefix, r.created_at, r.revoked_at) for r in rows]
+    return [_key_of(row) for row in rows]
+
+
+def _key_of(row: Row[Any]) -> ApiKey:
+    least = row.minimum_isolation
+    return ApiKey(
+        row.id,
+        row.tenant_id,
+        row.name,
+        row.prefix,
+        row.created_at,
+        row.revoked_at,
+        None if least is None else IsolationLevel(least),
+    )
 
 
 def revoke(conn: Connection, tenant_id: str, key_id: str, *, at: int) -> bool:

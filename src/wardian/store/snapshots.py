@@ -30,6 +30,8 @@ def add(conn: Connection, snapshot: Snapshot) -> None:
             "kind": snapshot.kind,
             "name": snapshot.names[0] if snapshot.names else None,
             "parent_id": snapshot.parent_id,
+            "driver": snapshot.driver,
+            "isolation": snapshot.isolation,
             "digest": snapshot.digest,
             "size_bytes": snapshot.size_bytes,
             "created_at": snapshot.created_at,
@@ -93,10 +95,35 @@ def remove(conn: Connection, snapshot_id: str) -> None:
 
 
 def unused_warmth(conn: Connection) -> Sequence[str]:
-    """The warm snapshots that no build starts from: what a build that never ended left."""
+    """The warm snapshots that no build starts from: what a build that never ended, or is gone, left."""
     used = select(template_build.c.snapshot_id).where(template_build.c.snapshot_id.is_not(None))
-    query = select(table.c.id).where(table.c.kind == WARMTH, table.c.id.not_in(used))
+    query = select(table.c.id).where(
+        table.c.kind == WARMTH,
+        table.c.id.not_in(used),
+        or_(table.c.build_id.is_(None), table.c.build_id.not_in(select(template_build.c.id))),
+    )
     return list(conn.execute(query).scalars())
+
+
+def warmth(conn: Connection, build_id: str, driver: str) -> Snapshot | None:
+    """What a build's sandboxes are restored from by a driver that did not build it; the newest there is."""
+    row = conn.execute(
+        select(table)
+        .where(table.c.kind == WARMTH, table.c.build_id == build_id, table.c.driver == driver)
+        .order_by(table.c.created_at.desc())
+    ).first()
+    return None if row is None else snapshot_of(row)
+
+
+def remove_warmth(conn: Connection, build_id: str) -> Sequence[str]:
+    """Forget what a build's sandboxes were restored from, by whatever driver; return the ids."""
+    built = select(template_build.c.snapshot_id).where(template_build.c.id == build_id)
+    of_build = and_(
+        table.c.kind == WARMTH, or_(table.c.build_id == build_id, table.c.id == built.scalar_subquery())
+    )
+    ids = list(conn.execute(select(table.c.id).where(of_build)).scalars())
+    conn.execute(delete(table).where(table.c.id.in_(ids)))
+    return ids
 
 
 def builds_using(conn: Connection, snapshot_id: str) -> int:

@@ -30,6 +30,9 @@ metadata = MetaData(
     }
 )
 
+FIRST_DRIVER = "gvisor"
+"""What rows from before there were others were made by; the level is called the same."""
+
 _ROW_ID = BigInteger().with_variant(Integer(), "sqlite")  # SQLite numbers rows only in an INTEGER column
 
 tenant = Table(
@@ -50,6 +53,7 @@ api_key = Table(
     Column(
         "digest", String(80), nullable=False, unique=True
     ),  # of the whole key; the key itself is never kept
+    Column("minimum_isolation", String(32)),  # null: it demands none
     Column("created_at", BigInteger, nullable=False),
     Column("revoked_at", BigInteger),
 )
@@ -85,6 +89,7 @@ template_build = Table(
     Column("surroundings", JSON, nullable=False),
     Column("start", String, nullable=False),
     Column("ready", String, nullable=False),
+    Column("isolation", String(32)),  # null: auto
     Column("plan", JSON),
     Column("lock", JSON),
     Column("failure", JSON),
@@ -130,6 +135,7 @@ sandbox = Table(
     Column("surroundings", JSON),
     Column("state", String(16), nullable=False),
     Column("epoch", BigInteger, nullable=False),
+    Column("driver", String(32), nullable=False, server_default=FIRST_DRIVER),
     Column("isolation", String(32), nullable=False),
     Column("cpu_count", Integer, nullable=False),
     Column("memory_mib", Integer, nullable=False),
@@ -191,10 +197,12 @@ snapshot = Table(
     Column("kind", String(16), nullable=False),
     Column("name", String(200)),
     Column("parent_id", String(64), index=True),
+    Column("driver", String(32), nullable=False, server_default=FIRST_DRIVER),  # "" for files alone
+    Column("isolation", String(32), nullable=False, server_default=FIRST_DRIVER),
     Column("digest", String(80), nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("root_digest", String(80), nullable=False),
-    Column("build_id", String(36)),
+    Column("build_id", String(36), index=True),
     Column("tree", String(80)),
     Column("surroundings", JSON),
     Column("cpu_count", Integer, nullable=False),

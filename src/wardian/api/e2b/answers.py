@@ -10,6 +10,7 @@ from wardian.api.e2b.network import told_network
 from wardian.api.errors import rest_body
 from wardian.model.build import BuildLine
 from wardian.model.errors import WardianError
+from wardian.model.isolation import Isolation
 from wardian.model.sandbox import Sandbox, Snapshot, has_memory
 from wardian.model.template import Assignment, Build, Failure, Listed
 from wardian.sandboxes.service import Metric
@@ -48,10 +49,10 @@ def listed(sandbox: Sandbox) -> dict[str, Any]:
     }
 
 
-def detail(sandbox: Sandbox, *, domain: str | None) -> dict[str, Any]:
-    """``SandboxDetail``."""
+def detail(sandbox: Sandbox, *, domain: str | None, enter: bool = True) -> dict[str, Any]:
+    """``SandboxDetail``. The keys to the data plane are for those who may ``enter``."""
     spec = sandbox.spec
-    told = listed(sandbox) | _access(sandbox, domain=domain)
+    told = listed(sandbox) | (_access(sandbox, domain=domain) if enter else {"domain": domain})
     told |= {
         "allowInternetAccess": spec.allow_internet,
         "lifecycle": {"autoResume": spec.auto_resume, "onTimeout": spec.on_timeout.value},
@@ -100,7 +101,7 @@ def forked(outcome: Sandbox | WardianError, *, domain: str | None) -> dict[str, 
 
 def snapshot(kept: Snapshot) -> dict[str, Any]:
     """``SnapshotInfo``."""
-    return {"snapshotID": kept.id, "names": list(kept.names)}
+    return {"snapshotID": kept.id, "names": list(kept.names), "isolation": kept.isolation}
 
 
 def metric(sample: Metric) -> dict[str, Any]:
@@ -140,6 +141,7 @@ def template(known: Listed, build: Build) -> dict[str, Any]:
         "envdVersion": ENVD_VERSION,
         "buildStatus": build.status.value,
         "templateDigest": build.tree or None,  # ours: of the files, as sandboxes report it
+        "isolation": build.isolation or Isolation.AUTO,  # ours: what its sandboxes get that ask for none
         "isDefault": shown.tenant is None,
     }
 

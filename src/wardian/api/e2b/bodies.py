@@ -16,6 +16,7 @@ from pydantic import Field
 from wardian.api.e2b.body import Body, template_reference
 from wardian.api.e2b.network import Network, SealText
 from wardian.model.errors import Invalid, Unsupported
+from wardian.model.isolation import Wanted, isolation_of
 from wardian.model.sandbox import OnTimeout, SandboxSpec
 from wardian.model.volume import VolumeMount, checked_mounts
 
@@ -59,6 +60,7 @@ class NewSandbox(Body):
     it, so it is not kept."""
     iam: dict[str, Any] | None = None
     volumeMounts: list[Mount] | None = None
+    isolation: str | None = None  # ours; clients that do not know it have the header
 
     def spec(self, *, timeout_s: int, idempotency_key: str | None, seal: SealText) -> SandboxSpec:
         """What is asked for, in our words. Raises :class:`Invalid` or :class:`Unsupported`."""
@@ -89,6 +91,7 @@ class NewSandbox(Body):
             volume_mounts=checked_mounts(
                 tuple(VolumeMount(each.name, each.path) for each in self.volumeMounts or ())
             ),
+            isolation=Wanted(None if self.isolation is None else isolation_of(self.isolation)),
             idempotency_key=idempotency_key,
         )
 

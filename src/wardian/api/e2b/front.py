@@ -6,12 +6,14 @@ The key is checked first, so a stranger costs a hash and a lookup, never a parse
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wardian.api.auth import Keyring
 from wardian.api.errors import http_status, rest_body, rest_headers
 from wardian.model.errors import Invalid, WardianError
+from wardian.model.isolation import Isolation, Wanted, isolation_of
 
 BODY_BYTES_MAX = 1024 * 1024
 """Far above any request of the protocol: metadata and environment are its only open-ended parts."""
@@ -20,6 +22,9 @@ HEADERS_MAX, HEADER_BYTES_MAX = 100, 32 * 1024
 PATH_BYTES_MAX = 8 * 1024
 
 OPEN_PATHS = frozenset({"/health"})
+ISOLATION_HEADER = b"x-wardian-isolation"
+"""What isolation is asked for, by clients whose requests have no field for it."""
+
 BEARER_PATHS = frozenset({"/teams"})
 
 
@@ -32,7 +37,8 @@ class HeadersTooLarge(Invalid):
 
 
 class Front:
-    """ASGI middleware. The tenant is left in ``scope["state"]["tenant"]``."""
+    """ASGI middleware. Who asks, and what isolation is wanted, is left in ``scope["state"]``: "tenant",
+    "wanted"."""
 
     def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
         self._app, self._keyring = app, keyring
@@ -43,15 +49,20 @@ class Front:
             _check_head(scope)
             if path not in OPEN_PATHS:
                 headers = dict(scope["headers"])
-                scope.setdefault("state", {})["tenant"] = await self._keyring.tenant_of(
-                    headers, bearer=path in BEARER_PATHS
-                )
+                key = await self._keyring.key_of(headers, bearer=path in BEARER_PATHS)
+                wanted = Wanted(_asked_isolation(headers), key.minimum_isolation)
+                scope.setdefault("state", {}).update(tenant=key.tenant, wanted=wanted)
             body = await _whole_body(scope, receive)
         except WardianError as error:
             await refuse(send, error)
             return
         if body is not None:
             await self._app(scope, _replay(body, receive), send)
+
+
+def _asked_isolation(headers: Mapping[bytes, bytes]) -> Isolation | None:
+    value = headers.get(ISOLATION_HEADER)
+    return None if value is None else isolation_of(value.decode("latin-1"))
 
 
 def _check_head(scope: Scope) -> None:

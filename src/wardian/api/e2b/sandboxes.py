@@ -143,7 +143,8 @@ async def _list(plane: ControlPlane, tenant: str, query: ListQuery) -> Response:
 @router.get("/sandboxes/{sandbox_id}")
 async def get(plane: Plane, tenant: Tenant, sandbox_id: SandboxId) -> Response:
     sandbox = await plane.sandboxes.get(tenant, sandbox_id)
-    return JSONResponse(answers.detail(sandbox, domain=plane.domain))
+    enter = plane.sandboxes.may_enter(sandbox)
+    return JSONResponse(answers.detail(sandbox, domain=plane.domain, enter=enter))
 
 
 @router.delete("/sandboxes/{sandbox_id}", status_code=204)

@@ -21,6 +21,7 @@ from wardian.api.e2b.context import Plane, TemplateRef, Tenant
 from wardian.builds.plans import lock_of, plan_of
 from wardian.model.build import Plan, StepKind
 from wardian.model.errors import Invalid
+from wardian.model.isolation import Isolation
 from wardian.model.template import Edition
 from wardian.sandboxes.templates import unknown
 
@@ -117,6 +118,7 @@ def _told(edition: Edition, *, mine: bool) -> dict[str, Any]:
         "surroundings": asdict(build.surroundings),
         "start": build.start,
         "ready": build.ready,
+        "isolation": build.isolation or Isolation.AUTO,
         "plan": build.plan if mine else None,
         "lock": asdict(build.lock) if build.lock is not None and mine else None,
     }

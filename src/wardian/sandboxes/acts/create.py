@@ -28,7 +28,13 @@ async def create(owner: Owner, source: Source, reservation: Reservation | None =
         raise
     works.checkpoint("create.attached")
     try:
-        await owner.commit(Event.CREATED, outcome="done", machine_id=machine.id, machine=machine.record)
+        await owner.commit(
+            Event.CREATED,
+            outcome="done",
+            isolation=machine.level.value,
+            machine_id=machine.id,
+            machine=machine.record,
+        )
     except Exception as error:
         await destroy(machine, guest)
         await give_up(owner, str(error))

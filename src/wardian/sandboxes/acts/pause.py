@@ -150,4 +150,6 @@ def snapshot_row(
         build_id=sandbox.build_id,
         tree=sandbox.tree,
         surroundings=sandbox.surroundings,
+        driver=sandbox.driver if has_memory(manifest.id) else "",
+        isolation=sandbox.isolation,
     )

@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from wardian.guest.guest import Guest
 from wardian.isolation.port import Machine
 from wardian.model.errors import Conflict
+from wardian.model.isolation import Wanted
 from wardian.model.sandbox import Event, Snapshot, State
 from wardian.sandboxes.files import LAYER, capture_files
 from wardian.sandboxes.identity import identity_of
@@ -35,10 +36,11 @@ class AlreadyRunning(Conflict):
     code = "already_running"
 
 
-async def resume(owner: Owner, timeout_s: int, *, memory: bool = True) -> None:
+async def resume(owner: Owner, timeout_s: int, *, memory: bool = True, wanted: Wanted | None = None) -> None:
     """Resume a paused sandbox for ``timeout_s`` from now. On failure it stays paused; the error says why.
 
-    Without ``memory`` it is booted anew from its files.
+    Without ``memory`` it is booted anew from its files. It gets what it was created with in any case, and
+    what is ``wanted`` now.
     """
     works, sandbox = owner.works, owner.sandbox
     owner.check_present()
@@ -53,7 +55,8 @@ async def resume(owner: Owner, timeout_s: int, *, memory: bool = True) -> None:
     await owner.commit(Event.RESUME, intent=(VERB, {"snapshot": snapshot_id}), also=look_up)
     works.checkpoint("resume.intended")
     try:
-        machine, guest = await _machine(owner, found[0], memory=memory)
+        source = _source(owner, found[0], wanted or Wanted())
+        machine, guest = await _machine(owner, source, reboot=source.load is not None and not memory)
     except Exception as error:
         await _stay_paused(owner, error)
         raise
@@ -65,6 +68,8 @@ async def resume(owner: Owner, timeout_s: int, *, memory: bool = True) -> None:
             also=lambda conn: snapshots.remove(conn, snapshot_id),
             facts={"snapshot": snapshot_id},
             epoch=sandbox.epoch + 1,
+            driver=source.driver.name,
+            isolation=machine.level.value,
             end_at=works.now_us() + timeout_s * 1_000_000,
             snapshot_id=None,
             machine_id=machine.id,
@@ -79,11 +84,19 @@ async def resume(owner: Owner, timeout_s: int, *, memory: bool = True) -> None:
     await works.snapshots.remove(snapshot_id)
 
 
-async def _machine(owner: Owner, snapshot: Snapshot | None, *, memory: bool) -> tuple[Machine, Guest]:
+def _source(owner: Owner, snapshot: Snapshot | None, wanted: Wanted) -> Source:
+    sandbox = owner.sandbox
     if snapshot is None:
-        raise SnapshotMissing(f"the snapshot of sandbox {owner.sandbox.id} is not on record")
-    source = source_of(owner.works, snapshot)
-    if not snapshot.has_memory or memory:
+        raise SnapshotMissing(f"the snapshot of sandbox {sandbox.id} is not on record")
+    works = owner.works
+    own = sandbox.spec.isolation.at_least(wanted.minimum)
+    source = source_of(works, snapshot, own, rather=sandbox.driver)
+    wanted.check(works.drivers.level(source.driver), f"sandbox {sandbox.id}")
+    return source
+
+
+async def _machine(owner: Owner, source: Source, *, reboot: bool) -> tuple[Machine, Guest]:
+    if not reboot:
         return await _obtain(owner, source)
     async with owner.works.snapshots.scratch() as directory:
         await _read_files(owner, source, directory)
@@ -92,7 +105,7 @@ async def _machine(owner: Owner, snapshot: Snapshot | None, *, memory: bool) -> 
         async def files() -> Path:
             return directory / LAYER
 
-        return await _obtain(owner, Source(source.spec, files=files))
+        return await _obtain(owner, Source(source.driver, source.spec, files=files))
 
 
 async def _obtain(owner: Owner, source: Source) -> tuple[Machine, Guest]:
