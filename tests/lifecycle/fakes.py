@@ -190,9 +190,13 @@ class Body:
 
 
 class World:
-    """One host: every machine there is."""
+    """One host: every machine there is of the driver called ``name``, with the wall it says it has.
 
-    def __init__(self) -> None:
+    With a ``reason`` it cannot make any.
+    """
+
+    def __init__(self, name: str = "memory", level: IsolationLevel = IsolationLevel.GVISOR) -> None:
+        self.name, self.level, self.reason = name, level, ""
         self.bodies: dict[str, Body] = {}
         self.faults = Faults()
         self._numbers = itertools.count(1)
@@ -209,9 +213,8 @@ class World:
 
 
 class MemoryMachine(Machine):
-    level = IsolationLevel.GVISOR
-
     def __init__(self, body: Body) -> None:
+        self.level = body.world.level
         self.body, self.id, self.spec = body, body.id, body.spec
         self.link = body.host_end.dup()
         self.pressed: Callable[[], None] = lambda: None
@@ -245,7 +248,7 @@ class MemoryMachine(Machine):
         return MachineImage(
             directory=directory,
             files={"memory": len(raw)},
-            driver="memory",
+            driver=self.body.world.name,
             build=BUILD,
             cpu_features=CPU,
             root_digest=self.spec.root.digest,
@@ -288,6 +291,7 @@ class MemoryPrepared(Prepared):
         self._check()
         if self.body.world.faults.strikes("restore"):
             raise ImageRefused("the restore failed")
+        assert image.driver == self.body.world.name, "restored by a driver that did not capture it"
         raw = await asyncio.to_thread((image.directory / "memory").read_bytes)
         self.body.inside = Inside(**json.loads(raw))
         self.body.quiesced = True
@@ -303,14 +307,14 @@ class MemoryPrepared(Prepared):
 
 
 class MemoryDriver(Driver):
-    name = "memory"
-    level = IsolationLevel.GVISOR
-
     def __init__(self, world: World) -> None:
-        self.world = world
+        self.world, self.name, self.level = world, world.name, world.level
 
     async def probe(self) -> Capabilities:
-        return Capabilities(self.name, self.level, usable=True, build=BUILD, cpu_features=CPU)
+        reason = self.world.reason
+        return Capabilities(
+            self.name, self.level, usable=not reason, build=BUILD, cpu_features=CPU, reason=reason
+        )
 
     async def prepare(self, spec: MachineSpec) -> Prepared:
         if self.world.faults.strikes("prepare"):
