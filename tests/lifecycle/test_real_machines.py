@@ -108,7 +108,7 @@ async def test_everything_again_and_again_leaks_nothing(real: House) -> None:
         await real.works.pool.filled()
         gc.collect()
         tasks = len(asyncio.all_tasks())
-        groups = len(groups_of(real.works.driver._state_dir))  # type: ignore[attr-defined]
+        groups = len(groups_of(real.works.drivers.named("gvisor")._state_dir))  # type: ignore[attr-defined]
         return len(os.listdir("/proc/self/fd")), tasks, groups, len(os.listdir(real.data / "snapshots"))
 
     await round_trip()
