@@ -11,6 +11,7 @@ from tests.faults.scenarios import COUNTER, groups_of, sh
 from tests.lifecycle.house import TENANT, House
 
 from wardian.guest.guest import ProcessConfig
+from wardian.isolation.gvisor import GvisorDriver
 from wardian.isolation.port import MachineStats
 from wardian.model.errors import WardianError
 from wardian.model.sandbox import EndReason, Sandbox, SandboxSpec, State
@@ -108,7 +109,9 @@ async def test_everything_again_and_again_leaks_nothing(real: House) -> None:
         await real.works.pool.filled()
         gc.collect()
         tasks = len(asyncio.all_tasks())
-        groups = len(groups_of(real.works.drivers.named("gvisor")._state_dir))  # type: ignore[attr-defined]
+        driver = real.works.drivers.named("gvisor")
+        assert isinstance(driver, GvisorDriver)
+        groups = len(groups_of(driver._state_dir))
         return len(os.listdir("/proc/self/fd")), tasks, groups, len(os.listdir(real.data / "snapshots"))
 
     await round_trip()
