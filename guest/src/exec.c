@@ -25,6 +25,7 @@ struct exec {
     pid_t pid;
     int status;
     bool pty, exited;
+    bool told_to_end;           /* by the host: then its end is the end of its output, whoever else holds the pipes */
     struct source out, err, in; /* a pty is `out`, both ways */
     int held[2];                /* the process's ends of its pipes: while we hold them, its end wakes us once, not thrice */
     struct backlog input;
@@ -441,6 +442,10 @@ static void exec_run(struct stream *stream) {
     feed(exec);
     drain(exec, &exec->out, exec->pty ? PTY : STDOUT);
     drain(exec, &exec->err, STDERR);
+    if (exec->exited && exec->told_to_end) {
+        if (!exec->out.readable) source_close(&exec->out);
+        if (!exec->err.readable) source_close(&exec->err);
+    }
     if (!exec->exited || exec->out.fd >= 0 || exec->err.fd >= 0) return;
     send_end(stream->id, exec->status);
     remember(exec);
@@ -454,7 +459,9 @@ static void exec_control(struct stream *stream, uint8_t verb, struct request *re
     if (verb == 1 && !exec->exited) {
         int signal_number = (int)request_uint(request, 1, 1, 0);
         bool whole_group = request_uint(request, 2, 1, 0);
-        if (!request->bad) kill(whole_group ? -exec->pid : exec->pid, signal_number);
+        if (request->bad) return;
+        exec->told_to_end |= signal_number == SIGKILL || signal_number == SIGTERM;
+        kill(whole_group ? -exec->pid : exec->pid, signal_number);
     } else if (verb == 2 && exec->pty && exec->out.fd >= 0) {
         struct winsize size = {.ws_col = (unsigned short)request_uint(request, 6, 2, 80), .ws_row = (unsigned short)request_uint(request, 7, 2, 24)};
         if (!request->bad) terminal_resize(exec->out.fd, &size, exec->pid);
@@ -513,6 +520,7 @@ void exec_reap(void) {
         exec->exited = true;
         exec->status = status;
         let_go(exec);
+        exec->out.readable |= exec->told_to_end; /* look once more, whatever was noticed before */
         struct out out = link_fields(EVENT, 0, exec->stream.id);
         put_raw(&out, 1, 1);
         put_uint(&out, 21, 4, (uint32_t)status);

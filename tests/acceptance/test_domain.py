@@ -233,7 +233,7 @@ def test_people_see_what_happened(domain: Domain) -> None:
         return page.status_code, page.text.partition("<title>")[2].partition("<")[0]
 
     try:
-        assert look() == (502, "Closed Port")
+        assert look() == (502, "Closed Port Error")
         sandbox.pause()
         assert look() == (502, "Sandbox Paused")
     finally:

@@ -93,6 +93,23 @@ async def test_a_killed_process_is_gone_when_the_kill_returns(agent: Native) -> 
         await process.signal(signal.SIGTERM)
 
 
+@pytest.mark.parametrize("signo", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("pty", [None, (80, 24)])
+async def test_what_a_killed_process_leaves_behind_does_not_hold_up_its_end(
+    agent: Native, signo: signal.Signals, pty: tuple[int, int] | None
+) -> None:
+    """Its children may go on and hold its pipes open. What it has said itself still arrives."""
+    process = await agent.guest.exec(sh("(trap '' HUP; exec sleep 1000) & echo up $!; wait"), pty=pty)
+    events = process.subscribe()
+    first = await anext(events)
+    assert isinstance(first, Output)
+    await process.signal(signo)
+    async with asyncio.timeout(10):
+        rest = [event async for event in events]
+    assert rest[-1].signal == signo  # type: ignore[union-attr]
+    os.kill(int(first.data.split()[1]), signal.SIGKILL)  # it was alive
+
+
 async def test_a_group_may_be_signalled_as_a_whole(agent: Native) -> None:
     process = await agent.guest.exec(sh("sleep 1000 & sleep 1000"))
     await process.signal(signal.SIGTERM, group=True)

@@ -75,7 +75,8 @@ async def test_a_file_and_what_is_told_of_it(client: httpx.AsyncClient) -> None:
     assert (await client.get("/path", params={"path": "a.txt"})).json()["size"] == 5
     got = await client.get("/file", params={"path": "/a.txt"})
     assert (got.content, got.headers["content-length"]) == (b"hello", "5")
-    assert (await put(client, "/a.txt", b"")).json()["mode"] == 0o600  # what was there stays unless asked for
+    replaced = await put(client, "/a.txt", b"", force="true")
+    assert replaced.json()["mode"] == 0o600  # what was there stays unless asked for
     changed = await client.patch("/path", params={"path": "/a.txt"}, json={"mode": 0o640, "gid": 7})
     assert (changed.json()["mode"], changed.json()["gid"], changed.json()["uid"]) == (0o640, 7, 5)
 
@@ -103,6 +104,15 @@ async def test_directories_and_depth(client: httpx.AsyncClient) -> None:
     refused(await put(client, "/x", b""), 400, "is_a_directory")
 
 
+async def test_a_file_is_replaced_only_by_force(client: httpx.AsyncClient) -> None:
+    await put(client, "/f", b"old")
+    refused(await put(client, "/f", b"new"), 409, "already_exists")
+    refused(await put(client, "/f", b"new", force="false"), 409, "already_exists")
+    assert (await client.get("/file", params={"path": "/f"})).content == b"old"
+    assert (await put(client, "/f", b"new", force="true")).status_code == 201
+    assert (await client.get("/file", params={"path": "/f"})).content == b"new"
+
+
 async def test_bytes_stream_both_ways_in_pieces(client: httpx.AsyncClient) -> None:
     piece = bytes(range(256)) * 1000
 
@@ -126,7 +136,7 @@ async def test_an_upload_that_breaks_off_leaves_the_old_file_and_no_bytes(
         raise ConnectionError
 
     with pytest.raises(ConnectionError):
-        await client.put("/file", params={"path": "/f"}, content=broken())
+        await client.put("/file", params={"path": "/f", "force": "true"}, content=broken())
     assert (await client.get("/file", params={"path": "/f"})).content == b"old"
     assert await volumes.do(volume.id, lambda tree: tree.usage) == (3, 2)
 

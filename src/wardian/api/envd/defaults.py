@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
-
 from wardian.model.sandbox import Sandbox
 
 
@@ -12,14 +10,9 @@ def user_of(named: str | None, sandbox: Sandbox) -> str:
     return named or sandbox.surroundings.user
 
 
-def path_in(path: str, sandbox: Sandbox) -> str:
-    """``path`` where it is relative, taken from the template's directory; without one, from the home."""
-    workdir = sandbox.surroundings.workdir
-    if workdir is None or path.startswith(("/", "~")):
-        return path
-    return posixpath.join(workdir, path) if path else workdir
-
-
 def directory_of(asked: str | None, sandbox: Sandbox) -> str | None:
-    """Where a process starts: as asked, else in the template's directory. None: in its user's home."""
-    return path_in(asked or "", sandbox) or None
+    """Where a process starts, or which directory an empty path means: the template's. None: the user's home.
+
+    A relative one is taken from the user's home, whatever the template's directory is.
+    """
+    return asked or sandbox.surroundings.workdir

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from wardian.api.envd.access import Denied, FileRequest, check_files
-from wardian.api.envd.defaults import path_in, user_of
+from wardian.api.envd.defaults import user_of
 from wardian.api.envd.exchange import Cut, Exchange, closing
 from wardian.api.envd.faults import http_error, is_lost
 from wardian.api.envd.plane import NOT_FOUND, Plane, Unreachable
@@ -66,8 +66,7 @@ async def authorised(exchange: Exchange, sandbox: Sandbox, operation: str) -> Fi
     except Denied as denied:
         await exchange.refuse(401, denied.message)
     else:
-        path = request.path and path_in(request.path, sandbox)
-        return replace(request, path=path, username=user_of(request.username, sandbox))
+        return replace(request, username=user_of(request.username, sandbox))
     return None
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from wardian.api.envd.connect import Fields, invalid
-from wardian.api.envd.defaults import path_in
+from wardian.api.envd.defaults import directory_of
 from wardian.api.envd.rpc import Call, Unary
 from wardian.guest.guest import Entry
 
@@ -53,8 +53,8 @@ def _timestamp(ns: int) -> str:
 
 
 def path_of(call: Call, request: Fields, name: str = "path") -> str:
-    """A path that is there; an empty one means the template's directory, or the home directory."""
-    return path_in(request.text(name), call.sandbox) or "~"
+    """A path as asked; an empty one means the template's directory, or the home directory."""
+    return directory_of(request.text(name), call.sandbox) or "~"
 
 
 async def stat(call: Call, request: Fields) -> Mapping[str, Any]:

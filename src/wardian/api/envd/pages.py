@@ -75,7 +75,7 @@ class Words:
 
 
 _CLOSED = Words(
-    "Closed Port",
+    "Closed Port Error",
     "The sandbox is running, but there is no service running on this port.",
     "Start one that listens on it, on any address, and load this page again.",
 )

@@ -86,7 +86,7 @@ def _request(exchange: Exchange, sandbox: Sandbox, port: int, body: AsyncIterato
         mask=sandbox.spec.mask_request_host,
     )
     if b"transfer-encoding" in exchange.headers:
-        headers.append((b"transfer-encoding", b"chunked"))
+        headers.append((b"Transfer-Encoding", b"chunked"))
     query = scope["query_string"]
     target = (scope.get("raw_path") or exchange.path.encode()) + (b"?" + query if query else b"")
     url = httpcore.URL(scheme=b"http", host=b"127.0.0.1", port=port, target=target)

@@ -94,19 +94,24 @@ def forwarded(
     """A request's headers as the sandbox's service sees them.
 
     Left out: what concerns one connection only, and the token that belongs to us. ``mask`` replaces the Host;
-    the original goes to ``X-Forwarded-Host``.
+    the original goes to ``X-Forwarded-Host``. Names are written as in ``Content-Type``: nothing else is
+    expected by programs that compare them letter by letter, and by the clients' own tests.
     """
     listed = list(headers)
     dropped = _HOP_BY_HOP | _OURS | _named_by_connection(listed)
     came_by = b", ".join(value for name, value in listed if name == b"x-forwarded-for")
     shown = mask.replace("${PORT}", str(port)).encode() if mask else host
     return [
-        (b"host", shown),
-        *((name, value) for name, value in listed if name not in dropped),
-        (b"x-forwarded-for", (came_by + b", " if came_by else b"") + client.encode()),
-        (b"x-forwarded-host", host),
-        (b"x-forwarded-proto", scheme.encode()),
+        (b"Host", shown),
+        *((_spelled(name), value) for name, value in listed if name not in dropped),
+        (b"X-Forwarded-For", (came_by + b", " if came_by else b"") + client.encode()),
+        (b"X-Forwarded-Host", host),
+        (b"X-Forwarded-Proto", scheme.encode()),
     ]
+
+
+def _spelled(name: bytes) -> bytes:
+    return b"-".join(part.capitalize() for part in name.split(b"-"))
 
 
 def returned(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from wardian.api.envd.access import FileRequest
 from wardian.api.envd.connect import Fields, RpcError
-from wardian.api.envd.defaults import path_in, user_of
+from wardian.api.envd.defaults import user_of
 from wardian.api.envd.exchange import Exchange
 from wardian.api.envd.files import authorised, refuse_for
 from wardian.api.envd.multipart import BadForm, FormReader
@@ -97,7 +97,7 @@ async def _write_form(
     async for part in form.parts():
         if part.name != "file":
             continue
-        path = request.path or (part.filename and path_in(part.filename, sandbox)) or ""
+        path = request.path or part.filename or ""
         if not path or "\0" in path:
             raise BadUpload("a file part needs a path: as its file name, or as the query parameter path")
         if path in taken:
@@ -165,8 +165,7 @@ async def compose(plane: Plane, sandbox: Sandbox, exchange: Exchange) -> None:
     request = FileRequest("", "write", None, None, None)
     try:
         sources, destination, named = await _compose_request(exchange)
-        sources = [path_in(source, sandbox) for source in sources]
-        destination, user = path_in(destination, sandbox), user_of(named, sandbox)
+        user = user_of(named, sandbox)
         request = FileRequest(destination, "write", user, None, None)
         async with plane.guest(sandbox.id) as guest, exchange.attended():
             entry = await guest.write(destination, _joined(guest, sources, user), user=user, metadata={})

@@ -200,7 +200,7 @@ def _handshake(sandbox: Sandbox, port: int, scope: Scope) -> tuple[ClientProtoco
     )
     headers = Headers()
     for name, value in passed:
-        if not name.startswith(b"sec-websocket-"):
+        if not name.startswith(b"Sec-Websocket-"):
             headers[name.decode("latin-1")] = value.decode("latin-1")
     for own in _OWN_HEADERS:
         if own in request.headers:

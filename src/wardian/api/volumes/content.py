@@ -78,10 +78,7 @@ def open_file(tree: Tree, *, path: str) -> Node:
 
 def begin_file(tree: Tree, *, asked: Query, size: int) -> int:
     """A draft for the new content, held; refused at once where it cannot get its name or its room."""
-    place = resolve(tree, asked.path, make_parents=asked.force)
-    old = place.node
-    if old is not None and old.is_directory:
-        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    old = _written(tree, asked).node
     if tree.usage[0] + size > tree.limits.bytes_max:
         raise OSError(errno.ENOSPC, "the volume is full")
     uid, gid = _owner(asked)
@@ -94,9 +91,19 @@ def begin_file(tree: Tree, *, asked: Query, size: int) -> int:
 
 
 def finish_file(tree: Tree, *, asked: Query, draft: int) -> dict[str, Any]:
-    place = resolve(tree, asked.path, make_parents=asked.force)
+    place = _written(tree, asked)
     tree.publish(draft, place.parent, place.name)
     return _told(place.path, place.name, tree.node(draft))
+
+
+def _written(tree: Tree, asked: Query) -> Place:
+    """Where an upload goes. ``force`` makes the parents, and replaces a file that is there."""
+    place = resolve(tree, asked.path, make_parents=asked.force)
+    if place.node is not None and place.node.is_directory:
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if place.node is not None and not asked.force:
+        raise OSError(errno.EEXIST, "the file exists; force=true replaces it")
+    return place
 
 
 def _there(place: Place) -> Node:
