@@ -230,6 +230,9 @@ class Idle:
     ) -> Built:
         raise AssertionError(plan)
 
+    def tidy(self) -> None:
+        """There is nothing."""
+
 
 @pytest.fixture
 def builds(database: Database, service: Service, templates: Templates, tmp_path: Path) -> Builds:

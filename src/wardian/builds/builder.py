@@ -8,6 +8,7 @@ root image. What is to be started is started in a machine of exactly that image,
 from __future__ import annotations
 
 import asyncio
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -106,6 +107,11 @@ class Builder:
                 raise BuildFailed(f"the build took longer than {LIFETIME_S // 60} minutes") from None
             finally:
                 await asyncio.to_thread(self._yard.cache.prune)
+
+    def tidy(self) -> None:
+        """Remove what builds of a server that was killed left on disk. Before the first build."""
+        shutil.rmtree(self._yard.scratch, ignore_errors=True)
+        self._yard.cache.tidy()
 
 
 class Log:
