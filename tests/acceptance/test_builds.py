@@ -49,12 +49,27 @@ def test_a_dockerfile_becomes_a_template_that_is_running_already(server: Server,
 
 
 def test_a_failing_step_says_where_and_what(server: Server, tmp_path: Path) -> None:
+    """Once, in this order: the command and how it ended, the step and its line, the last it said."""
     (tmp_path / "Dockerfile").write_text("FROM base\n\nRUN echo one; \\\n  echo two >&2; exit 7\n")
     done = wardian(server, "build", str(tmp_path), "--name", "failing")
-    assert done.returncode == 1
-    assert "exit status 7" in done.stderr
-    assert "line 3" in done.stderr
-    assert "  two" in done.stderr.rpartition("the last it said")[2]
+    assert (done.returncode, done.stdout) == (1, "")
+    said = [
+        "failed to run command 'echo one;   echo two >&2; exit 7': exit status 7",
+        "in step 3/5, line 3: RUN echo one; echo two >&2; exit 7",
+        "the last it said:",
+        "  one",
+        "  two",
+    ]
+    assert done.stderr.splitlines()[-5:] == [f"error: {said[0]}", *said[1:]]
+    assert done.stderr.count("exit status 7") == 1
+    told = wardian(server, "build", str(tmp_path), "--name", "failing", "--json")
+    assert (told.returncode, told.stdout) == (1, "")
+    error = {"code": "build_failed", "message": "\n".join(said), "hint": None}
+    assert json.loads(told.stderr) == {"error": error}
+    (tmp_path / "Dockerfile").write_text("FROM base\nCMD echo dying; exit 9\n")
+    dead = wardian(server, "build", str(tmp_path), "--name", "failing")
+    assert "error: the start command failed: echo dying; exit 9: exit status 9" in dead.stderr.splitlines()
+    assert dead.stderr.splitlines()[-1] == "  dying"
     (tmp_path / "Dockerfile").write_text("FROM base\nVOLUME /x\n")
     refused = wardian(server, "build", str(tmp_path), "--name", "failing")
     assert (refused.returncode, "Dockerfile:2" in refused.stderr) == (2, True)

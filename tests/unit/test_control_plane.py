@@ -247,6 +247,9 @@ class Idle(Builder):
     def __init__(self) -> None:
         pass
 
+    def tidy(self) -> None:
+        """There is nothing."""
+
 
 @pytest.fixture
 def builds(database: Database, service: Service, templates: Templates, tmp_path: Path) -> Builds:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -133,6 +134,11 @@ class Builder:
                 raise BuildFailed(f"the build took longer than {LIFETIME_S // 60} minutes") from None
             finally:
                 await asyncio.to_thread(self._yard.cache.prune)
+
+    def tidy(self) -> None:
+        """Remove what builds of a server that was killed left on disk. Before the first build."""
+        shutil.rmtree(self._yard.scratch, ignore_errors=True)
+        self._yard.cache.tidy()
 
     async def warm_up(self, edition: Edition, driver: Driver) -> Snapshot:
         """Start what a ready build starts, in a machine of a driver that did not build it, and capture it.

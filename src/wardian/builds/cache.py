@@ -60,6 +60,12 @@ class LayerCache:
     def _composed(self, tenant: str, key: str) -> Path:
         return self.place(tenant, key).with_suffix(".root")
 
+    def tidy(self) -> None:
+        """Remove what a server that was killed left half-written. Not while a build goes on."""
+        for path in self._directory.glob("*/*"):
+            if path.name.startswith(".") or path.suffix not in (".tar", ".root"):
+                path.unlink(missing_ok=True)
+
     def prune(self) -> None:
         """Remove the least recently used layers until the rest is within the bound."""
         found = sorted(

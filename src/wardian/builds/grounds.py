@@ -82,7 +82,7 @@ class Grounds:
         if pins:
             packages = tuple(f"{name}={version}" for name, version in sorted(pins.items()))
         built = await asyncio.to_thread(self.bases.debian, base.reference, packages, _reporting(say))
-        return self._adopted(built, {"reference": base.reference}, Surroundings())
+        return await self._adopted(built, {"reference": base.reference}, Surroundings())
 
     async def _image(self, base: Base, say: Say) -> Ground:
         built = await asyncio.to_thread(
@@ -94,10 +94,10 @@ class Grounds:
         )
         config = built.config
         around = Surroundings(dict(config.env), config.workdir or "/", config.user or "root")
-        return self._adopted(built, {"reference": base.reference}, around)
+        return await self._adopted(built, {"reference": base.reference}, around)
 
-    def _adopted(self, built: BuiltImage, facts: Mapping[str, str], around: Surroundings) -> Ground:
-        root = self.roots.adopt(built, self.catalog)
+    async def _adopted(self, built: BuiltImage, facts: Mapping[str, str], around: Surroundings) -> Ground:
+        root = await asyncio.to_thread(self.roots.adopt, built, self.catalog)
         facts = {**facts, "digest": root.digest, "tree": built.manifest.tree}
         key = ground_key(root.digest, around)
         return Ground(root, key, around, facts=facts, packages=built.manifest.packages)

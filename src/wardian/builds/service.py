@@ -14,6 +14,7 @@ import asyncio
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ from wardian.store.database import Database
 TAGS_MAX = 32
 CANCELLED = Failure("the build was cancelled")
 STOPPED = Failure("the server was stopped while this was being built; start the build again")
-NEVER_STARTED = Failure("the server was stopped before this build was started")
+NEVER_STARTED = Failure("the server was stopped before this build was started; ask for a new build")
 REASON_LINES = 20
 """How many of the last lines are told with a failure."""
 
@@ -105,6 +106,7 @@ class Builds:
         self.uploads = Uploads(directory / "files")
         self._logs = BuildLogs(directory / "logs")
         self._comparisons = Comparisons()
+        self._collecting = asyncio.Lock()
         self._slots = asyncio.Semaphore(self._limits.concurrency)
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._tenants: dict[str, str] = {}  # of the jobs
@@ -134,6 +136,7 @@ class Builds:
         await self._house.sandboxes.drop_snapshots(strays)
         await asyncio.to_thread(self._logs.collect, build_ids)
         await asyncio.to_thread(self.uploads.collect, template_ids)
+        await asyncio.to_thread(self._house.builder.tidy)
         await self._collect_roots()
 
     async def close(self) -> None:
@@ -404,9 +407,12 @@ class Builds:
             await self._collect_roots()
 
     async def _collect_roots(self) -> None:
-        """Remove the root images that nothing stands on. Not while a build goes on: it may be about to."""
-        used = await self._house.database.read(templates.roots_in_use)
-        await asyncio.to_thread(self._house.roots.collect, used)
+        """Remove the root images that nothing stands on. No build goes on meanwhile: it may be about to."""
+        async with self._collecting, AsyncExitStack() as stack:
+            for _ in range(self._limits.concurrency):
+                await stack.enter_async_context(self._slots)
+            used = await self._house.database.read(templates.roots_in_use)
+            await asyncio.to_thread(self._house.roots.collect, used)
 
 
 def _failed(build: Build, failure: Failure, now: int) -> Build:

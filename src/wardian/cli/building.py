@@ -160,7 +160,8 @@ async def _follow(there: Remote, address: str, *, quiet: bool) -> None:
             while True:
                 told = (await there.call("GET", f"{address}/status", query={"logsOffset": seen})).json()
                 for entry in told["logEntries"]:
-                    progress.line(entry.get("step") or "", entry["message"])
+                    if entry["level"] != "error":  # that is the reason, which is said at the end
+                        progress.line(entry.get("step") or "", entry["message"])
                 seen += len(told["logEntries"])
                 if told["status"] in OVER and not told["logEntries"]:
                     break

@@ -16,6 +16,8 @@ from wardian.images.catalog import BuiltImage, Catalog
 from wardian.isolation.port import RootImage
 from wardian.model.errors import Unavailable
 
+_DRAFT = ".adopting-"
+
 
 class Roots:
     """One directory of root images, by digest."""
@@ -45,7 +47,7 @@ class Roots:
         if not path.exists():
             catalog.verify(image)
             self._directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self._directory) as scratch:
+            with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=self._directory) as scratch:
                 draft = Path(scratch) / "image"
                 try:
                     os.link(image.root.path, draft)
@@ -65,7 +67,12 @@ class Roots:
         return RootImage(path, digest)
 
     def collect(self, used: Set[str]) -> None:
-        """Remove every image whose digest is not among ``used``. Machines that have one open keep it."""
+        """Remove every image whose digest is not among ``used``, and drafts that a killed server left.
+
+        Machines that have one open keep it. Not while an image is adopted.
+        """
+        for draft in self._directory.glob(f"{_DRAFT}*"):
+            shutil.rmtree(draft, ignore_errors=True)
         for path in self._directory.glob("*.erofs"):
             if f"sha256:{path.stem}" not in used:
                 path.unlink(missing_ok=True)

@@ -6,7 +6,9 @@ The key is checked first, so a stranger costs a hash and a lookup, never a parse
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,6 +23,7 @@ BODY_BYTES_MAX = 1024 * 1024
 HEADERS_MAX, HEADER_BYTES_MAX = 100, 32 * 1024
 PATH_BYTES_MAX = 8 * 1024
 
+_SLASH = re.compile(rb"%2f", re.IGNORECASE)
 OPEN_PATHS = frozenset({"/health"})
 ISOLATION_HEADER = b"x-wardian-isolation"
 """What isolation is asked for, by clients whose requests have no field for it."""
@@ -44,7 +47,8 @@ class Front:
         self._app, self._keyring = app, keyring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path: str = scope["path"]
+        path = _path(scope)
+        scope = {**scope, "path": path}
         try:
             _check_head(scope)
             if path not in OPEN_PATHS:
@@ -63,6 +67,14 @@ class Front:
 def _asked_isolation(headers: Mapping[bytes, bytes]) -> Isolation | None:
     value = headers.get(ISOLATION_HEADER)
     return None if value is None else isolation_of(value.decode("latin-1"))
+
+
+def _path(scope: Scope) -> str:
+    """The path, in which an encoded slash stays encoded: it is part of a name, and separates nothing."""
+    raw: bytes = scope.get("raw_path") or b""
+    if not _SLASH.search(raw):
+        return str(scope["path"])
+    return unquote(_SLASH.sub(b"%252F", raw).partition(b"?")[0].decode("latin-1"))
 
 
 def _check_head(scope: Scope) -> None:
