@@ -20,7 +20,7 @@
 enum { FRAME_MAX = 8 + 65536 + 64, ROUNDS_PER_CHECK = 200, NOBODY = 65534 };
 
 static uint64_t state;
-static int link_fd;
+static int link_fd, fuse_fd; /* fuse_fd: our end of what stands for the kernel's FUSE device */
 static uint8_t frame[FRAME_MAX];
 static unsigned long sent, received;
 
@@ -62,6 +62,19 @@ static void put(size_t size) {
         struct pollfd wait = {link_fd, POLLIN | POLLOUT, 0};
         if (poll(&wait, 1, 20000) == 0) fail("the agent hangs");
     }
+}
+
+/* What programs inside ask of volumes, as the kernel words it: mostly whole requests. */
+static void ask_volumes(void) {
+    uint8_t packet[4096];
+    uint32_t size = random_number(8) ? 40 + random_number(100) : random_number(sizeof packet);
+    uint64_t unique = random_number(100);
+    memset(packet, 0, sizeof packet);
+    packet[0] = (uint8_t)size;
+    packet[4] = (uint8_t)random_number(50);
+    memcpy(packet + 8, &unique, 8);
+    if (send(fuse_fd, packet, size, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 && errno != EAGAIN && errno != EPIPE) fail("asking volumes");
+    while (recv(fuse_fd, packet, sizeof packet, MSG_DONTWAIT) > 0) {}
 }
 
 /* ---- frames that make sense ---- */
@@ -134,7 +147,7 @@ static size_t add_records(size_t at) {
 static size_t make_frame(const char *directory) {
     static const uint8_t types[] = {0x10, 0x10, 0x10, 0x10, 0x11, 0x12, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18, 0x01, 0x03, 0x05};
     /* No SIGNAL, RELIEVE or REMOVE: they could reach what is not ours. */
-    static const uint8_t ops[] = {0x01, 0x10, 0x11, 0x12, 0x15, 0x16, 0x17, 0x18, 0x20, 0x21, 0x30, 0x40, 0x41, 0x41, 0x77};
+    static const uint8_t ops[] = {0x01, 0x10, 0x11, 0x12, 0x15, 0x16, 0x17, 0x18, 0x20, 0x21, 0x30, 0x40, 0x41, 0x50, 0x51, 0x77};
     uint8_t type = types[random_number(sizeof types)];
     uint32_t id = type == 0x01 || type == 0x03 || type == 0x05 ? 0 : 1 + random_number(64);
     memset(frame, 0, 8);
@@ -205,21 +218,25 @@ static void check_alive(uint64_t epoch) {
 }
 
 static pid_t start(const char *agent, const char *directory) {
-    int pair[2];
-    char number[16];
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair)) fail("socketpair");
+    int pair[2], fuse[2];
+    char number[16], fuse_number[16];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, fuse)) fail("socketpair");
     int size = 1 << 20;
     setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
     snprintf(number, sizeof number, "%d", pair[1]);
+    snprintf(fuse_number, sizeof fuse_number, "%d", fuse[1]);
     pid_t pid = fork();
     if (pid == 0) {
         close(pair[0]);
+        close(fuse[0]);
         if (geteuid() == 0 && (chown(directory, NOBODY, NOBODY) || setgroups(0, NULL) || setgid(NOBODY) || setuid(NOBODY))) _exit(126);
-        execl(agent, agent, "--native", directory, "--link", number, (char *)NULL);
+        execl(agent, agent, "--native", directory, "--link", number, "--fuse", fuse_number, (char *)NULL);
         _exit(127);
     }
     close(pair[1]);
+    close(fuse[1]);
     link_fd = pair[0];
+    fuse_fd = fuse[0];
     return pid;
 }
 
@@ -258,6 +275,7 @@ int main(int argc, char **argv) {
             if (random_number(3) == 0) size = mutate(size);
             put(size);
             drain();
+            if (random_number(4) == 0) ask_volumes();
         }
         check_alive(epoch);
     }

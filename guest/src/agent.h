@@ -191,13 +191,15 @@ void tunnel_listen(void);
 void tunnel_abort(struct stream *stream); /* reset the connection when it ends, if it is a tunnel's */
 void tunnel_accept(void); /* what has knocked meanwhile */
 
-/* volume.c: the thread that reads the link as soon as there are volumes */
+/* ferry.c: the thread that reads the link as soon as there are volumes */
 bool ferry_runs(void);
 int ferry_descriptor(void);  /* readable when a frame may wait */
-bool ferry_waiting(void);
-ssize_t ferry_take(uint8_t *frame, size_t capacity); /* the next frame; -1: none */
+bool ferry_waiting(void);    /* a frame does, or the link has ended */
+ssize_t ferry_take(uint8_t *frame, size_t capacity); /* the next frame of those that wait; -1: the link has ended */
 void ferry_rest(bool rest);  /* carry no more requests over */
-bool ferry_rests(void);      /* every request has its answer */
+
+/* volume.c */
+bool volumes_rest(void);     /* every request has its answer */
 void volumes_detach(void);   /* the host is another one: it will mount again */
 
 /* sudo.c */

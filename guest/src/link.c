@@ -161,8 +161,9 @@ bool link_readable(void) {
 /* One frame that the ferry brought. */
 static bool take_parcel(void) {
     ssize_t size = ferry_take(incoming[0], FRAME_MAX + 1);
-    if (size >= 0) handle(incoming[0], (size_t)size, size > FRAME_MAX);
-    return size >= 0;
+    if (size < 0) link_lost();
+    handle(incoming[0], (size_t)size, size > FRAME_MAX);
+    return true;
 }
 
 bool link_receive(void) {

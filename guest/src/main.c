@@ -86,7 +86,7 @@ void quiesce_begin(void) {
 }
 
 static void settle(void) {
-    if (!ferry_rests()) return;
+    if (!volumes_rest()) return;
     state = DRAINING;
     link_put(QUIESCED, 0, 0, NULL, 0);
 }

@@ -1,31 +1,20 @@
 /* Volumes: file systems whose files are the host's. The kernel's FUSE requests travel to the host as they are, one
-   packet a frame, and its answers come back.
-
-   This agent may itself use a volume (a file op, an exec in one), and then waits for an answer that must not wait for
-   it. So from the first mount on a thread, the ferry, reads the link: it carries answers over by itself and puts every
-   other frame into a queue, for the loop. Frames are packets, so both may send. */
+   packet a frame, and its answers come back; the ferry carries both (ferry.c). */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/mount.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "agent.h"
+#include "ferry.h"
 
 enum {
-    MOUNTS_MAX = 16,
     VOLUME_ID_MAX = 64,
     UNANSWERED_MAX = 64, /* requests per mount */
-    QUEUE_MAX = 64 << 20,
-    ATTACH_PATIENCE_MS = 2000,
     FUSE_HEADER = 40,
     FUSE_ANSWER = 16,
     FUSE_FORGET = 2, FUSE_INTERRUPT = 36, FUSE_BATCH_FORGET = 42, /* have no answer */
@@ -49,46 +38,14 @@ static struct mount {
     unsigned unanswered;
 } mounts[MOUNTS_MAX];
 
-/* A frame for the loop. */
-struct parcel {
-    struct parcel *next;
-    size_t size;
-    uint8_t bytes[];
-};
-
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static struct parcel *parcels, **parcels_end = &parcels;
-static size_t parcels_size;
-static bool started, resting;
-static uint64_t attach_since; /* ms; 0: no ATTACH waits for the loop */
-static int to_ferry, to_loop; /* eventfds */
-static struct source news;
-
-static void ring(int fd) {
-    uint64_t one = 1;
-    if (write(fd, &one, sizeof one) < 0) return; /* it is ringing already */
-}
-
-static void hush(int fd) {
-    uint64_t count;
-    if (read(fd, &count, sizeof count) < 0) return;
-}
-
-/* ---- the ferry; with the lock held, but for waiting ---- */
-
-static bool send_frame(const uint8_t *frame, size_t size) {
-    ssize_t sent;
-    do sent = send(settings.link, frame, size, MSG_DONTWAIT | MSG_NOSIGNAL);
-    while (sent < 0 && errno == EINTR);
-    return sent >= 0 || errno != EAGAIN; /* a link that is gone is noticed by who reads it */
-}
+/* ---- carrying; by the ferry, with the lock ---- */
 
 static void send_grant(const struct mount *mount, uint32_t more) {
     uint8_t frame[HEADER + 4] = {GRANT};
     struct pollfd writable = {settings.link, POLLOUT, 0};
     memcpy(frame + 4, &mount->id, 4);
     memcpy(frame + HEADER, &more, 4);
-    while (!send_frame(frame, sizeof frame)) poll(&writable, 1, -1);
+    while (!ferry_send(frame, sizeof frame)) poll(&writable, 1, -1);
 }
 
 static void forget_asked(struct mount *mount, struct asked **at) {
@@ -110,7 +67,7 @@ static bool send_asked(struct mount *mount) {
         }
         if (mount->send_window < size) return false; /* a GRANT will come */
         memcpy(asked->frame + 4, &mount->id, 4);
-        if (!send_frame(asked->frame, asked->size)) return true;
+        if (!ferry_send(asked->frame, asked->size)) return true;
         mount->send_window -= size;
         asked->sent = true;
         memcpy(&opcode, asked->frame + HEADER + 4, 4);
@@ -126,8 +83,7 @@ static void refuse(const struct mount *mount, uint64_t unique, int error) {
     if (write(mount->fd, answer, sizeof answer) < 0 && errno != ENOENT) say("a volume's refusal: %s", strerror(errno));
 }
 
-/* A new host attaches, but the loop itself waits for a volume that only the next MOUNT can bring back: it must not. */
-static void refuse_all(void) {
+void volumes_refuse(void) {
     for (struct mount *mount = mounts; mount < mounts + MOUNTS_MAX; mount++)
         while (mount->asked) {
             refuse(mount, mount->asked->unique, EIO);
@@ -174,8 +130,7 @@ static void give_answer(struct mount *mount, const uint8_t *answer, size_t size)
     mount->consumed = 0;
 }
 
-/* True when the frame is for a mount, and was carried over. */
-static bool carry(uint8_t *frame, size_t size) {
+bool volumes_carry(const uint8_t *frame, size_t size) {
     uint32_t id, more;
     if (size < HEADER) return false;
     memcpy(&id, frame + 4, 4);
@@ -194,143 +149,70 @@ static bool carry(uint8_t *frame, size_t size) {
     return false;
 }
 
-static void receive(void) {
-    static uint8_t frame[HEADER + PAYLOAD_MAX + 2];
-    for (int turn = 0; turn < 16 && parcels_size < QUEUE_MAX; turn++) {
-        ssize_t size = recv(settings.link, frame, sizeof frame - 1, MSG_DONTWAIT);
-        if (size < 0 && (errno == EAGAIN || errno == EINTR)) return;
-        if (size <= 0) {
-            struct pollfd now = {settings.link, POLLIN | POLLRDHUP, 0};
-            if (size == 0 && poll(&now, 1, 0) >= 0 && !(now.revents & (POLLRDHUP | POLLHUP))) return; /* an empty packet */
-            link_lost();
-        }
-        if (carry(frame, (size_t)size)) continue;
-        if (frame[0] == ATTACH && !attach_since) attach_since = now_ms();
-        struct parcel *parcel = malloc(sizeof *parcel + (size_t)size);
-        if (!parcel) link_lost(); /* a frame lost would be a lie */
-        *parcel = (struct parcel){.size = (size_t)size};
-        memcpy(parcel->bytes, frame, (size_t)size);
-        *parcels_end = parcel;
-        parcels_end = &parcel->next;
-        parcels_size += parcel->size;
-        ring(to_loop);
-    }
-}
-
 static bool wants_requests(const struct mount *mount) {
-    return mount->id && !resting && mount->unanswered < UNANSWERED_MAX && mount->send_window >= PAYLOAD_MAX;
+    return mount->id && mount->unanswered < UNANSWERED_MAX && mount->send_window >= PAYLOAD_MAX;
 }
 
-__attribute__((noreturn)) static void *ferry(void *unused) {
-    struct pollfd waits[2 + MOUNTS_MAX];
+void volumes_await(struct pollfd waits[MOUNTS_MAX], bool rest) {
+    for (int i = 0; i < MOUNTS_MAX; i++)
+        waits[i] = (struct pollfd){!rest && wants_requests(&mounts[i]) ? mounts[i].fd : -1, POLLIN, 0};
+}
+
+bool volumes_ask(const struct pollfd waits[MOUNTS_MAX], bool rest) {
     bool blocked = false;
-    (void)unused;
-    pthread_mutex_lock(&lock);
-    for (;;) {
-        waits[0] = (struct pollfd){settings.link, (short)((parcels_size < QUEUE_MAX ? POLLIN | POLLRDHUP : 0) | (blocked ? POLLOUT : 0)), 0};
-        waits[1] = (struct pollfd){to_ferry, POLLIN, 0};
-        for (int i = 0; i < MOUNTS_MAX; i++)
-            waits[2 + i] = (struct pollfd){wants_requests(&mounts[i]) && !blocked ? mounts[i].fd : -1, POLLIN, 0};
-        pthread_mutex_unlock(&lock);
-        poll(waits, 2 + MOUNTS_MAX, attach_since ? ATTACH_PATIENCE_MS / 4 : -1);
-        pthread_mutex_lock(&lock);
-        if (waits[1].revents) hush(to_ferry);
-        if (waits[0].revents & (POLLIN | POLLHUP | POLLERR | POLLRDHUP)) receive();
-        blocked = false;
-        for (int i = 0; i < MOUNTS_MAX; i++) {
-            struct mount *mount = &mounts[i];
-            if (waits[2 + i].revents && waits[2 + i].fd == mount->fd && wants_requests(mount)) read_request(mount);
-            if (mount->id && send_asked(mount)) blocked = true;
-        }
-        if (attach_since && now_ms() - attach_since > ATTACH_PATIENCE_MS) refuse_all();
-        if (resting) ring(to_loop); /* perhaps that was the last answer */
+    for (int i = 0; i < MOUNTS_MAX; i++) {
+        struct mount *mount = &mounts[i];
+        if (waits[i].revents && waits[i].fd == mount->fd && !rest && wants_requests(mount)) read_request(mount);
+        if (mount->id && send_asked(mount)) blocked = true;
+    }
+    return blocked;
+}
+
+/* Forget a mount; its descriptor, 0 for none. */
+static int let_go(struct mount *mount) {
+    int fd = mount->fd;
+    while (fd && mount->asked) forget_asked(mount, &mount->asked);
+    mount->fd = 0;
+    mount->id = 0;
+    return fd;
+}
+
+/* With its descriptor closed a volume fails whoever waits for it, and whoever comes. */
+void volumes_abandon(void) {
+    for (struct mount *mount = mounts; mount < mounts + MOUNTS_MAX; mount++) {
+        int fd = let_go(mount);
+        if (fd) close(fd);
     }
 }
 
 /* ---- the loop's side ---- */
 
-bool ferry_runs(void) { return started; }
-
-int ferry_descriptor(void) { return to_loop; }
-
-bool ferry_waiting(void) {
-    pthread_mutex_lock(&lock);
-    bool waiting = parcels;
-    if (!waiting) hush(to_loop);
-    pthread_mutex_unlock(&lock);
-    return waiting;
-}
-
-ssize_t ferry_take(uint8_t *frame, size_t capacity) {
-    pthread_mutex_lock(&lock);
-    struct parcel *parcel = parcels;
-    if (parcel) {
-        parcels = parcel->next;
-        if (!parcels) parcels_end = &parcels;
-        if (parcels_size >= QUEUE_MAX) ring(to_ferry);
-        parcels_size -= parcel->size;
-    }
-    pthread_mutex_unlock(&lock);
-    if (!parcel) return -1;
-    size_t size = parcel->size < capacity ? parcel->size : capacity;
-    memcpy(frame, parcel->bytes, size);
-    free(parcel);
-    return (ssize_t)size;
-}
-
-void ferry_rest(bool rest) {
-    if (!started) return;
-    pthread_mutex_lock(&lock);
-    resting = rest;
-    pthread_mutex_unlock(&lock);
-    ring(to_ferry);
-}
-
-bool ferry_rests(void) {
-    bool rests = true;
-    pthread_mutex_lock(&lock);
+bool volumes_rest(void) {
+    bool rest = true;
+    ferry_lock();
     for (struct mount *mount = mounts; mount < mounts + MOUNTS_MAX; mount++)
-        if (mount->id && mount->unanswered) rests = false;
-    pthread_mutex_unlock(&lock);
-    return rests;
+        if (mount->id && mount->unanswered) rest = false;
+    ferry_unlock();
+    return rest;
 }
 
 void volumes_detach(void) {
-    if (!started) return;
-    pthread_mutex_lock(&lock);
+    if (!ferry_runs()) return;
+    ferry_lock();
     for (struct mount *mount = mounts; mount < mounts + MOUNTS_MAX; mount++) mount->id = 0;
-    resting = false;
-    attach_since = 0;
-    pthread_mutex_unlock(&lock);
-}
-
-static void note(struct source *source) { (void)source; }
-
-static int start(void) {
-    pthread_attr_t small;
-    pthread_t thread;
-    if (started) return 0;
-    to_ferry = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    to_loop = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    news = (struct source){.fd = to_loop, .wake = note};
-    if (to_ferry < 0 || to_loop < 0 || source_add(&news, EPOLLIN)) return EMFILE;
-    pthread_attr_init(&small);
-    pthread_attr_setstacksize(&small, 128 << 10);
-    int error = pthread_create(&thread, &small, ferry, NULL);
-    started = !error;
-    if (started) link_rearm();
-    return error;
+    ferry_reset();
+    ferry_unlock();
 }
 
 /* Connect a mount with the stream of a host that now answers for it. */
 static void connect_mount(struct mount *mount, uint32_t id) {
-    pthread_mutex_lock(&lock);
+    ferry_lock();
     mount->id = id;
     mount->send_window = mount->receive_window = WINDOW;
     mount->consumed = 0;
     for (struct asked *asked = mount->asked; asked; asked = asked->next) asked->sent = false;
-    pthread_mutex_unlock(&lock);
-    ring(to_ferry);
+    ferry_unlock();
+    ferry_look();
 }
 
 /* A descriptor of /dev/fuse with a file system at `path`; errno. */
@@ -358,12 +240,12 @@ static int stand_in(int *fd) {
 static int make_mount(struct mount *made, const char *path, const char *volume) {
     int fd, error = settings.native ? stand_in(&fd) : mount_at(path, &fd);
     if (error) return error;
-    pthread_mutex_lock(&lock);
+    ferry_lock();
     *made = (struct mount){.fd = fd};
     made->asked_end = &made->asked;
     strcpy(made->path, path);
     strcpy(made->volume, volume);
-    pthread_mutex_unlock(&lock);
+    ferry_unlock();
     return 0;
 }
 
@@ -380,7 +262,7 @@ void op_mount(uint32_t id, struct request *request) {
         }
     }
     if (!error && !place) error = EMFILE;
-    if (!error) error = start();
+    if (!error) error = ferry_start();
     if (!error && !place->fd) error = make_mount(place, path, volume);
     if (error) {
         reply_error(id, error, "%s: %s", path, strerror(error));
@@ -394,13 +276,9 @@ void op_mount(uint32_t id, struct request *request) {
 void op_unmount(uint32_t id, struct request *request) {
     (void)request;
     for (struct mount *mount = mounts; mount < mounts + MOUNTS_MAX; mount++) {
-        pthread_mutex_lock(&lock);
-        int fd = mount->id ? 0 : mount->fd;
-        if (fd) {
-            while (mount->asked) forget_asked(mount, &mount->asked);
-            mount->fd = 0;
-        }
-        pthread_mutex_unlock(&lock);
+        ferry_lock();
+        int fd = mount->id ? 0 : let_go(mount);
+        ferry_unlock();
         if (!fd) continue;
         close(fd);
         if (!settings.native) umount2(mount->path, MNT_DETACH);

@@ -156,6 +156,20 @@ def test_answers_that_nobody_asked_for_are_dropped(kernel: Kernel) -> None:
     assert kernel.carried(stream) == 1
 
 
+@pytest.mark.parametrize("frames", [0, 500])
+def test_the_ferry_ends_with_the_link(kernel: Kernel, frames: int) -> None:
+    """Whatever waits, in either direction: nobody is there any more who could want it."""
+    stream = kernel.mount()
+    for unique in range(1, 10):
+        kernel.ask(unique)
+    assert kernel.carried(stream) == 1
+    for _ in range(frames):
+        kernel.wire.open(STATS)
+    kernel.wire.link.close()
+    while kernel.device.recv(1 << 17):
+        pass  # the agent's end is closed, by the ferry or with the process; the fixture wants its status
+
+
 def test_natively_nothing_is_mounted_and_nonsense_is_refused(agent: Agent) -> None:
     for path, volume, error in (
         ("/v", "vol1", errno.EOPNOTSUPP),
