@@ -18,6 +18,7 @@ from wardian.api.auth import Keyring, new_key
 from wardian.api.e2b.app import build_control_plane
 from wardian.api.e2b.context import ControlPlane
 from wardian.api.wardian import builds as own_builds
+from wardian.builds.builder import Builder
 from wardian.builds.service import Builds
 from wardian.builds.service import House as BuildHouse
 from wardian.images.roots import Roots
@@ -39,7 +40,7 @@ KVM = IsolationLevel.MICROVM_KVM
 HEADER = "X-Wardian-Isolation"
 
 
-class Foreman:
+class Foreman(Builder):
     """A builder that only says what it was told."""
 
     def __init__(self) -> None:
@@ -281,7 +282,7 @@ async def test_its_builds_run_in_strength(fort: Fort) -> None:
     async def build(client: httpx.AsyncClient, isolation: str | None, **headers: str) -> httpx.Response:
         asked = (await client.post("/v3/templates", json={"name": "mine"})).json()
         address = f"/templates/{asked['templateID']}/builds/{asked['buildID']}"
-        plan = {"stages": [], "isolation": isolation}
+        plan: dict[str, Any] = {"stages": [], "isolation": isolation}
         return await client.post(f"/wardian{address}", json={"plan": plan}, headers=headers)
 
     refused(await build(fort.strict, "gvisor"))
