@@ -281,7 +281,7 @@ async def test_its_builds_run_in_strength(fort: Fort) -> None:
     async def build(client: httpx.AsyncClient, isolation: str | None, **headers: str) -> httpx.Response:
         asked = (await client.post("/v3/templates", json={"name": "mine"})).json()
         address = f"/templates/{asked['templateID']}/builds/{asked['buildID']}"
-        plan = {"stages": [], "isolation": isolation}
+        plan: dict[str, Any] = {"stages": [], "isolation": isolation}
         return await client.post(f"/wardian{address}", json={"plan": plan}, headers=headers)
 
     refused(await build(fort.strict, "gvisor"))

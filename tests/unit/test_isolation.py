@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from tests.lifecycle.fakes import MemoryDriver, World
 
@@ -26,7 +28,7 @@ async def drivers(**levels: IsolationLevel | str) -> Drivers:
         world.reason = str(level) if broken else ""
         return MemoryDriver(world)
 
-    return await Drivers.probe({name: lambda n=name, v=level: make(n, v) for name, level in levels.items()})
+    return await Drivers.probe({name: partial(make, name, level) for name, level in levels.items()})
 
 
 # ── levels
