@@ -18,6 +18,7 @@ from wardian.api.auth import Keyring, new_key
 from wardian.api.e2b.app import build_control_plane
 from wardian.api.e2b.context import ControlPlane
 from wardian.api.wardian import builds as own_builds
+from wardian.builds.builder import Builder
 from wardian.builds.service import Builds
 from wardian.builds.service import House as BuildHouse
 from wardian.images.roots import Roots
@@ -39,13 +40,15 @@ KVM = IsolationLevel.MICROVM_KVM
 HEADER = "X-Wardian-Isolation"
 
 
-class Foreman:
+class Foreman(Builder):
     """A builder that only says what it was told."""
 
     def __init__(self) -> None:
         self.told: list[tuple[Plan, IsolationLevel | None]] = []
 
-    async def build(self, plan: Plan, *, minimum: IsolationLevel | None = None, **_: Any) -> Built:
+    async def build(  # type: ignore[override]
+        self, plan: Plan, *, minimum: IsolationLevel | None = None, **_: Any
+    ) -> Built:
         self.told.append((plan, minimum))
         raise WardianError("nothing is built here")
 
