@@ -46,9 +46,7 @@ class Foreman(Builder):
     def __init__(self) -> None:
         self.told: list[tuple[Plan, IsolationLevel | None]] = []
 
-    async def build(  # type: ignore[override]
-        self, plan: Plan, *, minimum: IsolationLevel | None = None, **_: Any
-    ) -> Built:
+    async def build(self, plan: Plan, *, minimum: IsolationLevel | None = None, **_: Any) -> Built:
         self.told.append((plan, minimum))
         raise WardianError("nothing is built here")
 
