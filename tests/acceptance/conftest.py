@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import isawaitable
 from pathlib import Path
@@ -37,12 +37,14 @@ class Server:
     """The whole greeting."""
 
 
-def serve(data: Path, *options: str) -> Server:
+WARDIAN = (str(Path(sys.executable).with_name("wardian")),)
+
+
+def serve(data: Path, *options: str, wardian: Sequence[str] = WARDIAN) -> Server:
     """Start a server on a free port and wait for its greeting."""
-    program = Path(sys.executable).with_name("wardian")
     with (data / "server.log").open("a") as log:
         process = subprocess.Popen(
-            [program, "serve", "--json", "--port", "0", "--data", data, *options],
+            [*wardian, "serve", "--json", "--port", "0", "--data", data, *options],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
