@@ -146,6 +146,43 @@ async def test_the_async_sdk_watches_and_types(domain: Domain) -> None:
     await watch.stop()  # type: ignore[no-untyped-call]
 
 
+VOLUME_PY = """
+from e2b import Volume
+volume = Volume.create("by-name")
+volume.write_file("/notes.txt", "hello")
+print(Volume.connect(volume.volume_id).read_file("/notes.txt"), [each.path for each in volume.list("/")])
+Volume.destroy(volume.volume_id)
+"""
+VOLUME_JS = """
+const { Volume } = require('e2b')
+const proxy = process.env.HTTPS_PROXY
+const use = async () => {
+  const volume = await Volume.create('by-name', { proxy })
+  await volume.writeFile('/notes.txt', 'hello', { proxy })
+  const paths = (await volume.list('/', { proxy })).map((each) => `'${each.path}'`)
+  console.log(await volume.readFile('/notes.txt', { proxy }), `[${paths}]`)
+  await Volume.destroy(volume.volumeId, { proxy })
+}
+use().catch((error) => { console.error(error); process.exit(1) })
+"""
+
+
+@pytest.mark.parametrize(
+    ("client", "http_version"), [("newest", "1.1"), ("newest", "2"), ("older", "2"), ("javascript", "2")]
+)
+def test_contents_of_volumes_are_where_the_sdks_look(domain: Domain, client: str, http_version: str) -> None:
+    """At ``https://api.{domain}/volumecontent``, with nothing said but the domain."""
+    env = domain.environment | {"E2B_HTTP_VERSION": http_version, "NODE_EXTRA_CA_CERTS": domain.ca}
+    python = sys.executable
+    if client == "older":
+        python = str(release("e2b", "2.45.1").installed() / "bin/python")
+    command = (python, "-c", VOLUME_PY)
+    if client == "javascript":
+        env["NODE_PATH"] = str(release("e2b", "2.51.0", "javascript").installed() / "node_modules")
+        command = ("node", "-e", VOLUME_JS)
+    assert run_program(*command, env=env) == "hello ['/notes.txt']\n"
+
+
 # -- a sandbox's ports
 
 

@@ -11,11 +11,12 @@ import httpx
 import pytest
 
 from wardian.cli import server_file
+from wardian.cli.arguments import pairs
 from wardian.cli.copy import Place, parse_place
 from wardian.cli.output import ExitCode, Unreachable, exit_code
 from wardian.cli.processes import exit_status, start_failure
 from wardian.cli.remote import Address, find_server, metadata_query, refusal
-from wardian.cli.sandbox import pairs, span
+from wardian.cli.sandbox import span
 from wardian.cli.server_file import ServerFile
 from wardian.cli.terminal import Escape
 from wardian.model.errors import Invalid, Kind, NotFound, Unauthenticated, WardianError

@@ -170,11 +170,10 @@ def test_no_garbage_breaks_the_tree(kernel: Kernel, tree: Tree) -> None:
         packet = kernel.raw(opcode, dice.choice([0, 1, 2, 3, 2**63, 2**64 - 1]), body)
         answer = kernel.session.handle(tree, packet)
         assert answer is None or 16 <= len(answer) <= 65536
-    size, count = tree._db.execute("select sum(size), count(*) from node").fetchone()
-    assert tree.usage == (size, count)
-    assert size <= tree.limits.bytes_max
+    assert tree.usage == tree._rows.totals()
+    assert tree.usage[0] <= tree.limits.bytes_max
     orphans = "select count(*) from entry left join node using (number) where node.number is null"
-    assert tree._db.execute(orphans).fetchone() == (0,)
+    assert tree._rows._db.execute(orphans).fetchone() == (0,)
     assert tree.node(ROOT).is_directory
 
 

@@ -41,7 +41,7 @@ def greet_person(url: str, app: App, secure: Secure | None) -> None:
         words.append(f"https://api.{secure.domain}", style="bold cyan")
     words.append(f"\n{_summary(app)}\n\n", style="dim")
     words.append("For the E2B SDK, in any language:\n\n")
-    _exports(words, E2B_API_URL=url, E2B_SANDBOX_URL=url, E2B_API_KEY=app.key)
+    _exports(words, E2B_API_URL=url, E2B_SANDBOX_URL=url, E2B_VOLUME_API_URL=url, E2B_API_KEY=app.key)
     if secure is not None:
         words.append("\nOr by name, with the ports of sandboxes at https://{port}-{id}.")
         words.append(f"{secure.domain}:\n\n")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from wardian.cli import key, network, sandbox, secret, server_file, template, volume
+from wardian.cli import inside, key, network, sandbox, secret, server_file, template, volume
 from wardian.cli.output import EXIT_CODES, ExitCode, Json, errors
 
 app = typer.Typer(
@@ -143,7 +143,9 @@ def doctor(*, as_json: Json = False) -> None:
     raise typer.Exit(ExitCode.DONE if examination(as_json=as_json) else ExitCode.FAILED)
 
 
-sandbox.app.command(epilog=EXIT_CODES)(network.network)
+sandbox.app.command("exec", epilog=EXIT_CODES, context_settings=inside.WITH_OPTIONS)(inside.exec_)
+for inner in (inside.shell, inside.cp, network.network):
+    sandbox.app.command(epilog=EXIT_CODES)(inner)
 for group in (sandbox.app, template.app, secret.app, volume.app):
     group.callback()(server_options)
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from wardian.cli import remote
+from wardian.cli.arguments import Id, address
 from wardian.cli.output import Json, errors, note, out, print_json
 from wardian.cli.remote import Address
-from wardian.cli.sandbox import Id, address
 from wardian.model.errors import Conflict
 
 

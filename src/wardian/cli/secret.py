@@ -9,9 +9,9 @@ from urllib.parse import quote
 import typer
 
 from wardian.cli import remote
+from wardian.cli.arguments import address, pairs
 from wardian.cli.output import EXIT_CODES, Json, errors, note, print_json, table
 from wardian.cli.remote import Address
-from wardian.cli.sandbox import address, pairs
 from wardian.model.errors import Invalid, Kind, WardianError
 from wardian.model.secret import VALUE_BYTES_MAX
 

@@ -14,9 +14,9 @@ from rich.text import Text
 
 from wardian.builds import builtin as builtins
 from wardian.cli import building, remote
+from wardian.cli.arguments import address
 from wardian.cli.output import EXIT_CODES, Json, err, errors, note, out, print_json, table
 from wardian.cli.remote import Address
-from wardian.cli.sandbox import address
 from wardian.images.base import base_recipe
 from wardian.images.catalog import BuiltImage, Catalog, default_cache
 from wardian.model.isolation import isolation_of

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from wardian.cli import remote, volume_copy
+from wardian.cli.arguments import address
 from wardian.cli.output import EXIT_CODES, Json, errors, note, out, print_json, table
 from wardian.cli.remote import Address, Remote
-from wardian.cli.sandbox import address
 from wardian.model.errors import Invalid, NotFound
 
 app = typer.Typer(

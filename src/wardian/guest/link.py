@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 
@@ -61,7 +62,7 @@ _SEND_BUFFER = 1 << 20
 _WHILE_QUIESCED = frozenset({GRANT, RELIEVE, QUIESCE, UNQUIESCE, ATTACH})
 
 
-class Stream:
+class Stream(ABC):
     """One conversation on a link. What a kind of stream does not expect is a :class:`Violation`.
 
     ``payload`` of ``on_data`` is a view into the receive buffer: copy what is kept. The other handlers may
@@ -97,9 +98,9 @@ class Stream:
         self.link.forget(self)
         self.fail(WardianError("the guest agent rejected a frame of ours", code="guest_rejected"))
 
+    @abstractmethod
     def fail(self, error: WardianError) -> None:
         """The stream is no more; whoever waits on it gets ``error``."""
-        raise NotImplementedError
 
 
 class Link:

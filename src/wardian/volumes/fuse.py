@@ -20,7 +20,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from wardian.volumes.tree import ROOT, Node, Tree
+from wardian.volumes.rows import Node
+from wardian.volumes.tree import ROOT, Tree
 
 IO_BYTES_MAX = 60 * 1024
 """Most that one request writes or reads: with its headers it fits a frame of the link."""

@@ -7,7 +7,8 @@ import os
 import stat
 from dataclasses import dataclass
 
-from wardian.volumes.tree import FIRST_OWNER, ROOT, Node, Tree
+from wardian.volumes.rows import Node
+from wardian.volumes.tree import FIRST_OWNER, ROOT, Tree
 
 PATH_BYTES_MAX = 4096
 LINKS_FOLLOWED_MAX = 40

@@ -10,7 +10,8 @@ from typing import Any
 
 from wardian.api.volumes.query import Query
 from wardian.volumes.paths import Place, resolve, text
-from wardian.volumes.tree import FIRST_OWNER, Node, Tree
+from wardian.volumes.rows import Node
+from wardian.volumes.tree import FIRST_OWNER, Tree
 
 ENTRIES_MAX = 100_000
 """Of one listing, however deep."""
