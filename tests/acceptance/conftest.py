@@ -17,6 +17,7 @@ from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from e2b import AsyncSandbox, Sandbox
 
@@ -99,6 +100,18 @@ def _living() -> list[str]:
 def shared(server: Server) -> Sandbox:
     """The sandbox that tests share. It ends with the server."""
     return Sandbox.create(timeout=LIFETIME_S, envs={"SANDBOX_WIDE": "everywhere"})
+
+
+@pytest.fixture
+def envd(server: Server, shared: Sandbox) -> Iterator[httpx.Client]:
+    """Plain HTTP to the shared sandbox's agent, for what the SDK does not let a test say or see."""
+    headers = {
+        "E2b-Sandbox-Id": shared.sandbox_id,
+        "E2b-Sandbox-Port": "49983",
+        "X-Access-Token": shared._envd_access_token or "",
+    }
+    with httpx.Client(base_url=server.url, headers=headers) as client:
+        yield client
 
 
 @pytest.fixture(params=["sync", "async"])

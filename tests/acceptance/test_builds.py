@@ -35,6 +35,9 @@ def test_a_dockerfile_becomes_a_template_that_is_running_already(server: Server,
         assert ran.stdout.endswith("Hello from Wardian.\nuser\n/srv/www\npage.txt\n")
         assert sandbox.commands.run("cat greeting.txt; echo $PORT").stdout == "servus\n8000\n"
         assert sandbox.get_info().memory_mb == 640
+        # Whatever the working directory is, relative paths are taken from the user's home.
+        assert sandbox.files.write("a/b.txt", "").path == "/home/user/a/b.txt"
+        assert sandbox.commands.run("pwd", cwd="a").stdout == "/home/user/a\n"
     finally:
         sandbox.kill()
     again = wardian(server, "build", str(place), "--build-arg", "GREETING=servus", "--memory", "640")

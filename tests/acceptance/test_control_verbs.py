@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,6 +32,7 @@ from wardian.api.auth import new_key
 from wardian.store.keys import digest_of
 
 Make = Callable[..., Sandbox]
+OCTETS = {"content-type": "application/octet-stream"}
 
 
 @pytest.fixture
@@ -75,6 +77,7 @@ def test_lists_are_filtered_ordered_and_paged(own_sandbox: Make) -> None:
         while pages.has_next:
             items = pages.next_items()
             assert len(items) <= limit
+            assert items or not found, "no token after the last page"
             found += [item.sandbox_id for item in items]
         return found
 
@@ -145,6 +148,15 @@ def test_a_sandbox_may_pause_when_its_time_is_up_and_resume_by_traffic(own_sandb
     assert made.get_info().state is SandboxState.RUNNING
 
 
+def test_a_lifecycle_that_says_nothing_ends_in_a_kill(own_sandbox: Make) -> None:
+    """``on_timeout`` None is as if it were not there."""
+    made = own_sandbox(lifecycle={"on_timeout": None})
+    made.set_timeout(0)
+    seconds_until(lambda: not made.is_running(), at_most_s=2)
+    with pytest.raises(SandboxNotFoundException):
+        made.get_info()
+
+
 def test_pause_and_resume_by_their_words(own_sandbox: Make, http: httpx.Client) -> None:
     made = own_sandbox()
     path = f"/sandboxes/{made.sandbox_id}"
@@ -163,7 +175,8 @@ def test_pause_and_resume_by_their_words(own_sandbox: Make, http: httpx.Client) 
     made.pause()
     assert http.post(f"/v2{path}/connect").status_code == 201
     made.pause()
-    assert made.kill() is True
+    assert Sandbox.get_info(made.sandbox_id).state is SandboxState.PAUSED
+    assert Sandbox.kill(f"{made.sandbox_id}-00000000") is True, "old clients add the id of a node"
     assert http.get(path).status_code == 404
 
 
@@ -187,6 +200,10 @@ def test_snapshots_are_kept_named_and_used(own_sandbox: Make, http: httpx.Client
     snapshot = made.create_snapshot(name=name)
     made.files.write("state", "two")
     assert any(name in known for known in snapshot.names)
+    assert [one.snapshot_id for one in Sandbox.list_snapshots(name=name).next_items()] == [
+        snapshot.snapshot_id
+    ]
+    assert Sandbox.list_snapshots(name=f"{name}-not").next_items() == []
     found = http.get("/snapshots", params={"name": name}).json()
     assert [one["snapshotID"] for one in found] == [snapshot.snapshot_id]
     assert http.get("/snapshots", params={"sandboxID": made.sandbox_id}).json() == found
@@ -194,6 +211,8 @@ def test_snapshots_are_kept_named_and_used(own_sandbox: Make, http: httpx.Client
         assert own_sandbox(template=reference).files.read("state") == "one"
     answer = http.delete(f"/templates/{snapshot.snapshot_id}")
     assert answer.status_code == 400, "sandboxes stand on it"
+    passing = made.create_snapshot()
+    assert [Sandbox.delete_snapshot(passing.snapshot_id) for _ in range(2)] == [True, False]
 
 
 def test_forks_are_apart(own_sandbox: Make) -> None:
@@ -201,6 +220,7 @@ def test_forks_are_apart(own_sandbox: Make) -> None:
     made.files.write("who", "source")
     clones = [clone for clone in made.fork(count=3, timeout=60) if isinstance(clone, Sandbox)]
     assert len(clones) == 3
+    assert [each.is_running() for each in (made, *clones)] == [True] * 4
     for clone in clones:
         clone.files.write("who", clone.sandbox_id)
     assert [clone.files.read("who") for clone in clones] == [clone.sandbox_id for clone in clones]
@@ -278,6 +298,20 @@ def test_an_mcp_gateway_that_does_not_start_leaves_no_sandbox(server: Server) ->
         Sandbox.create(mcp={"exa": {"apiKey": "x"}})
 
 
+def test_metrics_are_of_the_time_asked_for(shared: Sandbox) -> None:
+    """There are some within 30 s, all from within the range (give or take 10 s), none from before."""
+    start = shared.get_info().started_at
+    seconds_until(lambda: bool(shared.get_metrics()), at_most_s=30)
+    end = datetime.now(UTC)
+    slack = timedelta(seconds=10)
+    samples = shared.get_metrics(start=start, end=end)
+    assert samples
+    assert all(start - slack <= sample.timestamp <= end + slack for sample in samples)
+    assert samples[-1].mem_total == 512 << 20
+    hour = timedelta(hours=1)
+    assert shared.get_metrics(start=start - 2 * hour, end=start - hour) == []
+
+
 def test_the_log_tells_what_happened(own_sandbox: Make, http: httpx.Client) -> None:
     made = own_sandbox()
     made.commands.run("echo traced")
@@ -291,8 +325,11 @@ def test_the_log_tells_what_happened(own_sandbox: Make, http: httpx.Client) -> N
     assert json.loads(v1["logs"][0]["line"])["event"] == "sandbox.create"
 
 
-def test_a_connection_lives_on_after_errors(server: Server) -> None:
+def test_a_connection_lives_on_after_errors(server: Server, shared: Sandbox) -> None:
+    """SDKs keep very many open: an answer leaves nothing of its request on the line."""
     address = urlsplit(server.url)
+    inside = {"e2b-sandbox-id": shared.sandbox_id, "e2b-sandbox-port": "49983"}
+    token = inside | {"x-access-token": shared._envd_access_token or "", "content-type": "application/json"}
     key = {"X-API-KEY": server.key, "content-type": "application/json"}
     with socket.create_connection((address.hostname, address.port), timeout=10) as line:
         answers = line.makefile("rb")
@@ -320,6 +357,13 @@ def test_a_connection_lives_on_after_errors(server: Server) -> None:
         assert ask("PUT", "/v2/sandboxes", b"{}", key) == 405
         assert ask("POST", "/v3/templates", b"{}", key) == 400
         assert ask("GET", "/v2/sandboxes", b"", key) == 200
+        stat = "/filesystem.Filesystem/Stat"
+        assert ask("POST", "/files?path=/tmp/x", b"x" * 300_000, inside) == 401
+        assert ask("POST", "/files?path=/tmp", b"x" * 300_000, token | OCTETS) == 400
+        assert ask("POST", stat, b"x" * 300_000, inside) == 401
+        assert ask("POST", stat, b'{"path": "/nope"}', token) == 404
+        assert ask("POST", "/", b"x" * 300_000, inside | {"e2b-sandbox-port": "9"}) == 502
+        assert ask("POST", stat, b'{"path": "/tmp"}', token) == 200
 
 
 def test_a_header_without_end_is_cut_off(server: Server) -> None:

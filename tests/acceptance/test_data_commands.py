@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
+import struct
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import httpx
 import pytest
 from e2b import (
     AsyncSandbox,
@@ -29,6 +33,20 @@ def first_output(handle: Any) -> str:
     """What a background command says first."""
     first: str = next(stdout for stdout, _, _ in handle if stdout)
     return first
+
+
+class Ear:
+    """Hears what a background command says first, through either face of the SDK.
+
+    The command is run with ``follow`` among its options.
+    """
+
+    def __init__(self, sandbox: Any) -> None:
+        self._told: asyncio.Queue[str] = asyncio.Queue()
+        self.follow = {} if isinstance(sandbox, Sandbox) else {"on_stdout": self._told.put_nowait}
+
+    async def first(self, handle: Any) -> str:
+        return await self._told.get() if self.follow else first_output(handle)
 
 
 @pytest.mark.parametrize("text", ["test", "!@#$%^&*()_+", "it's", "ünïcödé", "a\\nb", "'`$HOME`'"])
@@ -58,15 +76,53 @@ async def test_a_failing_command_says_how(sandbox: Any, done: Done) -> None:
     with pytest.raises(CommandExitException) as caught:
         await done(sandbox.commands.run("echo no >&2; exit 3"))
     assert (caught.value.exit_code, caught.value.stderr) == (3, "no\n")
+    assert caught.value.error == "exit status 3"
+
+
+def started(envd: httpx.Client, script: str, **more: Any) -> list[dict[str, Any]]:
+    """Every event of a command, as they are on the wire."""
+    body = json.dumps({"process": {"cmd": "/bin/bash", "args": ["-l", "-c", script]}, **more}).encode()
+    answer = envd.post(
+        "/process.Process/Start",
+        content=struct.pack(">BI", 0, len(body)) + body,
+        headers={"Content-Type": "application/connect+json", "Connect-Protocol-Version": "1"},
+    )
+    messages, rest = [], answer.content
+    while rest:
+        flags, size = struct.unpack(">BI", rest[:5])
+        messages.append((flags, json.loads(rest[5 : 5 + size])))
+        rest = rest[5 + size :]
+    assert messages.pop() == (2, {}), "the frame that ends a stream"
+    return [message["event"] for _, message in messages]
+
+
+def test_the_events_of_a_command_on_the_wire(envd: httpx.Client) -> None:
+    """First the start, last the end: how it ended in Go's words, and no fields that say nothing."""
+    first, data, last = started(envd, "echo out")
+    assert list(first) == ["start"]
+    assert base64.b64decode(data["data"]["stdout"]) == b"out\n"
+    assert last == {"end": {"status": "exit status 0", "exited": True}}
+    _, last = started(envd, "exit 3")
+    wrong = {"exitCode": 3, "status": "exit status 3", "error": "exit status 3", "exited": True}
+    assert last == {"end": wrong}
+    _, last = started(envd, "kill -9 $$")
+    assert last == {"end": {"exitCode": -1, "status": "signal: killed", "error": "signal: killed"}}
+
+
+def test_a_command_that_says_nothing_of_stdin_has_one(envd: httpx.Client, shared: Sandbox) -> None:
+    """``stdin`` absent means true: SDKs before the flag send input without having asked for it."""
+    kind = "until read -t 0 || [ -p /dev/stdin ]; do :; done; [ -p /dev/stdin ] && echo pipe"
+    data = started(envd, kind)[1]["data"]
+    assert base64.b64decode(data["stdout"]) == b"pipe\n"
+    data = started(envd, "readlink /proc/self/fd/0", stdin=False)[1]["data"]
+    assert base64.b64decode(data["stdout"]) == b"/dev/null\n"
 
 
 async def test_stdin_is_given_and_closed(sandbox: Any, done: Done) -> None:
-    told: asyncio.Queue[str] = asyncio.Queue()
-    follow = {} if isinstance(sandbox, Sandbox) else {"on_stdout": told.put_nowait}
-    handle = await done(sandbox.commands.run("cat", background=True, stdin=True, **follow))
+    ear = Ear(sandbox)
+    handle = await done(sandbox.commands.run("cat", background=True, stdin=True, **ear.follow))
     await done(sandbox.commands.send_stdin(handle.pid, ECHO_MESSAGE))
-    first = first_output(handle) if isinstance(sandbox, Sandbox) else await told.get()
-    assert first == ECHO_MESSAGE
+    assert await ear.first(handle) == ECHO_MESSAGE
     await done(sandbox.commands.send_stdin(handle.pid, ""))
     await done(sandbox.commands.close_stdin(handle.pid))
     result = await done(handle.wait())
@@ -104,11 +160,24 @@ async def test_no_timeout_is_no_limit(sandbox: Any, done: Done) -> None:
 
 
 async def test_a_process_outlives_its_connection(sandbox: Any, done: Done) -> None:
-    handle = await done(sandbox.commands.run("read line; echo got $line", background=True, stdin=True))
+    ear, script = Ear(sandbox), "echo early; read line; echo got $line"
+    handle = await done(sandbox.commands.run(script, background=True, stdin=True, **ear.follow))
+    assert await ear.first(handle) == "early\n"
     await done(handle.disconnect())
     again = await done(sandbox.commands.connect(handle.pid))
     await done(sandbox.commands.send_stdin(handle.pid, "it\n"))
-    assert (await done(again.wait())).stdout == "got it\n"
+    assert (await done(again.wait())).stdout == "got it\n", "what was said before is not said again"
+
+
+async def test_the_end_of_a_process_is_told_to_who_comes_late(sandbox: Any, done: Done) -> None:
+    """How a process exited is kept for a while, for a Connect that comes after it; it is not listed."""
+    handle = await done(sandbox.commands.run("exit 3", background=True))
+    for _ in range(2):
+        with pytest.raises(CommandExitException) as caught:
+            await done(handle.wait())
+        assert caught.value.exit_code == 3
+        assert handle.pid not in [process.pid for process in await done(sandbox.commands.list())]
+        handle = await done(sandbox.commands.connect(handle.pid))
 
 
 async def test_unknown_processes_are_not_found(sandbox: Any, done: Done) -> None:
@@ -130,6 +199,29 @@ async def test_a_killed_process_is_gone_at_once(sandbox: Any, done: Done) -> Non
     with pytest.raises(CommandExitException) as caught:
         await done(handle.wait())
     assert (caught.value.exit_code, caught.value.error) == (-1, "signal: killed")
+
+
+async def test_a_signal_is_for_the_process_alone(sandbox: Any, done: Done) -> None:
+    """Its children live on; and its end is not held up by those that have its output open."""
+    ear = Ear(sandbox)
+    script = "sleep 100 & echo $$ $! $(cat /proc/$$/oom_score_adj) $(nice); wait"
+    handle = await done(sandbox.commands.run(script, background=True, **ear.follow))
+    pid, child, *rank = (await ear.first(handle)).split()
+    assert (int(pid), rank) == (handle.pid, ["100", "0"]), "pids are the sandbox's own; rank as any program's"
+    assert await done(handle.kill()) is True
+    with pytest.raises(CommandExitException):
+        await done(handle.wait())
+    assert (await done(sandbox.commands.run(f"kill {child} && echo lived"))).stdout == "lived\n"
+
+
+def test_output_comes_in_bounded_pieces(shared: Sandbox) -> None:
+    """32 KiB of a command's output at most in one message, 16 KiB of a terminal's."""
+    handle = shared.commands.run("head -c 300000 /dev/zero | tr '\\0' x", background=True)
+    sizes = [len(stdout) for stdout, _, _ in handle if stdout]
+    assert (sum(sizes), max(sizes) <= 32 * 1024) == (300_000, True)
+    handle = shared.pty.create(PtySize(rows=24, cols=80))
+    shared.pty.send_stdin(handle.pid, b"head -c 300000 /dev/zero | tr '\\0' x; exit\n")
+    assert max(len(data) for _, _, data in handle if data) <= 16 * 1024
 
 
 async def test_the_list_tells_what_runs(sandbox: Any, done: Done, room: str) -> None:
@@ -239,8 +331,9 @@ def typed(handle: Any, enough: str) -> str:
 
 def test_a_terminal(shared: Sandbox, room: str) -> None:
     handle = shared.pty.create(PtySize(rows=24, cols=80), cwd=room, envs={"ABC": "123"})
-    shared.pty.send_stdin(handle.pid, b"echo [$ABC] $TERM; tput cols; pwd; tty\nexit\n")
+    shared.pty.send_stdin(handle.pid, b"echo [$ABC] $TERM; tput cols; pwd; tty; echo pid=$$\nexit\n")
     shown = typed(handle, "exit\r\n")
+    assert f"pid={handle.pid}\r\n" in shown
     assert "[123] xterm-256color\r\n80\r\n" in shown
     assert room in shown
     assert handle.wait().exit_code == 0

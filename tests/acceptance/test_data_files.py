@@ -21,6 +21,7 @@ from e2b import (
     InvalidArgumentException,
     Sandbox,
     SandboxException,
+    TimeoutException,
 )
 
 Done = Callable[[Any], Awaitable[Any]]
@@ -34,8 +35,10 @@ async def test_what_is_written_is_read(sandbox: Any, done: Done, room: str) -> N
     info = await done(sandbox.files.write(path, "héllo"))
     assert (info.path, info.name, info.type) == (path, "a.txt", FileType.FILE)
     assert await done(sandbox.files.read(path)) == "héllo"
+    inode = (await done(sandbox.commands.run(f"stat -c %i {path}"))).stdout
     await done(sandbox.files.write(path, "x"))
     assert await done(sandbox.files.read(path)) == "x"
+    assert (await done(sandbox.commands.run(f"stat -c %i {path}"))).stdout == inode, "overwritten in place"
 
 
 async def test_relative_paths_are_at_home(sandbox: Any, done: Done, room: str) -> None:
@@ -57,6 +60,16 @@ async def test_many_files_in_one_form(sandbox: Any, done: Done, room: str) -> No
     assert await done(sandbox.files.write_files([])) == []
 
 
+async def test_a_user_s_files_may_be_written_anywhere(sandbox: Any, done: Done) -> None:
+    """Missing parents are made even where the user may make none, and then belong to the user."""
+    top = f"/{uuid.uuid4().hex[:12]}"
+    (written,) = await done(sandbox.files.write_files([{"path": f"{top}/deep/f", "data": "x"}]))
+    assert (written.name, written.path, written.type) == ("f", f"{top}/deep/f", FileType.FILE)
+    for path in (top, f"{top}/deep", f"{top}/deep/f"):
+        info = await done(sandbox.files.get_info(path))
+        assert (info.owner, info.group) == ("user", "user")
+
+
 async def test_a_missing_file_is_not_found(sandbox: Any, done: Done, room: str) -> None:
     for form in ("text", "bytes", "stream"):
         with pytest.raises(FileNotFoundException, match=f"path '{room}/none' does not exist"):
@@ -73,6 +86,15 @@ async def test_empty_files(sandbox: Any, done: Done, room: str) -> None:
     assert await done(sandbox.files.read(path)) == ""
     assert await done(sandbox.files.read(path, gzip=True)) == ""
     assert bytes(await done(sandbox.files.read(path, format="bytes"))) == b""
+
+
+def test_an_empty_file_says_that_it_is_empty(envd: httpx.Client, shared: Sandbox, room: str) -> None:
+    """Reading an empty file gives "" in every form: its answer has ``Content-Length: 0``."""
+    shared.files.write(f"{room}/empty", "")
+    assert b"".join(shared.files.read(f"{room}/empty", format="stream")) == b""
+    for coding in ("identity", "gzip", "gzip, deflate"):
+        answer = envd.get("/files", params={"path": f"{room}/empty"}, headers={"Accept-Encoding": coding})
+        assert (answer.status_code, answer.content, answer.headers["content-length"]) == (200, b"", "0")
 
 
 @pytest.mark.parametrize("write_gzip", [False, True])
@@ -160,6 +182,14 @@ async def test_listings(sandbox: Any, done: Done, room: str) -> None:
         await done(sandbox.files.list(f"{room}/a"))
 
 
+def test_a_depth_of_zero_is_one(envd: httpx.Client, shared: Sandbox, room: str) -> None:
+    """The server takes a depth of 0 for 1, and does not list the directory itself."""
+    shared.commands.run("mkdir d; touch d/below f", cwd=room)
+    for body in ({"path": room}, {"path": room, "depth": 0}, {"path": room, "depth": 1}):
+        entries = envd.post("/filesystem.Filesystem/ListDir", json=body).json()["entries"]
+        assert [entry["path"] for entry in entries] == [f"{room}/d", f"{room}/f"]
+
+
 async def test_making_moving_removing(sandbox: Any, done: Done, room: str) -> None:
     files = sandbox.files
     assert await done(files.make_dir(f"{room}/d/e")) is True
@@ -207,17 +237,6 @@ def test_signed_urls(shared: Sandbox, room: str) -> None:
 
 
 # -- plain HTTP
-
-
-@pytest.fixture
-def envd(server: Any, shared: Sandbox) -> Iterator[httpx.Client]:
-    headers = {
-        "E2b-Sandbox-Id": shared.sandbox_id,
-        "E2b-Sandbox-Port": "49983",
-        "X-Access-Token": shared._envd_access_token or "",
-    }
-    with httpx.Client(base_url=server.url, headers=headers) as client:
-        yield client
 
 
 def test_ranges_and_validators(envd: httpx.Client, shared: Sandbox, room: str) -> None:
@@ -282,6 +301,8 @@ def test_a_watch_tells_changes_at_once(shared: Sandbox, room: str) -> None:
         FilesystemEventType.CHMOD,
         FilesystemEventType.WRITE,
     }
+    shared.files.write(f"{room}/a.txt", "2")
+    assert watch.get_new_events()[0].type is FilesystemEventType.WRITE
     shared.files.rename(f"{room}/a.txt", f"{room}/b.txt")
     shared.files.remove(f"{room}/b.txt")
     kinds = [event.type for event in watch.get_new_events()]
@@ -330,3 +351,12 @@ async def test_a_watch_as_a_stream(shared: Sandbox, room: str) -> None:
             pass
     assert event.type in (FilesystemEventType.CREATE, FilesystemEventType.WRITE)
     await watch.stop()  # type: ignore[no-untyped-call]
+
+
+async def test_a_watch_ends_when_its_time_is_up(shared: Sandbox, room: str) -> None:
+    """The deadline of a watch is the server's to keep: JavaScript asks for one of 60 s by itself."""
+    sandbox = await AsyncSandbox.connect(shared.sandbox_id)
+    over: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+    await sandbox.files.watch_dir(room, on_event=lambda _: None, on_exit=over.set_result, timeout=0.5)
+    async with asyncio.timeout(10):
+        assert isinstance(await over, TimeoutException)

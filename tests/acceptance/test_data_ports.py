@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -74,11 +75,11 @@ socketserver.ThreadingTCPServer(("127.0.0.1", PORT), Handler).serve_forever()
 """
 
 
-def listen(sandbox: Sandbox, program: str, port: int) -> Any:
+def listen(sandbox: Sandbox, program: str, port: int, *, at: str = "127.0.0.1") -> Any:
     """Run a service and wait until it listens."""
     sandbox.files.write(f"/tmp/service-{port}.py", program.replace("PORT", str(port)))
     handle = sandbox.commands.run(f"python3 /tmp/service-{port}.py", background=True, timeout=0)
-    dial = f"import socket; socket.create_connection(('127.0.0.1', {port}))"
+    dial = f"import socket; socket.create_connection(('{at}', {port}))"
     sandbox.commands.run(f'until python3 -c "{dial}" 2>/dev/null; do :; done')
     return handle
 
@@ -126,6 +127,19 @@ def test_ports_are_reached_by_host_too(server: Any, shared: Sandbox, services: N
     assert httpx.get(server.url + "/here", headers={"Host": host}).text.startswith("/here\n")
 
 
+def test_a_service_on_the_other_loopback_address_is_reached(web: httpx.Client, shared: Sandbox) -> None:
+    """What listens on 127.0.0.1 or on ::1 alone is reachable all the same."""
+    program = """
+import http.server, socket
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+Server(("::1", PORT), http.server.SimpleHTTPRequestHandler).serve_forever()
+"""
+    handle = listen(shared, program, 8125, at="::1")
+    assert web.get("/", headers={"E2b-Sandbox-Port": "8125"}).status_code == 200
+    handle.kill()
+
+
 def test_closed_ports_and_strangers(web: httpx.Client, shared: Sandbox) -> None:
     closed = web.get("/", headers={"E2b-Sandbox-Port": "9"})
     assert closed.status_code == 502
@@ -166,8 +180,10 @@ def test_private_ports(own_sandbox: Callable[..., Sandbox], server: Any) -> None
 def test_traffic_wakes_a_paused_sandbox(own_sandbox: Callable[..., Sandbox], server: Any) -> None:
     mine = own_sandbox(lifecycle={"on_timeout": "pause", "auto_resume": True})
     listen(mine, WEB, HTTP)
+    mine.set_timeout(20)
     mine.pause()
     assert mine.is_running() is False
     headers = {"E2b-Sandbox-Id": mine.sandbox_id, "E2b-Sandbox-Port": str(HTTP)}
     assert httpx.get(server.url + "/awake", headers=headers, timeout=15).text.startswith("/awake\n")
     assert mine.is_running() is True
+    assert mine.get_info().end_at - datetime.now(UTC) > timedelta(seconds=240), "five minutes at least"

@@ -18,7 +18,7 @@ from wardian.guest.guest import Exit, Guest, Output, Process, ProcessConfig
 from wardian.model.errors import Unavailable, WardianError
 from wardian.model.sandbox import LIVE, Sandbox
 
-CHUNK_MAX = 32 * 1024
+CHUNK_MAX = {"stdout": 32 * 1024, "stderr": 32 * 1024, "pty": 16 * 1024}
 """Most bytes of output in one message."""
 
 DEFAULT_SIZE = (80, 24)
@@ -109,10 +109,9 @@ async def _follow(call: Call, process: Process, events: Events, stream: Stream) 
         async for event in events:
             if isinstance(event, Output):
                 head, data = _DATA_HEAD[event.channel], memoryview(event.data)
-                for at in range(0, len(data), CHUNK_MAX):
-                    await stream.send(
-                        head + b2a_base64(data[at : at + CHUNK_MAX], newline=False) + _DATA_TAIL
-                    )
+                most = CHUNK_MAX[event.channel]
+                for at in range(0, len(data), most):
+                    await stream.send(head + b2a_base64(data[at : at + most], newline=False) + _DATA_TAIL)
             else:
                 return encode({"event": {"end": _end(event)}})
     raise Unavailable("the process can no longer be followed", code="process_lost")
