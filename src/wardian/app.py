@@ -35,6 +35,7 @@ from wardian.guest.guest import ProcessConfig
 from wardian.images.bases import Bases
 from wardian.images.catalog import Catalog, base_image
 from wardian.images.indexes import host_indexes
+from wardian.images.oci.outlet import Allows, Outlet
 from wardian.images.roots import Roots
 from wardian.isolation.gvisor import GvisorDriver, Tools
 from wardian.isolation.port import Capabilities, Driver
@@ -150,7 +151,7 @@ async def start(settings: Settings) -> AsyncIterator[App]:
                 templates=templates,
                 sandboxes=sandboxes,
                 roots=roots,
-                builder=builder_of(settings, sandboxes, templates, works, roots),
+                builder=builder_of(settings, sandboxes, templates, works, roots, shore.allows),
                 fence=lease.fence,
             ),
             data / "builds",
@@ -210,7 +211,12 @@ def pool_limits(settings: Settings) -> PoolLimits:
 
 
 def builder_of(
-    settings: Settings, sandboxes: Sandboxes, templates: Templates, works: Workshop, roots: Roots
+    settings: Settings,
+    sandboxes: Sandboxes,
+    templates: Templates,
+    works: Workshop,
+    roots: Roots,
+    allows: Allows,
 ) -> Builder:
     """What carries plans out, with this server's own parts."""
     catalog = Catalog(settings.cache_dir)
@@ -224,7 +230,11 @@ def builder_of(
         return Known(build.root_digest, build.surroundings, build.start, build.ready, {"tree": build.tree})
 
     grounds = Grounds(
-        bases=Bases(catalog, directory=Path("/")),  # whose plans may name the host's files: ``Limits``
+        bases=Bases(
+            catalog,
+            Outlet(allows, frozenset(settings.private_registries)),
+            directory=Path("/"),  # whose plans may name the host's files: ``Limits``
+        ),
         catalog=catalog,
         roots=roots,
         cache=cache,
