@@ -35,6 +35,7 @@ from wardian.guest.guest import ProcessConfig
 from wardian.images.bases import Bases
 from wardian.images.catalog import Catalog, base_image
 from wardian.images.indexes import host_indexes
+from wardian.images.oci.outlet import Allows, Outlet
 from wardian.images.roots import Roots
 from wardian.isolation.drivers import Drivers, Make
 from wardian.isolation.gvisor import GvisorDriver, Tools
@@ -145,7 +146,7 @@ async def start(settings: Settings) -> AsyncIterator[App]:
 
         data_plane = build_data_plane(sandboxes, record=record)
         stack.push_async_callback(data_plane.aclose)
-        builder = builder_of(settings, sandboxes, templates, works, roots)
+        builder = builder_of(settings, sandboxes, templates, works, roots, shore.allows)
         builds = Builds(
             House(
                 database=database,
@@ -220,7 +221,12 @@ def pool_limits(settings: Settings) -> PoolLimits:
 
 
 def builder_of(
-    settings: Settings, sandboxes: Sandboxes, templates: Templates, works: Workshop, roots: Roots
+    settings: Settings,
+    sandboxes: Sandboxes,
+    templates: Templates,
+    works: Workshop,
+    roots: Roots,
+    allows: Allows,
 ) -> Builder:
     """What carries plans out, with this server's own parts."""
     catalog = Catalog(settings.cache_dir)
@@ -234,7 +240,11 @@ def builder_of(
         return Known(build.root_digest, build.surroundings, build.start, build.ready, {"tree": build.tree})
 
     grounds = Grounds(
-        bases=Bases(catalog, directory=Path("/")),  # whose plans may name the host's files: ``Limits``
+        bases=Bases(
+            catalog,
+            Outlet(allows, frozenset(settings.private_registries)),
+            directory=Path("/"),  # whose plans may name the host's files: ``Limits``
+        ),
         catalog=catalog,
         roots=roots,
         cache=cache,

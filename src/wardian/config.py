@@ -6,6 +6,7 @@ Nothing below this layer reads the environment; the composition root passes on w
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -21,6 +22,8 @@ PORT = 9273
 TLS_PORT = 8443
 DATABASE = "wardian.db"
 """The name of the database in a data directory."""
+
+_REGISTRY = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,252}[a-z0-9])?(?::\d{1,5})?")
 
 Network = IPv4Network | IPv6Network
 
@@ -97,6 +100,10 @@ class Settings:
     allowed_networks: tuple[Network, ...] = field(default=())
     """Private networks that sandboxes may reach all the same, although private ones are closed by default."""
 
+    private_registries: tuple[str, ...] = field(default=())
+    """Registries of container images (``host:port``) that builds may fetch from although they are not on the
+    public internet; of those on this host's loopback, no TLS is asked."""
+
     @classmethod
     def load(cls, environment: Mapping[str, str] | None = None, **given: Any) -> Self:
         """What is ``given`` and not None, else ``WARDIAN_<NAME>``, else the default."""
@@ -157,6 +164,14 @@ def _networks(text: str) -> tuple[Network, ...]:
     return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
 
 
+def _registries(text: str) -> tuple[str, ...]:
+    found = [part.strip().lower() for part in text.split(",") if part.strip()]
+    for each in found:
+        if not _REGISTRY.fullmatch(each):
+            raise ValueError(f"not host:port: {each!r}")
+    return tuple(each if ":" in each else f"{each}:443" for each in found)
+
+
 _READERS: Mapping[str, Any] = {
     "host": str,
     "port": _whole,
@@ -174,6 +189,7 @@ _READERS: Mapping[str, Any] = {
     "sandboxes_max": _whole,
     "timeout_max_hours": _whole,
     "allowed_networks": _networks,
+    "private_registries": _registries,
     "vault_key": str,
     "vault_key_command": str,
     "vault_key_previous": str,

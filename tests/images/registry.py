@@ -14,14 +14,25 @@ REPOSITORY, TAG = "team/tool", "1.0"
 
 
 @contextmanager
-def registry(made: tuple[Blob, list[Blob]], *, user: str = "", password: str = "") -> Iterator[str]:
-    """Serve the image; yields ``host:port``. With a password, only who knows it is answered."""
+def registry(
+    made: tuple[Blob, list[Blob]],
+    *,
+    user: str = "",
+    password: str = "",
+    repository: str = REPOSITORY,
+    blobs_at: str = "",
+    tokens_at: str = "",
+) -> Iterator[str]:
+    """Serve the image; yields ``host:port``. With a password, only who knows it is answered.
+
+    With ``blobs_at``, whoever asks for a blob is sent there; with ``tokens_at``, everybody is, for a token.
+    """
     manifest, blobs = made
     manifests: Mapping[str, Blob] = {TAG: manifest, manifest.digest: manifest}
     found = {
         "/v2/": Blob(b"{}", "application/json"),
-        **{f"/v2/{REPOSITORY}/manifests/{name}": blob for name, blob in manifests.items()},
-        **{f"/v2/{REPOSITORY}/blobs/{blob.digest}": blob for blob in blobs},
+        **{f"/v2/{repository}/manifests/{name}": blob for name, blob in manifests.items()},
+        **{f"/v2/{repository}/blobs/{blob.digest}": blob for blob in blobs},
     }
     wanted = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
@@ -29,6 +40,12 @@ def registry(made: tuple[Blob, list[Blob]], *, user: str = "", password: str = "
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            if blobs_at and "/blobs/" in self.path:
+                self._answer(307, Location=blobs_at)
+                return
+            if tokens_at:
+                self._answer(401, **{"WWW-Authenticate": f'Bearer realm="{tokens_at}"'})
+                return
             known = not password or self.headers.get("Authorization") == wanted
             blob = found.get(self.path) if known else None
             self.send_response(401 if not known else 404 if blob is None else 200)
@@ -42,6 +59,12 @@ def registry(made: tuple[Blob, list[Blob]], *, user: str = "", password: str = "
             self.end_headers()
             if self.command == "GET":
                 self.wfile.write(data)
+
+        def _answer(self, status: int, **headers: str) -> None:
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": "0"}.items():
+                self.send_header(name, value)
+            self.end_headers()
 
         do_HEAD = do_GET
 

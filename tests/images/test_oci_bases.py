@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.images.caches import own_cache
@@ -16,6 +17,7 @@ from wardian.images.catalog import BuiltImage, Catalog
 from wardian.images.erofs import Image
 from wardian.images.oci.config import Healthcheck, ImageInvalid
 from wardian.images.oci.fetch import FetchFailed
+from wardian.images.oci.outlet import Outlet
 from wardian.model.errors import Forbidden
 
 LOWER = layer(
@@ -45,7 +47,14 @@ CONFIG = {
 @pytest.fixture
 def bases(tmp_path: Path) -> Bases:
     """With a catalog of its own, in which only `base` is."""
-    return Bases(Catalog(own_cache(tmp_path / "cache")), directory=tmp_path, private_registries=True)
+    return with_registry(tmp_path, "nowhere.test:443")
+
+
+def with_registry(tmp_path: Path, registry: str) -> Bases:
+    """The same, where that registry may be asked wherever it is."""
+    cache = tmp_path / "cache"
+    catalog = Catalog(cache if cache.exists() else own_cache(cache))
+    return Bases(catalog, Outlet(lambda address, port: False, frozenset({registry})), directory=tmp_path)
 
 
 def contents(built: BuiltImage) -> Mapping[str, bytes]:
@@ -96,31 +105,31 @@ def test_an_archive_of_docker_is_read(tmp_path: Path, bases: Bases) -> None:
     assert contents(bases.image(f"docker-archive:{archive}"))["/opt/c"] == b"c"
 
 
-def test_a_registry_is_pulled_from(bases: Bases) -> None:
+def test_a_registry_is_pulled_from(tmp_path: Path) -> None:
     """By name, and for ever by the digest that the manifest of the built image names."""
     with registry(image([LOWER], CONFIG)) as host:
+        bases = with_registry(tmp_path, host)
         built = bases.image(f"docker://{host}/{REPOSITORY}:{TAG}")
         assert bases.image(built.manifest.source) == built
         with pytest.raises(FetchFailed, match="cannot be fetched"):
             bases.image(f"{host}/{REPOSITORY}:absent")
 
 
-def test_credentials_go_by_a_file_that_is_removed(
-    bases: Bases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_credentials_go_by_a_file_that_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Never on a command line, never in an error; the file is ours alone."""
     ran: list[str] = []
     modes: list[int] = []
-    run = subprocess.run
+    run = Outlet.run
 
-    def watched(command: list[str], **options: object) -> object:
+    def watched(outlet: Outlet, command: list[str], *rest: Any, **options: Any) -> Any:
         ran.extend(map(str, command))
         auth = [Path(word) for word in command if str(word).endswith("auth.json")]
         modes.extend(path.stat().st_mode & 0o777 for path in auth)
-        return run(command, **options)  # type: ignore[call-overload]
+        return run(outlet, command, *rest, **options)
 
-    monkeypatch.setattr(subprocess, "run", watched)
+    monkeypatch.setattr(Outlet, "run", watched)
     with registry(image([LOWER], CONFIG), user="me", password="secret-word") as host:
+        bases = with_registry(tmp_path, host)
         reference = f"docker://{host}/{REPOSITORY}:{TAG}"
         with pytest.raises(FetchFailed) as caught:
             bases.image(reference, username="me", password="wrong-word")

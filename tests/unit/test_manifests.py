@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from wardian.builds.expand import BadExpansion, expand
 from wardian.builds.ignore import Ignore, parse_ignore
 from wardian.builds.keys import chain, ground_key
 from wardian.builds.packing import Folder, Unpackable
+from wardian.builds.plans import plan_of
 from wardian.builds.pyproject import read_pyproject
 from wardian.builds.trees import DIRECTORY, Item
 from wardian.builds.wardian_toml import read_wardian_toml
@@ -92,6 +94,26 @@ def test_a_project_installs_what_its_lock_says(folder: Folder) -> None:
     assert "--require-hashes" in plan.stages[0].steps[2].args[-1]
     with pytest.raises(BadManifest, match=r"the base has Python 3\.11"):
         read_pyproject(project.replace(">=3.10", ">=3.13"), folder)
+
+
+def test_variables_of_one_step_are_set_at_once() -> None:
+    """What one of them says of another is what that was before, as in Docker."""
+    step = Step(StepKind.ENV, ("A", "2", "B", "$A"), expand=True)
+    _, around = chain("", Surroundings(env={"A": "1"}), [step], lambda files: "")
+    assert around.env == {"A": "2", "B": "1"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "args"),
+    [("run", []), ("copy", ["a", "b"]), ("env", ["A"]), ("env", ["A", "1", "B"]), ("user", ["a\0b"])],
+)
+def test_a_plan_that_is_none_is_refused(kind: str, args: list[str]) -> None:
+    base = {"kind": "template", "reference": "base"}
+    plan = {"stages": [{"name": "s", "base": base, "steps": [{"kind": kind, "args": args}]}]}
+    with pytest.raises(Invalid, match=f"step 1 is no {kind}"):
+        plan_of(json.dumps(plan).encode())
+    with pytest.raises(Invalid, match="a port is between"):
+        plan_of(json.dumps({"stages": [], "ports": [70000]}).encode())
 
 
 @settings(deadline=None)

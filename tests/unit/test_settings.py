@@ -29,6 +29,11 @@ def test_networks_are_listed_with_commas() -> None:
     assert settings.allowed_networks == (ip_network("10.1.0.0/16"), ip_network("fd00::/8"))
 
 
+def test_registries_are_listed_with_commas() -> None:
+    env = {"WARDIAN_PRIVATE_REGISTRIES": "127.0.0.1:5000, Registry.LAN"}
+    assert Settings.load(env, data_dir=DATA).private_registries == ("127.0.0.1:5000", "registry.lan:443")
+
+
 @pytest.mark.parametrize(
     "env",
     [
@@ -37,6 +42,7 @@ def test_networks_are_listed_with_commas() -> None:
         {"WARDIAN_POOL_HOT": "-1"},
         {"WARDIAN_TIMEOUT_MAX_HOURS": "0"},
         {"WARDIAN_ALLOWED_NETWORKS": "10.0.0.1/8"},
+        {"WARDIAN_PRIVATE_REGISTRIES": "https://x"},
     ],
 )
 def test_absurd_settings_are_refused_by_name(env: dict[str, str]) -> None:

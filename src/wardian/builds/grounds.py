@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
+from threading import Event
+from typing import Any
 
 from wardian.builds.cache import LayerCache
 from wardian.builds.errors import BuildFailed
@@ -22,6 +26,9 @@ from wardian.model.errors import WardianError
 from wardian.model.isolation import IsolationLevel
 from wardian.model.sandbox import Snapshot
 from wardian.sandboxes.benches import Bench
+
+THREADS = 4
+"""How many bases are made at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,7 @@ class Grounds:
     find_template: Callable[[str, str], Awaitable[Known | None]]
     find_snapshot: Callable[[str, str], Awaitable[Snapshot | None]]
     thaw: Callable[[str, Snapshot, IsolationLevel | None], AbstractAsyncContextManager[Bench]]
+    threads: Executor = field(default_factory=partial(ThreadPoolExecutor, THREADS, "bases"))
 
     async def of(
         self,
@@ -81,20 +89,30 @@ class Grounds:
         packages = base.packages
         if pins:
             packages = tuple(f"{name}={version}" for name, version in sorted(pins.items()))
-        built = await asyncio.to_thread(self.bases.debian, base.reference, packages, _reporting(say))
+        built = await self._made(self.bases.debian, base.reference, packages, _reporting(say))
         return await self._adopted(built, {"reference": base.reference}, Surroundings())
 
     async def _image(self, base: Base, say: Say) -> Ground:
-        built = await asyncio.to_thread(
-            self.bases.image,
-            base.reference,
-            username=base.username,
-            password=base.password,
-            report=_reporting(say),
-        )
+        stop = Event()
+        try:
+            built = await self._made(
+                self.bases.image,
+                base.reference,
+                username=base.username,
+                password=base.password,
+                report=_reporting(say),
+                stop=stop,
+            )
+        finally:
+            stop.set()
         config = built.config
         around = Surroundings(dict(config.env), config.workdir or "/", config.user or "root")
         return await self._adopted(built, {"reference": base.reference}, around)
+
+    async def _made(self, make: Callable[..., BuiltImage], *arguments: Any, **options: Any) -> BuiltImage:
+        """What ``make`` makes, in a thread of those that are for this: it may take many minutes."""
+        making = partial(make, *arguments, **options)
+        return await asyncio.get_running_loop().run_in_executor(self.threads, making)
 
     async def _adopted(self, built: BuiltImage, facts: Mapping[str, str], around: Surroundings) -> Ground:
         root = await asyncio.to_thread(self.roots.adopt, built, self.catalog)

@@ -59,8 +59,8 @@ def after(surroundings: Surroundings, step: Step) -> Surroundings:
     """What is set once ``step`` is done."""
     match step.kind:
         case StepKind.ENV:
-            name, value = step.args
-            return replace(surroundings, env={**surroundings.env, name: value})
+            pairs = zip(step.args[::2], step.args[1::2], strict=True)
+            return replace(surroundings, env={**surroundings.env, **dict(pairs)})
         case StepKind.WORKDIR:
             return replace(surroundings, workdir=absolute(surroundings, step.args[0]))
         case StepKind.USER:
@@ -84,12 +84,15 @@ def _expanded(step: Step, surroundings: Surroundings) -> Step:
     if not step.expand:
         return step
     values = {"PATH": PATH, "HOME": home_of(surroundings.user), **surroundings.env}
-    fixed = step.args[:1] if step.kind is StepKind.ENV else ()
+    names = frozenset(range(0, len(step.args), 2)) if step.kind is StepKind.ENV else frozenset()
     try:
-        args = tuple(expand(argument, values) for argument in step.args[len(fixed) :])
+        args = tuple(
+            argument if number in names else expand(argument, values)
+            for number, argument in enumerate(step.args)
+        )
     except BadExpansion as error:
         raise BuildFailed(str(error), step=step) from None
-    return replace(step, args=fixed + args, expand=False)
+    return replace(step, args=args, expand=False)
 
 
 def _plain(surroundings: Surroundings) -> Mapping[str, object]:

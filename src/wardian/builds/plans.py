@@ -9,17 +9,35 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from wardian.builds.errors import BuildFailed
-from wardian.model.build import BaseKind, Lock, Plan, Stage
+from wardian.images.oci.reference import LOCAL
+from wardian.model.build import BaseKind, Lock, Plan, Stage, StepKind
 from wardian.model.errors import Invalid
+
+ARGUMENTS: Mapping[StepKind, tuple[int, int]] = {
+    StepKind.RUN: (1, 4096),
+    StepKind.COPY: (4, 4),
+    StepKind.ENV: (2, 4096),
+    StepKind.WORKDIR: (1, 1),
+    StepKind.USER: (1, 1),
+}
+"""How many arguments a step has, at least and at most."""
 
 _PLAN, _LOCK = TypeAdapter(Plan), TypeAdapter(Lock)
 T = TypeVar("T")
-_HOST_TRANSPORTS = ("oci:", "oci-archive:", "docker-archive:")
 
 
 def plan_of(body: bytes) -> Plan:
     """A plan from JSON, checked strictly. Raises :class:`Invalid`."""
-    return _checked(_PLAN, body, "plan")
+    plan = _checked(_PLAN, body, "plan")
+    for number, step in enumerate((step for stage in plan.stages for step in stage.steps), 1):
+        count = len(step.args)
+        least, most = ARGUMENTS[step.kind]
+        is_odd = step.kind is StepKind.ENV and count % 2
+        if not least <= count <= most or is_odd or any("\0" in each for each in step.args):
+            raise Invalid(f"this is no plan: step {number} is no {step.kind}", code="bad_plan")
+    if not all(0 < port < 1 << 16 for port in plan.ports):
+        raise Invalid("this is no plan: a port is between 1 and 65535", code="bad_plan")
+    return plan
 
 
 def lock_of(body: bytes) -> Lock:
@@ -51,7 +69,7 @@ def of_kept(kept: Mapping[str, Any] | None) -> Plan:
 def reads_the_host(plan: Plan) -> bool:
     """Whether a base of the plan is a file of the host's."""
     return any(
-        stage.base.kind is BaseKind.IMAGE and stage.base.reference.startswith(_HOST_TRANSPORTS)
+        stage.base.kind is BaseKind.IMAGE and stage.base.reference.partition(":")[0] in LOCAL
         for stage in plan.stages
     )
 

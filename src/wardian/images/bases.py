@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 
 from wardian.images import erofs
 from wardian.images.base import Report, base_recipe, debian_recipe, extra_tar, packages_in
@@ -15,6 +16,7 @@ from wardian.images.oci.config import host_architecture
 from wardian.images.oci.fetch import Fetcher
 from wardian.images.oci.layout import read_layout
 from wardian.images.oci.merge import Merged
+from wardian.images.oci.outlet import NOWHERE, Outlet
 from wardian.images.oci.provision import Programs, certificates, provision
 from wardian.images.oci.reference import Reference, check_place, parse
 from wardian.model.errors import Unavailable
@@ -29,23 +31,23 @@ STATUS_MAX = 64 << 20  # of dpkg's list of packages
 class Bases:
     """Makes bases, or finds them in the catalog. Every method blocks, for seconds or minutes: use a thread.
 
-    Images on this host's disk may only be taken from below ``directory`` (None: not at all), and registries
-    must be on public addresses without ``private_registries``: references come from users. ``programs`` is
-    the directory whose ``guest/build`` holds the native programs.
+    References come from users. So images on this host's disk are only taken from below ``directory`` (None:
+    not at all), and from registries that the ``outlet`` leads to. ``programs`` is the directory whose
+    ``guest/build`` holds the native programs.
     """
 
     def __init__(
         self,
         catalog: Catalog,
+        outlet: Outlet = NOWHERE,
         *,
         programs: Path = REPOSITORY,
         directory: Path | None = None,
-        private_registries: bool = False,
     ) -> None:
         self._catalog = catalog
+        self._outlet = outlet
         self._sudo = programs / "guest/build/wardian-sudo"
         self._directory = directory
-        self._private_registries = private_registries
 
     def debian(
         self, suite: str, packages: Iterable[str], report: Report = lambda words, fraction: None
@@ -65,18 +67,23 @@ class Bases:
         username: str = "",
         password: str = "",
         report: Report = lambda words, fraction: None,
+        stop: Event | None = None,
     ) -> BuiltImage:
         """An OCI image, with what sandboxes need laid over it; its ``config`` says how it wants to be run.
 
         ``reference`` is ``docker://...`` or a plain name (``python:3.11``), ``oci:/dir[:tag]``,
         ``oci-archive:/file[:tag]`` or ``docker-archive:/file[:tag]``. What a name means is asked each time;
-        an image is fetched once. Raises :class:`Invalid` for no image, one for another processor or a bomb,
-        :class:`Forbidden` for one that may not be had, :class:`FetchFailed`.
+        an image is fetched once. Fetching ends early when it is to ``stop``. Raises :class:`Invalid` for no
+        image, one for another processor or a bomb, :class:`Forbidden` for one that may not be had,
+        :class:`FetchFailed`.
         """
         wanted = parse(reference)
-        check_place(wanted, directory=self._directory, private_registries=self._private_registries)
+        if wanted.transport == "docker":
+            self._outlet.check(*wanted.place)
+        else:
+            check_place(wanted, self._directory)
         with self._catalog.room() as room:
-            fetcher = Fetcher(wanted, room, username=username, password=password)
+            fetcher = Fetcher(wanted, room, self._outlet, username=username, password=password, stop=stop)
             report("asking for the image", 0.02)
             digest = fetcher.digest()
             key = _key({"image": digest, "arch": host_architecture(), "provisioning": PROVISIONING})

@@ -19,7 +19,7 @@ class StepKind(StrEnum):
 
     RUN = "run"  # the argument vector, as it is executed: ("/bin/bash", "-c", "pip install numpy")
     COPY = "copy"  # (source in the files or the stage, destination, owner, "" or KEPT, octal mode or "")
-    ENV = "env"  # (name, value), already expanded
+    ENV = "env"  # (name, value, name, value, …), which are set at once
     WORKDIR = "workdir"  # (absolute path,), made if it is missing
     USER = "user"  # (name,), made if it is missing; or "name:group"
 
@@ -34,7 +34,7 @@ class Step:
 
     ``files`` names what a COPY takes from: ``context:<sha256>`` (a tar of the matched files, which the build
     context holds under that digest), or ``stage:<name>``. ``force`` passes the cache by. With ``expand``
-    the builder replaces ``$NAME`` and ``${NAME}`` in ``args`` (but an ENV's name) by what is set so far;
+    the builder replaces ``$NAME`` and ``${NAME}`` in ``args`` (but an ENV's names) by what is set so far;
     ``\\$`` is a dollar. ``user`` is whom a RUN runs as, if not the user set so far; it must be there.
     """
 

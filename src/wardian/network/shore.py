@@ -81,6 +81,10 @@ class Shore:
 
     # ── rules
 
+    def allows(self, address: str, port: int) -> bool:
+        """Whether the server lets anybody connect there."""
+        return self._gate.server_allows(address, port).allowed
+
     async def check(self, egress: Egress) -> None:
         """Refuse rules that lead where the server lets nobody go: DNS servers, a proxy. Raises Invalid."""
         for server in egress.dns_servers or ():

@@ -7,7 +7,7 @@ meaning of a step is E2B's own, is decided in this file.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import Field
@@ -58,22 +58,22 @@ class BuildStep(Body):
     force: bool | None = None
     forceUpload: bool | None = None  # the SDK's own business: it has uploaded by now
 
-    def steps(self, digests: Mapping[str, str]) -> Iterator[Step]:
-        """This step, or several of ours. Raises :class:`Invalid`."""
+    def step(self, digests: Mapping[str, str]) -> Step:
+        """This step as one of ours: failures are told by its number. Raises :class:`Invalid`."""
         if any("\0" in arg for arg in self.args):
             raise Invalid("a step must not hold a NUL byte", code="bad_step")
         match self.type.upper():
             case "RUN":
                 command, user = self._args(1, 2)
-                yield self._step(StepKind.RUN, *SHELL, command, user=user)
+                return self._step(StepKind.RUN, *SHELL, command, user=user)
             case "ENV":
-                yield from self._env()
+                return self._env()
             case "WORKDIR":
                 (path,) = self._args(1, 1)
-                yield self._step(StepKind.WORKDIR, path, expand=True)
+                return self._step(StepKind.WORKDIR, path, expand=True)
             case "USER":
                 (name,) = self._args(1, 1)
-                yield self._step(StepKind.USER, name, expand=True)
+                return self._step(StepKind.USER, name, expand=True)
             case "COPY":
                 if self.filesHash not in digests:
                     raise Invalid("a COPY step needs the hash of its files", code="bad_step")
@@ -81,17 +81,17 @@ class BuildStep(Body):
                 if owner == KEPT:
                     raise Invalid(f"{owner!r} is nobody's name", code="bad_step")
                 files = f"context:{digests[self.filesHash or '']}"
-                yield self._step(StepKind.COPY, source, destination, owner, mode, files=files)
+                return self._step(StepKind.COPY, source, destination, owner, mode, files=files)
             case other:
                 raise Unsupported(f"steps of type {other[:32]!r} are not supported", code="step_unsupported")
 
-    def _env(self) -> Iterator[Step]:
+    def _env(self) -> Step:
         if not self.args or len(self.args) % 2:
             raise Invalid("an ENV step has pairs of names and values", code="bad_step")
-        for name, value in zip(self.args[::2], self.args[1::2], strict=True):
+        for name in self.args[::2]:
             if not _ENV_NAME.fullmatch(name):
                 raise Invalid(f"{name[:64]!r} is no name of a variable", code="bad_step")
-            yield self._step(StepKind.ENV, name, value, expand=True)
+        return self._step(StepKind.ENV, *self.args, expand=True)
 
     def _step(
         self, kind: StepKind, *args: str, files: str = "", expand: bool = False, user: str = ""
@@ -162,7 +162,7 @@ class BuildStart(Body):
             ready = ready or SETTLE
         elif not inherits:
             start = ""
-        steps = tuple(ours for step in self.steps or () for ours in step.steps(digests))
+        steps = tuple(step.step(digests) for step in self.steps or ())
         return Plan((Stage("template", base, steps),), start=start, ready=ready, force=bool(self.force))
 
     def _base(self) -> Base:

@@ -371,14 +371,16 @@ class _Planner:
             if not value.strip():
                 self._refuse("ENV takes name=value")
         set_now: dict[str, str | None] = {}
+        args: list[str] = []
         for pair in pairs:
             if pair is None:
                 self._refuse("ENV takes name=value, every time")
             name, value = pair
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name):
                 self._refuse(f"{name!r} cannot be the name of a variable")
-            self._step(StepKind.ENV, name, scope.later(value), expand=True)
+            args += name, scope.later(value)
             set_now[name] = scope.now(value)
+        self._step(StepKind.ENV, *args, expand=True)
         scope.env |= set_now
 
     def _workdir(self, instruction: Instruction) -> None:

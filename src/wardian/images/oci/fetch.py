@@ -1,4 +1,5 @@
-"""Fetching images, by skopeo: the host's proxies and certificates hold, its credentials do not.
+"""Fetching images, by skopeo: the host's certificates hold, its credentials do not, and it gets no farther
+than the outlet leads.
 
 What comes is copied into a layout in a scratch directory; nothing in it is believed before it is checked.
 """
@@ -9,13 +10,14 @@ import base64
 import hashlib
 import json
 import os
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import which
+from threading import Event
 
 from wardian.images.oci.config import host_architecture
+from wardian.images.oci.outlet import Outlet, is_loopback
 from wardian.images.oci.reference import Reference
 from wardian.model.errors import Unavailable, WardianError
 
@@ -34,13 +36,20 @@ class FetchFailed(WardianError):
 
 
 class Fetcher:
-    """One image, its credentials and a scratch directory."""
+    """One image, its credentials, the way to it and a scratch directory. ``stop`` ends it early."""
 
     def __init__(
-        self, reference: Reference, scratch: Path, *, username: str = "", password: str = ""
+        self,
+        reference: Reference,
+        scratch: Path,
+        outlet: Outlet,
+        *,
+        username: str = "",
+        password: str = "",
+        stop: Event | None = None,
     ) -> None:
-        self._reference, self._scratch = reference, scratch
-        self._username, self._password = username, password
+        self._reference, self._scratch, self._outlet = reference, scratch, outlet
+        self._username, self._password, self._stop = username, password, stop
 
     def digest(self) -> str:
         """The digest of what the reference means now: a manifest, or a list of several processors'."""
@@ -53,7 +62,8 @@ class Fetcher:
         return layout
 
     def _tls(self, which_end: str) -> Sequence[str]:
-        return [f"--{which_end}tls-verify=false"] if self._reference.is_loopback else []
+        """No TLS is asked of a registry on this very host, as container engines do."""
+        return [f"--{which_end}tls-verify=false"] if is_loopback(self._reference.place[0]) else []
 
     def _run(self, verb: str, *options: str, after: Sequence[str] = ()) -> str:
         if not which("skopeo"):
@@ -67,7 +77,7 @@ class Fetcher:
                 *(verb, "--authfile" if verb == "inspect" else "--src-authfile", str(auth), *options),
                 *("--", str(self._reference), *after),
             ]
-            done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, env=environment)
+            done = self._outlet.run(command, environment, stop=self._stop)
         if done.returncode:
             raise FetchFailed(
                 f"{self._reference} cannot be fetched: {self._reason(done.stderr.decode(errors='replace'))}",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import socket
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 
 from wardian.model.errors import Forbidden, Invalid, Unsupported
@@ -13,6 +11,7 @@ from wardian.model.errors import Forbidden, Invalid, Unsupported
 LOCAL = ("oci", "oci-archive", "docker-archive")
 REFUSED = ("containers-storage", "dir", "docker-daemon", "ostree", "sif", "tarball")
 HUB = "docker.io"
+HTTPS = 443
 
 _DOMAIN = r"(?:localhost|[a-z0-9-]+(?:\.[a-z0-9-]+)+(?::\d{1,5})?|[a-z0-9.-]+:\d{1,5}|localhost:\d{1,5})"
 _PATH = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
@@ -50,13 +49,10 @@ class Reference:
         return f"docker://{self.name}@{digest}" if self.transport == "docker" else f"{self}@{digest}"
 
     @property
-    def is_loopback(self) -> bool:
-        """Whether the registry is on this very host: no TLS is asked of it, as container engines do."""
-        host = _host(self.registry)
-        try:
-            return ip_address(host).is_loopback
-        except ValueError:
-            return host == "localhost"
+    def place(self) -> tuple[str, int]:
+        """Where the registry is asked: host and port."""
+        host, colon, port = self.registry.rpartition(":")
+        return (host, int(port)) if colon else (self.registry, HTTPS)
 
 
 def parse(text: str) -> Reference:
@@ -96,32 +92,9 @@ def parse(text: str) -> Reference:
     )
 
 
-def check_place(reference: Reference, *, directory: Path | None, private_registries: bool) -> None:
-    """Raise :class:`Forbidden` for an image that lies where users of this server may not look.
-
-    Local images must be below ``directory`` (None: there are none). A registry on an address that is not
-    public is one only with ``private_registries``: the server would be made to call on its neighbours.
-    """
-    if reference.transport != "docker":
-        place = Path(reference.name).resolve()
-        if directory is None or not place.is_relative_to(directory.resolve()):
-            below = f"below {directory}" if directory else "from registries only"
-            raise Forbidden(f"{reference} may not be read: images are taken {below}", code="image_place")
-        return
-    if private_registries:
-        return
-    host = _host(reference.registry)
-    try:
-        found = {str(address[4][0]) for address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    except OSError:
-        return  # skopeo says it better
-    if any(not ip_address(address.partition("%")[0]).is_global for address in found):
-        raise Forbidden(
-            f"the registry {reference.registry} is not on the public internet",
-            code="image_registry",
-            hint="whoever runs this server may allow private registries",
-        )
-
-
-def _host(registry: str) -> str:
-    return registry.rpartition(":")[0] or registry
+def check_place(reference: Reference, directory: Path | None) -> None:
+    """Raise :class:`Forbidden` for a local image that is not below ``directory`` (None: there are none)."""
+    place = Path(reference.name).resolve()
+    if directory is None or not place.is_relative_to(directory.resolve()):
+        below = f"below {directory}" if directory else "from registries only"
+        raise Forbidden(f"{reference} may not be read: images are taken {below}", code="image_place")
