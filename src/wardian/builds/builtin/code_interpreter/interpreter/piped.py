@@ -161,12 +161,12 @@ class PipeSession(Session):
             output.flush()
 
 
-class PipedApp(IPKernelApp):  # type: ignore[misc]
+class PipedApp(IPKernelApp):
     """IPython's application around a kernel (profile, extensions, startup files), without connections."""
 
     channel: Channel
 
-    def _nothing(self) -> None:
+    def _nothing(self, **_: Any) -> None:
         pass
 
     init_connection_file = init_sockets = init_heartbeat = init_poller = _nothing
@@ -176,11 +176,12 @@ class PipedApp(IPKernelApp):  # type: ignore[misc]
         outputs = Output("stdout", 1, self.channel), Output("stderr", 2, self.channel)
         sys.stdout, sys.stderr = outputs
         self.session = PipeSession(self.channel, outputs, parent=self)
-        self.displayhook = sys.displayhook = ZMQDisplayHook(self.session, None)
-        self.patch_io()
+        self.displayhook = sys.displayhook = ZMQDisplayHook(self.session, None)  # type: ignore[no-untyped-call]
+        self.patch_io()  # type: ignore[no-untyped-call]
 
     def init_kernel(self) -> None:
-        self.kernel = self.kernel_class.instance(
+        kernel_class: Any = self.kernel_class
+        self.kernel = kernel_class.instance(
             parent=self,
             session=self.session,
             log=self.log,

@@ -58,7 +58,7 @@ class Zygote:
                     sys.executable,
                     "-m",
                     __name__,
-                    stdin=theirs,
+                    stdin=theirs.fileno(),
                     stdout=asyncio.subprocess.PIPE,
                     start_new_session=True,
                 )
@@ -170,7 +170,7 @@ def _become_kernel(kernel: str, ends: Ends) -> None:
     from . import inside
     from .piped import Channel, PipedApp, serve
 
-    application = PipedApp.instance()
+    application: Any = PipedApp.instance()
     application.channel = Channel(ends.messages)
     if kernel == "bash":
         from bash_kernel.kernel import BashKernel
