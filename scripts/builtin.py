@@ -35,7 +35,7 @@ def main() -> int:
         env = os.environ | {"WARDIAN_API_URL": facts["url"], "WARDIAN_API_KEY": facts["key"]}
         for name in sys.argv[1:] or NAMES:
             sys.stderr.write(f"{name}\n")
-            built = subprocess.run([WARDIAN, "template", "build", "--builtin", name], env=env)
+            built = subprocess.run([WARDIAN, "template", "build", "--house", "--builtin", name], env=env)
             if built.returncode:
                 return built.returncode
         return 0

@@ -133,10 +133,12 @@ async def start(settings: Settings) -> AsyncIterator[App]:
             outbound=shore,
             volumes=mounts,
             options=Options(
-                timeout_max_s=settings.timeout_max_hours * 3600, sandboxes_max=settings.sandboxes_max
+                timeout_max_s=settings.timeout_max_hours * 3600,
+                sandboxes_max=settings.sandboxes_max,
+                hot=settings.pool_hot_of,
             ),
         )
-        templates = Templates(database, house=TENANT)
+        templates = Templates(database, operator=TENANT)
         await templates.install(base)
         sandboxes = Sandboxes(works, templates)
         stack.push_async_callback(sandboxes.close)

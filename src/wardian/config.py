@@ -73,6 +73,9 @@ class Settings:
     pool_hot: int = 2
     """Frozen machines with a template inside that always wait; up to eight times as many under demand."""
 
+    pool_hot_of: Mapping[str, int] = field(default_factory=dict)
+    """Another number than ``pool_hot`` for a template of the house, by its name."""
+
     pool_created: int = 1
     """Empty machines that always wait; up to four times as many under demand."""
 
@@ -135,6 +138,9 @@ class Settings:
         ):
             if getattr(self, name) is not None and not low <= getattr(self, name) <= high:
                 raise BadSetting(f"{name} must be between {low} and {high}, not {getattr(self, name)}")
+        for name, number in self.pool_hot_of.items():
+            if not 0 <= number <= 1000:
+                raise BadSetting(f"pool_hot_of must be between 0 and 1000, not {number} for {name!r}")
         self._check_domain()
 
     def _check_domain(self) -> None:
@@ -158,6 +164,12 @@ def _yes_or_no(text: str) -> bool:
     if text.strip().lower() not in answers:
         raise ValueError(f"neither yes nor no: {text!r}")
     return answers[text.strip().lower()]
+
+
+def _numbers(text: str) -> Mapping[str, int]:
+    """``name=3,other=0``."""
+    pairs = (part.partition("=") for part in text.split(",") if part.strip())
+    return {name.strip(): _whole(number) for name, _, number in pairs}
 
 
 def _networks(text: str) -> tuple[Network, ...]:
@@ -184,6 +196,7 @@ _READERS: Mapping[str, Any] = {
     "programs": Path,
     "runsc": Path,
     "pool_hot": _whole,
+    "pool_hot_of": _numbers,
     "pool_created": _whole,
     "pool_memory_mib": _whole,
     "sandboxes_max": _whole,

@@ -27,12 +27,15 @@ class Actor:
         self.ran: list[str] = []
         self.interrupted = asyncio.Event()
         self.stopped = False
+        self.alive = True
 
     async def execute(self, code: str, *, silent: bool = False) -> AsyncIterator[Message]:
         self.ran.append(code)
         if silent:
             return
         yield Message("execute_input", {"execution_count": len(self.ran)})
+        if code in ("die", "quit"):
+            self.alive = False
         if code == "die":
             raise KernelDied
         if code == "wait":
@@ -130,6 +133,12 @@ async def test_a_dead_kernel_is_replaced(client: httpx.AsyncClient) -> None:
     assert [line["type"] for line in answer] == ["number_of_executions", "error", "end_of_execution"]
     assert answer[1]["name"] == "KernelDied"
     assert ACTORS[0].stopped
+    assert told(await client.post("/execute", json={"code": "y"}))[1]["text"] == "y"
+    assert ACTORS[-1].ran == ["y"]
+
+
+async def test_one_that_ended_by_itself_is_replaced(client: httpx.AsyncClient) -> None:
+    assert told(await client.post("/execute", json={"code": "quit"}))[1]["text"] == "quit"
     assert told(await client.post("/execute", json={"code": "y"}))[1]["text"] == "y"
     assert ACTORS[-1].ran == ["y"]
 

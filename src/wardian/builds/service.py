@@ -151,11 +151,18 @@ class Builds:
     # ── asking for a build
 
     async def request(
-        self, tenant: str, name: str, *, tags: Sequence[str] = (), resources: Resources | None = None
+        self,
+        tenant: str,
+        name: str,
+        *,
+        tags: Sequence[str] = (),
+        resources: Resources | None = None,
+        house: bool = False,
     ) -> tuple[Template, Build]:
         """A new build of the tenant's template called ``name`` (``[namespace/]alias[:tag]``, or its id).
 
-        The template is made if it is not there. Its tags are moved when the build is ready.
+        The template is made if it is not there. Its tags are moved when the build is ready. With ``house``
+        it is the house's template of that name, which only its operator may build.
         """
         asked = checked_name(name)
         wanted = [checked_tag(tag) for tag in tags]
@@ -169,9 +176,9 @@ class Builds:
 
         def write(conn: Connection) -> tuple[Template, Build]:
             self._house.fence(conn)
-            template = templates.find(conn, tenant, Reference(asked.name, tenant))
-            if template is None or template.tenant != tenant:
-                template = self._new_template(conn, tenant, asked.name, now)
+            template = self._template_to_build(conn, tenant, asked.name, house=house)
+            if template is None:
+                template = self._new_template(conn, None if house else tenant, asked.name, now)
             build = Build(
                 id=str(uuid4()),
                 template_id=template.id,
@@ -186,13 +193,19 @@ class Builds:
 
         return await self._house.templates.write(write)
 
-    def _new_template(self, conn: Connection, tenant: str, alias: str, now: int) -> Template:
+    def _template_to_build(self, conn: Connection, tenant: str, name: str, *, house: bool) -> Template | None:
+        if house:
+            return self._house.templates.own_of_house(conn, tenant, name)
+        template = templates.find(conn, tenant, Reference(name, tenant))
+        return template if template is not None and template.tenant == tenant else None
+
+    def _new_template(self, conn: Connection, tenant: str | None, alias: str, now: int) -> Template:
         if templates.count(conn, tenant) >= self._limits.templates_max:
             raise LimitExceeded(
                 f"you have {self._limits.templates_max} templates, which is the limit",
                 hint="delete some, then try again",
             )
-        template = Template(new_id("t"), alias, tenant, created_at=now, updated_at=now)
+        template = Template(new_id("t"), alias, tenant, created_at=now, updated_at=now, public=tenant is None)
         templates.add(conn, template)
         return template
 
@@ -319,6 +332,7 @@ class Builds:
             templates.change(conn, done.template_id, {"updated_at": now})
 
         await self._house.templates.write(write)
+        await self._house.sandboxes.keep_house_warm()
 
     async def _fail(self, build: Build, failure: Failure, log: BuildLog) -> None:
         self._say(log, "error", failure.message)

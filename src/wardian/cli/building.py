@@ -46,6 +46,7 @@ class Wanted:
     isolation: Isolation | None
     cached: bool
     locked: bool
+    house: bool = False  # for every tenant
     lock: Path | None = None  # where its lock is kept; None: beside the manifest
 
 
@@ -123,7 +124,8 @@ async def _request(there: Remote, wanted: Wanted, manifest: Manifest) -> tuple[s
         "memoryMB": resources.memory_mib,
         "minFreeDiskMb": resources.disk_mib,
     }
-    told = (await there.call("POST", "/v3/templates", body=body)).json()
+    path = "/wardian/house/templates" if wanted.house else "/v3/templates"
+    told = (await there.call("POST", path, body=body)).json()
     return told["templateID"], told["buildID"]
 
 

@@ -163,7 +163,10 @@ def build(
         str | None, typer.Option(help="What it is built in, and its sandboxes get: auto, microvm, gvisor.")
     ] = None,
     builtin: Annotated[
-        bool, typer.Option("--builtin", help="DIR is the name of one of our own; it is made public.")
+        bool, typer.Option("--builtin", help="DIR is the name of a template that comes with Wardian.")
+    ] = False,
+    house: Annotated[
+        bool, typer.Option("--house", help="For every tenant, as the house's own: the operator's key only.")
     ] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Do every step again.")] = False,
     locked: Annotated[bool, typer.Option("--locked", help="Build what wardian.lock says, or fail.")] = False,
@@ -174,7 +177,8 @@ def build(
     The server does the work, in sandboxes; what has not changed since the last time is not done again.
     Writes `wardian.lock` beside the manifest: with `--locked`, the same bytes come of it, or an error.
 
-    `wardian template build --builtin code-interpreter-v1` (or `desktop`) builds what comes with Wardian.
+    `wardian template build --house --builtin code-interpreter-v1` (or `desktop`) builds what comes with
+    Wardian, for every tenant. Nobody but the operator can change what is built with `--house`.
 
     `wardian template build base` is another thing: it builds the image of the base template on this host,
     from Debian's packages (half a minute, once), and needs no server.
@@ -195,14 +199,12 @@ def build(
             isolation=None if isolation is None else isolation_of(isolation),
             cached=not no_cache,
             locked=locked,
+            house=house,
             lock=_builtin_lock(directory) if builtin else None,
         )
         started = time.monotonic()
         outcome = remote.run(building.build(address(context), wanted, quiet=as_json))
         facts = building.facts_of(outcome)
-        if builtin:
-            path = f"/templates/{quote(facts['templateID'], safe='')}"
-            remote.run(_call(address(context), "PATCH", path, {"public": True}))
         if as_json:
             print_json(facts)
             return

@@ -20,7 +20,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -58,6 +58,10 @@ class Bounds:
 
     low: int
     high: int
+
+    def at_least(self, low: int | None) -> Bounds:
+        """The same with another ``low``, if one is given, which ``high`` is then no less than."""
+        return self if low is None else Bounds(low, max(low, self.high))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +163,31 @@ class Pool:
         """Begin to fill."""
         self._refiller = asyncio.create_task(self._refill_forever(), name="pool refill")
 
-    def keep_warm(self, source: Source) -> None:
-        """Always keep hot members of this source's build, and created ones of its spec."""
-        assert source.build_id is not None
-        self._hot[source.driver.name, source.build_id] = _Shelf(self._limits.hot, source)
-        empty = Source(source.driver, source.spec)
-        self._created.setdefault((empty.driver.name, empty.spec), _Shelf(self._limits.created, empty))
+    def keep_warm(self, kept: Iterable[tuple[Source, int | None]]) -> None:
+        """From now on always keep hot members of these sources' builds, and created ones of their specs.
+
+        As many as given (None: as many as is usual). What was kept before stays as long as it is used.
+        """
+        for shelf in self._hot.values():
+            shelf.always = False
+        for source, low in kept:
+            shelf = self._shelf_for(source)
+            shelf.always = True
+            shelf.bounds = self._limits.hot.at_least(low)
+            empty = Source(source.driver, source.spec)
+            self._created.setdefault((empty.driver.name, empty.spec), _Shelf(self._limits.created, empty))
+        self._watch_for_unused()
         self._work.set()
+
+    def _shelf_for(self, source: Source) -> _Shelf[_Hot]:
+        """Where hot members of a build wait; made when there is none, to be kept while it is used."""
+        assert source.build_id is not None
+        kind = source.driver.name, source.build_id
+        if (shelf := self._hot.get(kind)) is None:
+            bounds = replace(self._limits.hot, low=min(self._limits.hot.low, 1))
+            shelf = self._hot[kind] = _Shelf(bounds, source, always=False)
+            self._watch_for_unused()
+        return shelf
 
     async def drop(self, build_id: str) -> None:
         """Keep no more hot members of a build, and destroy the ones there are."""
@@ -255,14 +277,11 @@ class Pool:
 
     def _shelf_of(self, source: Source) -> _Shelf[_Hot] | None:
         """Where hot members of a source wait: from its first use on, if it is a build."""
-        if source.build_id is None or not self._limits.hot.high:
+        if source.build_id is None:
             return None
-        kind = source.driver.name, source.build_id
-        if (shelf := self._hot.get(kind)) is None:
-            low, high = self._limits.hot.low, self._limits.hot.high
-            shelf = self._hot[kind] = _Shelf(Bounds(min(low, 1), high), source, always=False)
-            self._watch_for_unused()
-        return shelf
+        if not self._limits.hot.high:
+            return self._hot.get((source.driver.name, source.build_id))
+        return self._shelf_for(source)
 
     def _watch_for_unused(self) -> None:
         """Look again when the shelves that are not always kept may have become unused."""
@@ -372,6 +391,10 @@ class Pool:
 
     async def _add_hot(self, shelf: _Shelf[_Hot]) -> None:
         source = shelf.source
+        kind = source.driver.name, source.build_id or ""
+        if self._hot.get(kind) is not shelf:
+            return
+        self._hot[kind] = self._hot.pop(kind)  # behind the others, which must not starve if this fails
         image = None if source.load is None else await source.load()
         machine = await _become(await source.driver.prepare(source.spec), image)
         nobody = identity_of_nobody(source.build_id or "")
@@ -383,7 +406,7 @@ class Pool:
         except BaseException:
             await asyncio.shield(self._destroy(hot))
             raise
-        if self._hot.get((source.driver.name, source.build_id or "")) is not shelf:  # dropped meanwhile
+        if self._hot.get(kind) is not shelf:  # dropped meanwhile
             await self._destroy(hot)
             return
         hot.watch = asyncio.create_task(self._watch(shelf, hot), name=f"pool watch {machine.id}")

@@ -21,7 +21,7 @@ from wardian.model.errors import Invalid, WardianError
 from wardian.model.isolation import Wanted
 from wardian.model.resources import Resources
 from wardian.model.sandbox import EndReason, Sandbox, SandboxSpec, Snapshot, State
-from wardian.model.template import Build, Edition
+from wardian.model.template import Build
 from wardian.model.usage import Usage
 from wardian.sandboxes import benches, forks, history, kept, listing
 from wardian.sandboxes.acts import capture, create, network, pause, resume
@@ -78,19 +78,22 @@ class Sandboxes:
         await benches.clear_left(roster)
         for owner in list(roster.owners.values()):
             roster.changed(owner)
-        for edition in await self._templates.house():
-            await self._keep_warm(edition)
+        await self.keep_house_warm()
         works.pool.start()
         roster.sampler.start()
         return outcome
 
-    async def _keep_warm(self, edition: Edition) -> None:
-        try:
-            origin = await self._origins.of_template(edition, Wanted())
-        except IsolationUnavailable as error:  # nothing here runs at native speed
-            _log.info("template %s is not kept warm: %s", edition.template.id, error)
-        else:
-            self._works.pool.keep_warm(origin.source)
+    async def keep_house_warm(self) -> None:
+        """Let the pool always hold machines of the house's templates, as these are by now."""
+        kept: list[tuple[Source, int | None]] = []
+        for edition in await self._templates.house():
+            try:
+                origin = await self._origins.of_template(edition, Wanted())
+            except IsolationUnavailable as error:  # nothing here runs at native speed
+                _log.info("template %s is not kept warm: %s", edition.template.id, error)
+            else:
+                kept.append((origin.source, self._works.options.hot.get(edition.template.alias or "")))
+        self._works.pool.keep_warm(kept)
 
     async def close(self) -> None:
         """Let what was begun finish, destroy the pools, and let go. Sandboxes go on running."""

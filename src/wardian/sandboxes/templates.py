@@ -33,14 +33,15 @@ def unknown(reference: str) -> NotFound:
 
 
 class Templates:
-    """Templates by tenant. What the tenant ``house`` made public, others may use without its namespace."""
+    """Templates by tenant, and the house's, which the tenant ``operator`` may change like its own."""
 
     def __init__(
-        self, database: Database, *, house: str | None = None, now_us: Callable[[], int] = now_us
+        self, database: Database, *, operator: str | None = None, now_us: Callable[[], int] = now_us
     ) -> None:
         self._database = database
         self._now_us = now_us
-        self._house = house
+        self._operator = operator
+        self._installed: set[str] = set()
         self._found: dict[tuple[str, str], Edition] = {}
 
     # ── reading
@@ -68,7 +69,7 @@ class Templates:
             return None if template is None else Edition(template, build)
         if (parsed := Reference.parse(reference)) is None:
             return None
-        template = templates.find(conn, tenant, parsed, house=self._house)
+        template = templates.find(conn, tenant, parsed)
         if template is None:
             return None
         build = builds.tagged(conn, template.id, parsed.tag)
@@ -80,17 +81,38 @@ class Templates:
 
     def _get(self, conn: Connection, tenant: str, reference: str) -> Template:
         parsed = Reference.parse(reference)
-        found = parsed and templates.find(conn, tenant, parsed, house=self._house)
+        found = parsed and templates.find(conn, tenant, parsed)
         if not found:
             raise unknown(reference)
         return found
 
+    def owns(self, tenant: str, template: Template) -> bool:
+        """Whether it is the tenant's; what is the house's is its operator's."""
+        return tenant == (self._operator if template.tenant is None else template.tenant)
+
     def own(self, conn: Connection, tenant: str, reference: str) -> Template:
         """A template the tenant may change. Raises NotFound, or Forbidden for one it may only use."""
         found = self._get(conn, tenant, reference)
-        if found.tenant != tenant:
+        if not self.owns(tenant, found):
             raise Forbidden(f"template '{reference[:128]}' is not yours to change", code="template_not_yours")
+        if found.id in self._installed:
+            raise Forbidden(
+                f"template '{reference[:128]}' comes with the server",
+                code="template_comes_with_server",
+                hint=f"`wardian template build {found.id}` makes it, on the server's host",
+            )
         return found
+
+    def own_of_house(self, conn: Connection, tenant: str, alias: str) -> Template | None:
+        """The house's template called ``alias``, for its operator to build. Raises Forbidden for others."""
+        if tenant != self._operator:
+            raise Forbidden(
+                "only the server's operator may build templates for every tenant",
+                code="not_the_operator",
+                hint="use the key in the server's data directory, or build it for yourself",
+            )
+        found = templates.of_house(conn, alias)
+        return None if found is None else self.own(conn, tenant, found.id)
 
     async def visible(
         self, tenant: str, *, after: tuple[int, str] | None = None, limit: int | None = None
@@ -179,10 +201,16 @@ class Templates:
     # ── changing
 
     async def publish(self, tenant: str, reference: str, *, public: bool) -> Template:
-        """Let every tenant use a template, or none but its owner."""
+        """Let every tenant use a template, or none but its owner. What is the house's is everybody's."""
 
         def write(conn: Connection) -> Template:
             template = self.own(conn, tenant, reference)
+            if template.tenant is None and not public:
+                raise Invalid(
+                    f"template '{reference[:128]}' is the house's, which every tenant may use",
+                    code="template_of_house",
+                    hint="delete it, or build one of your own",
+                )
             changes: dict[str, Any] = {"public": public, "updated_at": self._now_us()}
             templates.change(conn, template.id, changes)
             return replace(template, **changes)
@@ -218,8 +246,12 @@ class Templates:
         return await self.write(write)
 
     async def install(self, edition: Edition) -> None:
-        """Record a template of the house, made outside of the build service. Its older builds stay usable."""
+        """Record a template of the house, made outside of the build service. Its older builds stay usable.
+
+        Nobody may change it through us.
+        """
         template, build = edition.template, edition.build
+        self._installed.add(template.id)
 
         def write(conn: Connection) -> None:
             if templates.get(conn, template.id) is None:

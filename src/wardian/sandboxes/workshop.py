@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -79,6 +79,7 @@ class Options:
     pause_retry_s: float = 30  # when a pause at timeout fails, the sandbox goes on this long
     sample_every_s: float = 5
     guest_timeout_s: float = 10
+    hot: Mapping[str, int] = field(default_factory=dict)  # machines that always wait, by name of the house's
 
 
 def now_us() -> int:

@@ -66,16 +66,11 @@ def get(conn: Connection, template_id: str) -> Template | None:
     return None if row is None else _template_of(row)
 
 
-def find(conn: Connection, tenant: str, reference: Reference, *, house: str | None = None) -> Template | None:
-    """The template that ``reference`` means to a tenant: its own before the house's.
-
-    What the tenant ``house`` has made public counts as the house's.
-    """
-    owners = [table.c.tenant_id == tenant, table.c.tenant_id.is_(None)]
-    if house is not None:
-        owners.append(and_(table.c.tenant_id == house, table.c.public))
+def find(conn: Connection, tenant: str, reference: Reference) -> Template | None:
+    """The template that ``reference`` means to a tenant: its own before the house's."""
     if reference.namespace is None:
-        named = and_(table.c.alias == reference.name, or_(*owners))
+        owners = or_(table.c.tenant_id == tenant, table.c.tenant_id.is_(None))
+        named = and_(table.c.alias == reference.name, owners)
     else:
         named = and_(table.c.alias == reference.name, table.c.tenant_id == reference.namespace)
     rows = conn.execute(
@@ -102,14 +97,20 @@ def visible(
     return [Listed(_template_of(row), row.build_count) for row in conn.execute(query)]
 
 
+def of_house(conn: Connection, alias: str) -> Template | None:
+    """The house's own template of that name."""
+    row = conn.execute(select(table).where(table.c.alias == alias, table.c.tenant_id.is_(None))).first()
+    return None if row is None else _template_of(row)
+
+
 def house(conn: Connection) -> Sequence[Template]:
     """The house's own templates: the ones always worth keeping warm."""
     rows = conn.execute(select(table).where(table.c.tenant_id.is_(None)).order_by(table.c.created_at))
     return [_template_of(row) for row in rows]
 
 
-def count(conn: Connection, tenant: str) -> int:
-    """How many templates a tenant has."""
+def count(conn: Connection, tenant: str | None) -> int:
+    """How many templates a tenant has, or the house."""
     return conn.execute(select(func.count()).where(table.c.tenant_id == tenant)).scalar_one()
 
 

@@ -59,8 +59,19 @@ class NewBuild(Body):
 @router.post("/v3/templates", status_code=202)
 async def request_build(plane: Plane, tenant: Tenant, body: NewBuild) -> Response:
     """A new build, of a new template if none has this name."""
-    template, build = await _request(plane, tenant, body)
-    told = {
+    return accepted(*await ask(plane, tenant, body))
+
+
+@router.post("/v2/templates", status_code=202)
+async def request_build_v2(plane: Plane, tenant: Tenant, body: NewBuild) -> Response:
+    """The same, as clients before tags ask for it."""
+    template, build = await ask(plane, tenant, body)
+    return JSONResponse(answers.template(Listed(template, 1), build), 202)
+
+
+def accepted(template: Template, build: Build) -> Response:
+    """The answer to a request for a build."""
+    facts = {
         "templateID": template.id,
         "buildID": build.id,
         "public": template.public,
@@ -68,21 +79,19 @@ async def request_build(plane: Plane, tenant: Tenant, body: NewBuild) -> Respons
         "aliases": [template.alias] if template.alias else [],
         "tags": list(build.tags),
     }
-    return JSONResponse(told, 202)
+    return JSONResponse(facts, 202)
 
 
-@router.post("/v2/templates", status_code=202)
-async def request_build_v2(plane: Plane, tenant: Tenant, body: NewBuild) -> Response:
-    """The same, as clients before tags ask for it."""
-    template, build = await _request(plane, tenant, body)
-    return JSONResponse(answers.template(Listed(template, 1), build), 202)
-
-
-async def _request(plane: ControlPlane, tenant: str, body: NewBuild) -> tuple[Template, Build]:
+async def ask(
+    plane: ControlPlane, tenant: str, body: NewBuild, *, house: bool = False
+) -> tuple[Template, Build]:
+    """The build that a body asks for, of the tenant's own template or of the house's."""
     name = body.name or body.alias
     if not name:
         raise Invalid("name is required", code="name_missing")
-    return await plane.builds.request(tenant, name, tags=body.tags or (), resources=body.resources())
+    return await plane.builds.request(
+        tenant, name, tags=body.tags or (), resources=body.resources(), house=house
+    )
 
 
 @router.get("/templates/{template}/files/{digest}", status_code=201)
@@ -124,7 +133,7 @@ async def status(
     """How far a build is, and what it said from the line ``logsOffset`` on."""
     build = await plane.builds.status(tenant, template, build_id)
     lines = await plane.builds.lines(build, level=_level(level))
-    told: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "templateID": build.template_id,
         "buildID": build.id,
         "status": build.status.value,
@@ -132,8 +141,8 @@ async def status(
         "logEntries": [answers.build_line(line) for line in lines[offset : offset + limit]],
     }
     if build.status is BuildStatus.ERROR and build.failure is not None:
-        told["reason"] = answers.build_failure(build.failure, lines[-REASON_LINES:])
-    return JSONResponse(told)
+        facts["reason"] = answers.build_failure(build.failure, lines[-REASON_LINES:])
+    return JSONResponse(facts)
 
 
 @router.get("/templates/{template}/builds/{build_id}/logs")

@@ -40,6 +40,7 @@ async def assign(plane: Plane, tenant: Tenant, body: AssignedTags) -> Response:
     """Give tags to the build that ``target`` ("name:tag") means."""
     tags = [checked_tag(tag) for tag in body.tags]
     build = await plane.templates.assign(tenant, body.target, tags)
+    await plane.sandboxes.keep_house_warm()
     return JSONResponse({"tags": tags, "buildID": build.id}, 201)
 
 

@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 
 from wardian.api.e2b.answers import timestamp
 from wardian.api.e2b.body import template_reference
+from wardian.api.e2b.builds import NewBuild, accepted, ask
 from wardian.api.e2b.context import Plane, TemplateRef, Tenant
 from wardian.builds.plans import lock_of, plan_of
 from wardian.model.build import Plan, StepKind
@@ -28,6 +29,15 @@ from wardian.sandboxes.templates import unknown
 router = APIRouter(prefix="/wardian")
 
 _CONTEXT = re.compile(r"context:([0-9a-f]{64})")
+
+
+@router.post("/house/templates", status_code=202)
+async def request_for_house(plane: Plane, tenant: Tenant, body: NewBuild) -> Response:
+    """A new build of a template of the house, which every tenant may use: for the server's operator.
+
+    What follows (files, start, status) is the same as for a template of one's own.
+    """
+    return accepted(*await ask(plane, tenant, body, house=True))
 
 
 @router.post("/templates/{template}/builds/{build_id}", status_code=202)
@@ -61,7 +71,7 @@ async def get(plane: Plane, tenant: Tenant, reference: str) -> Response:
     edition = await plane.templates.find(tenant, template_reference(reference))
     if edition is None:
         raise unknown(reference)
-    return JSONResponse(_told(edition, mine=edition.template.tenant == tenant))
+    return JSONResponse(_told(edition, mine=plane.templates.owns(tenant, edition.template)))
 
 
 def _parts(body: bytes) -> tuple[bytes, bytes | None]:

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from . import lines
 from .kernels import Kernel, KernelDied
-from .languages import Languages, setting
+from .languages import FORGETFUL, Languages, setting
 from .lines import Line
 from .sandbox import Owner, owner
 
@@ -108,6 +108,7 @@ class Context:
         self._kernel: Kernel | None = None
         self._owner = Owner()
         self._used = False
+        self._remembers = language not in FORGETFUL
 
     def begin(self, code: str, env: Mapping[str, str]) -> Execution:
         """Run ``code`` with variables that are set for it alone, when its turn comes."""
@@ -153,12 +154,13 @@ class Context:
     async def _ready(self) -> Kernel:
         """The kernel, belonging to whoever owns the sandbox now.
 
-        JavaScript cannot be told to forget its random numbers: a kernel that nobody has used yet is replaced.
+        One that ended between executions is replaced; so is one that nobody has used yet, where it could not
+        be told to forget its random numbers.
         """
         now = owner()
         if self._kernel is None:
             await self.start()
-        elif now != self._owner and self.language in ("javascript", "typescript") and not self._used:
+        elif not self._kernel.alive or (now != self._owner and not self._used and self._remembers):
             await self.renew()
         elif now != self._owner:
             gone = {name: os.environ.get(name) for name in self._owner.env if name not in now.env}

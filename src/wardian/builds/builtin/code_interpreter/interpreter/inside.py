@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import importlib
 import math
 import os
 import random
@@ -71,6 +72,8 @@ def rehearse() -> None:
     assert shell.display_formatter is not None
     shell.display_formatter.format(2)  # type: ignore[no-untyped-call]
     shell.display_pub.publish({"text/plain": ""})
+    sys.stdout.write(" ")
+    sys.stdout.flush()
 
 
 def become(env: Mapping[str, str | None]) -> None:
@@ -88,8 +91,24 @@ def set_env(env: Mapping[str, str | None]) -> None:
             os.environ[name] = value
 
 
+LATE_IMPORTS = (
+    "IPython.core.completerlib",
+    "IPython.core.magics.execution",
+    "IPython.core.oinspect",
+    "IPython.core.pylabtools",
+    "IPython.extensions.storemagic",
+    "PIL.ImageShow",
+    "faulthandler",
+    "ipykernel.debugger",
+    "matplotlib_inline.backend_inline",
+)
+"""What a kernel would load by itself as it starts, each time anew."""
+
+
 def warm() -> None:
     """Do once what the first cells are likely to do, so that nothing of it is left to load."""
+    for name in LATE_IMPORTS:
+        importlib.import_module(name)
     import e2b_charts  # noqa: F401
     import matplotlib
     import numpy

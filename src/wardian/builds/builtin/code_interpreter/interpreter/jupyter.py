@@ -33,6 +33,10 @@ class JupyterKernel:
         self._client = client
         self._directory = directory
 
+    @property
+    def alive(self) -> bool:
+        return self._process.alive
+
     @classmethod
     async def start(cls, launch: Launch) -> Self:
         """A kernel that answers. KernelDied if it ends before it does, TimeoutError after a minute."""

@@ -29,6 +29,10 @@ class Message:
 class Kernel(Protocol):
     """One interpreter with its state. Executes one thing at a time; callers take turns."""
 
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+
     def execute(self, code: str, *, silent: bool = False) -> AsyncIterator[Message]:
         """Run ``code`` and yield what it says, until the kernel is idle again. KernelDied if it ends.
 

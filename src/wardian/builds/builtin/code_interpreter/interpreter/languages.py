@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shlex
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from jupyter_client.kernelspec import KernelSpecManager
 
+from . import programs
 from .jupyter import JupyterKernel
 from .kernels import Kernel
-from .node import NodeKernel
+from .pipes import PipedKernel
 from .processes import KernelProcess, watch
 from .zygote import Zygote
 
 BUILT_IN = ("python", "javascript", "typescript", "bash")
 ALIASES = {"js": "javascript", "ts": "typescript", "python3": "python", "ir": "r"}
 DEFAULT = "python"
+
+SETTABLE = frozenset({"python", "javascript", "typescript", "bash", "java", "r"})
+"""In whose running kernels variables can be set."""
+
+FORGETFUL = frozenset({"python", "bash", "r"})
+"""Whose running kernels can start their random numbers afresh."""
 
 
 class UnknownLanguage(Exception):
@@ -45,19 +54,19 @@ class Languages:
         return language
 
     def known(self) -> Sequence[str]:
-        """Every language there is a kernel for."""
-        return (*BUILT_IN, *(name for name in self._installed() if name not in BUILT_IN))
+        """Every language there is a kernel for. Java's is ours, as soon as there is a JDK."""
+        others = {*self._installed(), *(("java",) if shutil.which("java") else ())}
+        return (*BUILT_IN, *sorted(others - {*BUILT_IN}))
 
     async def start(self, language: str, cwd: str, env: Mapping[str, str]) -> Kernel:
         """A new kernel of a canonical language."""
         if language in ("javascript", "typescript"):
-            return await NodeKernel.start(language, cwd, env)
+            return await PipedKernel.start(partial(programs.node, language, cwd, env))
         if language in ("python", "bash"):
-            return await JupyterKernel.start(partial(self._fork, language, cwd, env))
-        return await JupyterKernel.start(partial(_spawn, self._installed()[language], cwd, env))
-
-    async def _fork(self, language: str, cwd: str, env: Mapping[str, str], file: str) -> KernelProcess:
-        return await self.zygote.fork(language, file, cwd, env)
+            return await PipedKernel.start(partial(self.zygote.fork, language, cwd, env))
+        if (argv := self._installed().get(language)) is not None:
+            return await JupyterKernel.start(partial(_spawn, argv, cwd, env))
+        return await PipedKernel.start(partial(programs.java, cwd, env))
 
     @staticmethod
     def _installed() -> dict[str, Sequence[str]]:
@@ -78,8 +87,8 @@ async def _spawn(argv: Sequence[str], cwd: str, env: Mapping[str, str], file: st
 def setting(language: str, env: Mapping[str, str | None], *, become: bool = False) -> str:
     """Code that sets variables in a running kernel, and removes those that are None.
 
-    With ``become`` a clone of a snapshot gets a new owner, and its random numbers start afresh.
-    Empty where a language has no way to do that.
+    With ``become`` a clone of a snapshot gets a new owner, and its random numbers start afresh if they can.
+    Empty where a language has no way to do either.
     """
     match language:
         case "python":
@@ -91,18 +100,29 @@ def setting(language: str, env: Mapping[str, str | None], *, become: bool = Fals
                 f"for (const [name, value] of Object.entries({changes}))"
                 " value === null ? delete process.env[name] : (process.env[name] = value);"
             )
+        case "java":
+            return f"//env {json.dumps(env)}"
         case "bash":
-            lines = [
-                f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}"
-                for name, value in env.items()
-                if name.isidentifier()
-            ]
-            return "; ".join(lines)
+            return "; ".join((*_in_bash(env), *((f"RANDOM={_seed()}",) if become else ())))
         case "r":
-            return "\n".join(
-                f"Sys.unsetenv({json.dumps(name)})"
-                if value is None
-                else f"do.call(Sys.setenv, setNames(list({json.dumps(value)}), {json.dumps(name)}))"
-                for name, value in env.items()
-            )
+            return "\n".join((*_in_r(env), *((f"set.seed({_seed()})",) if become else ())))
     return ""
+
+
+def _in_bash(env: Mapping[str, str | None]) -> Iterator[str]:
+    for name, value in env.items():
+        if name.isidentifier():
+            yield f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}"
+
+
+def _in_r(env: Mapping[str, str | None]) -> Iterator[str]:
+    for name, value in env.items():
+        if value is None:
+            yield f"Sys.unsetenv({json.dumps(name)})"
+        else:
+            yield f"do.call(Sys.setenv, setNames(list({json.dumps(value)}), {json.dumps(name)}))"
+
+
+def _seed() -> int:
+    """From the machine's own entropy: this process has been cloned, too."""
+    return int.from_bytes(os.urandom(3))

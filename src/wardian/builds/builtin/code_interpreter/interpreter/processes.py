@@ -15,6 +15,11 @@ class KernelProcess:
         self.pid = pid
         self.exited = exited
 
+    @property
+    def alive(self) -> bool:
+        """Whether it has not exited."""
+        return not self.exited.done()
+
     def interrupt(self) -> None:
         """Send SIGINT to the process and the programs it runs."""
         self._signal(signal.SIGINT)
@@ -25,7 +30,7 @@ class KernelProcess:
         await asyncio.wait({self.exited})
 
     def _signal(self, number: signal.Signals) -> None:
-        if not self.exited.done():
+        if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
 

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from . import lines
 from .contexts import Context, Contexts, Execution
-from .languages import UnknownLanguage
+from .languages import SETTABLE, UnknownLanguage
 from .sandbox import EnvironmentTooLarge, owner
 
 KEEPALIVE_S = 5.0
@@ -95,6 +95,8 @@ def build_app(contexts: Contexts) -> Starlette:
         except EnvironmentTooLarge:
             raise Refused(507, "the sandbox's environment is too large to be given to kernels") from None
         context = _known(context_id) if context_id else await contexts.default(language)
+        if env and context.language not in SETTABLE:
+            raise Refused(400, f"env_vars: a kernel of {context.language} cannot be given variables")
         return Lines(context.begin(code, env))
 
     async def create(request: Request) -> Response:

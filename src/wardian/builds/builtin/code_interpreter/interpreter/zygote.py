@@ -1,8 +1,9 @@
 """A process that has everything imported and warm, and is forked for every new Python or bash kernel.
 
 Importing IPython, pandas and matplotlib takes seconds in a sandbox; a fork takes milliseconds and shares the
-pages. Requests and answers are JSON lines: ``{"kernel", "connection_file", "cwd", "env"}`` is answered
-``{"pid"}``, and ``{"exited": pid}`` says that one is gone. At the end of its input the zygote exits.
+pages. Requests are JSON lines, ``{"kernel", "cwd", "env"}``, that come over a socket with the kernel's ends
+of its pipes. Each is answered ``{"pid"}``; ``{"exited": pid}`` says that one is gone. At the end of its input
+the zygote exits.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ import json
 import os
 import selectors
 import signal
+import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from .pipes import Ends
 from .processes import KernelProcess
-
-REQUESTS = 0
-"""The descriptor that requests come in by: standard input."""
 
 
 class Zygote:
@@ -28,38 +28,47 @@ class Zygote:
 
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
+        self._requests: socket.socket | None = None
         self._turn = asyncio.Lock()
         self._pids: asyncio.Queue[int | None] = asyncio.Queue()
         self._kernels: dict[int, KernelProcess] = {}
         self._reader: asyncio.Task[None] | None = None
 
-    async def fork(
-        self, kernel: str, connection_file: str, cwd: str, env: Mapping[str, str]
-    ) -> KernelProcess:
-        """A new kernel process. OSError when it cannot be made."""
+    async def fork(self, kernel: str, cwd: str, env: Mapping[str, str], ends: Ends) -> KernelProcess:
+        """A new kernel process on its ends of the pipes. OSError when it cannot be made."""
         async with self._turn:
-            process = await self._running()
-            assert process.stdin is not None
-            request = {"kernel": kernel, "connection_file": connection_file, "cwd": cwd, "env": dict(env)}
-            process.stdin.write(json.dumps(request).encode() + b"\n")
+            requests = await self._running()
+            line = json.dumps({"kernel": kernel, "cwd": cwd, "env": dict(env)}).encode() + b"\n"
+            socket.send_fds(requests, [line[:1]], list(ends))
+            await asyncio.get_running_loop().sock_sendall(requests, line[1:])
             pid = await self._pids.get()
             if pid is None:
                 raise ChildProcessError("the process that kernels are forked from died")
             return self._kernels[pid]
 
-    async def _running(self) -> asyncio.subprocess.Process:
-        if self._process is None or self._process.returncode is not None:
+    async def _running(self) -> socket.socket:
+        """The socket of a zygote that lives."""
+        if self._process is None or self._process.returncode is not None or self._requests is None:
+            self._hang_up()
             self._pids = asyncio.Queue()
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                __name__,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                start_new_session=True,
-            )
+            self._requests, theirs = socket.socketpair()
+            self._requests.setblocking(False)
+            with theirs:
+                self._process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    __name__,
+                    stdin=theirs.fileno(),
+                    stdout=asyncio.subprocess.PIPE,
+                    start_new_session=True,
+                )
             self._reader = asyncio.create_task(self._read(self._process, self._pids), name="zygote")
-        return self._process
+        return self._requests
+
+    def _hang_up(self) -> None:
+        if self._requests is not None:
+            self._requests.close()
+            self._requests = None
 
     async def _read(self, process: asyncio.subprocess.Process, pids: asyncio.Queue[int | None]) -> None:
         assert process.stdout is not None
@@ -85,8 +94,7 @@ class Zygote:
 
     async def stop(self) -> None:
         """End the zygote and every kernel."""
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
+        self._hang_up()
         if self._reader is not None:
             await asyncio.wait({self._reader})
 
@@ -99,40 +107,42 @@ def main() -> NoReturn:
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print while they are imported is no answer
-    from . import inside
+    from . import inside, piped  # noqa: F401
 
-    _import_kernels()
     inside.warm()
+    requests = socket.socket(fileno=0)
     wakeup, notice = os.pipe()
     for end in (wakeup, notice):
         os.set_blocking(end, False)
     signal.set_wakeup_fd(notice)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     selector = selectors.DefaultSelector()
-    selector.register(REQUESTS, selectors.EVENT_READ)
+    selector.register(requests, selectors.EVENT_READ)
     selector.register(wakeup, selectors.EVENT_READ)
-    rest = b""
     while True:
         for key, _ in selector.select():
             if key.fd == wakeup:
                 os.read(wakeup, 512)
                 _report_ends(answers)
                 continue
-            if not (chunk := os.read(REQUESTS, 65536)):
-                os._exit(0)
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                _answer(json.loads(line), answers, {wakeup, notice})
+            request, descriptors = _request(requests)
+            _answer(request, Ends(*descriptors), answers, {wakeup, notice, selector.fileno()})
 
 
-def _import_kernels() -> None:
-    import ipykernel.kernelapp  # noqa: F401
-    import matplotlib_inline.backend_inline  # noqa: F401
+def _request(requests: socket.socket) -> tuple[dict[str, Any], Sequence[int]]:
+    """The next request, and the descriptors that came with it. Exits at the end."""
+    data, descriptors, _, _ = socket.recv_fds(requests, 65536, 4)
+    while not data.endswith(b"\n"):
+        if not (chunk := requests.recv(65536)):
+            os._exit(0)
+        data += chunk
+    return json.loads(data), descriptors
 
 
-def _answer(request: dict[str, Any], answers: Any, own: set[int]) -> None:
+def _answer(request: dict[str, Any], ends: Ends, answers: Any, own: set[int]) -> None:
     pid = os.fork()
     if pid:
+        ends.close()
         answers.write(json.dumps({"pid": pid}) + "\n")
         return
     try:
@@ -143,32 +153,35 @@ def _answer(request: dict[str, Any], answers: Any, own: set[int]) -> None:
             os.close(descriptor)
         answers.close()
         null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
+        for descriptor in (ends.requests, ends.messages):
+            os.set_inheritable(descriptor, False)
+        for source, number in ((null, 0), (ends.stdout, 1), (ends.stderr, 2)):
+            os.dup2(source, number)
+            os.close(source)
         os.environ.clear()
         os.environ.update(request["env"])
         os.chdir(request["cwd"])
-        _become_kernel(request["kernel"], request["connection_file"])
+        _become_kernel(request["kernel"], ends)
     finally:
         os._exit(1)
 
 
-def _become_kernel(kernel: str, connection_file: str) -> None:
-    from ipykernel.kernelapp import IPKernelApp
-
+def _become_kernel(kernel: str, ends: Ends) -> None:
     from . import inside
+    from .piped import Channel, PipedApp, serve
 
-    arguments = ["-f", connection_file, "--HistoryManager.enabled=False"]
-    application: Any = IPKernelApp.instance()
+    application: Any = PipedApp.instance()
+    application.channel = Channel(ends.messages)
     if kernel == "bash":
         from bash_kernel.kernel import BashKernel
 
         application.kernel_class = BashKernel
     sys.path[:] = ["", *(entry for entry in sys.path if entry)]
     inside.reseed()
-    application.initialize(arguments)
+    application.initialize(["--HistoryManager.enabled=False", "--Kernel._execute_sleep=0"])
     if kernel == "python":
         inside.install(application.shell)
-    application.start()
+    serve(application, ends.requests)
     os._exit(0)
 
 
