@@ -86,9 +86,6 @@ class Idle(Builder):
     def tidy(self) -> None:
         """There is nothing."""
 
-    def tidy(self) -> None:
-        """There is nothing."""
-
 
 @pytest.fixture
 def builds(database: Database, service: Service, templates: Templates, tmp_path: Path) -> Builds:
