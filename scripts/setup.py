@@ -41,6 +41,7 @@ PACKAGES = {
     "erofs-utils": "root images",
     "gcc": "the guest agent and the launcher",
     "libc6-dev": "the same",
+    "libnss3-tools": "letting that browser trust an authority of a test",
     "make": "the same",
     "mmdebstrap": "the base image",
     "runsc": "gVisor, the sandbox's kernel",

@@ -31,9 +31,9 @@ def key_of(server: Server, tenant: str) -> str:
     return str(json.loads(done.stdout)["key"])
 
 
-def build(server: Server, directory: Path, *words: str) -> dict[str, Any]:
+def build(server: Server, directory: Path, *words: str, key: str | None = None) -> dict[str, Any]:
     """Build what is in a directory, and what is told of it; it must succeed."""
-    done = wardian(server, "build", str(directory), "--json", *words)
+    done = wardian(server, "build", str(directory), "--json", *words, key=key)
     assert done.returncode == 0, done.stderr
     told: dict[str, Any] = json.loads(done.stdout)
     return told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from e2b_code_interpreter.charts import (
 )
 from tests.acceptance.builtin import house, require
 from tests.acceptance.conftest import Server
+from tests.acceptance.sdks.releases import INTERPRETER, SDKS, run_beside
 
 __all__ = ["house"]  # a fixture
 
@@ -249,6 +251,10 @@ def test_clones_share_no_randomness(box: Sandbox) -> None:
             ]
             drawn.append([value for values in said for value in values])
     assert all(one != other for one, other in zip(*drawn, strict=True))
+
+
+def test_the_javascript_sdk(box: Sandbox) -> None:
+    run_beside(INTERPRETER, SDKS / "interpreter.mjs", os.environ)
 
 
 def test_a_new_sandbox_answers_at_once(box: Sandbox) -> None:

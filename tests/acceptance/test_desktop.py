@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -11,14 +11,14 @@ from urllib.parse import urlsplit
 
 import pytest
 from e2b_desktop import Sandbox
-from playwright.sync_api import sync_playwright
+from tests.acceptance.browser import SHOTS, watch_stream
 from tests.acceptance.builtin import house, require
 from tests.acceptance.conftest import Server
+from tests.acceptance.sdks.releases import DESKTOP, SDKS, run_beside
 
 __all__ = ["house"]  # a fixture
 
 PATIENCE_S = 40
-SHOTS = Path(__file__).resolve().parents[2] / "build/screenshots"
 
 
 @pytest.fixture(scope="module")
@@ -88,31 +88,15 @@ def test_another_resolution_is_given(house: Server) -> None:
         sandbox.kill()
 
 
-def test_the_stream_opens_in_a_browser(house: Server, desktop: Sandbox) -> None:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not installed here")
+def test_the_stream_opens_in_a_browser(house: Server, desktop: Sandbox, tmp_path: Path) -> None:
     desktop.stream.start(require_auth=True)
     told = urlsplit(desktop.stream.get_url(auth_key=desktop.stream.get_auth_key()))
     assert told.path == "/vnc.html"
-    # Without the domain mode's certificate, the same address is served without TLS.
-    url = told._replace(scheme="http").geturl()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1100, "height": 850})
-        page.goto(url, timeout=60_000)
-        canvas = page.locator("canvas")
-        canvas.wait_for(state="visible", timeout=60_000)
-        page.wait_for_function(
-            "document.documentElement.classList.contains('noVNC_connected')", timeout=60_000
-        )
-        page.wait_for_function(
-            """() => { const c = document.querySelector('canvas'); if (!c.width) return false;
-            const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
-            return new Set(new Uint32Array(d.buffer)).size > 100; }""",
-            timeout=60_000,
-        )
-        SHOTS.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=SHOTS / "stream.png")
-        browser.close()
+    # Without a domain, the same address is served without TLS.
+    watch_stream(told._replace(scheme="http").geturl(), SHOTS / "stream.png", home=tmp_path)
     desktop.stream.stop()
+
+
+def test_the_javascript_sdk(house: Server) -> None:
+    require(house, "desktop")
+    run_beside(DESKTOP, SDKS / "desktop.mjs", os.environ)

@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import json
 import os
-import shutil
 import ssl
 import subprocess
 import sys
@@ -25,7 +24,7 @@ import pytest
 import websockets
 from e2b import AsyncSandbox, PtySize, Sandbox
 from tests.acceptance.conftest import LIFETIME_S, Server, serve, stop
-from tests.acceptance.sdks.releases import SDKS, release, run_program
+from tests.acceptance.sdks.releases import SDKS, release, run_beside, run_program
 from tests.acceptance.sdks.services import SERVICES
 
 NAME = "wardian.test"
@@ -123,10 +122,8 @@ def test_an_older_python_sdk(domain: Domain) -> None:
 
 
 def test_the_javascript_sdk(domain: Domain) -> None:
-    directory = release("e2b", "2.51.0", "javascript").installed()
-    shutil.copy(SDKS / "tour.mjs", directory)
     env = domain.environment | {"NODE_EXTRA_CA_CERTS": domain.ca, "SDK_PROXY": domain.proxy}
-    done = run_program("node", str(directory / "tour.mjs"), env=env)
+    done = run_beside(release("e2b", "2.51.0", "javascript"), SDKS / "tour.mjs", env)
     assert set(json.loads(done.splitlines()[-1]).values()) == {"ok"}
 
 

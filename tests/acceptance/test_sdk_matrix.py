@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 
 import pytest
 from tests.acceptance.conftest import Server
 from tests.acceptance.sdks.matrix import table
-from tests.acceptance.sdks.releases import RELEASES, REPOSITORY, SDKS, Release, run_program
+from tests.acceptance.sdks.releases import RELEASES, REPOSITORY, SDKS, Release, run_beside, run_program
 
 
 def _of(*languages: str) -> list[object]:
@@ -52,9 +51,7 @@ def test_a_python_sdk(server: Server, release: Release, outcomes: dict[Release, 
 
 @pytest.mark.parametrize("release", _of("javascript"))
 def test_a_javascript_sdk(server: Server, release: Release, outcomes: dict[Release, dict[str, str]]) -> None:
-    directory = release.installed()
-    shutil.copy(SDKS / "tour.mjs", directory)  # node looks for packages beside the file that asks
-    outcomes[release] = done = _drive(server, "node", str(directory / "tour.mjs"))
+    outcomes[release] = done = _outcome(run_beside(release, SDKS / "tour.mjs", _environment(server)))
     assert {step for step, outcome in done.items() if outcome != "ok"} == release.lacks
 
 
@@ -82,7 +79,12 @@ def test_the_command_line(server: Server, release: Release, outcomes: dict[Relea
 
 
 def _drive(server: Server, *command: str) -> dict[str, str]:
-    outcome: dict[str, str] = json.loads(_run(server, *command).splitlines()[-1])
+    return _outcome(_run(server, *command))
+
+
+def _outcome(said: str) -> dict[str, str]:
+    """The last line of what a tour says."""
+    outcome: dict[str, str] = json.loads(said.splitlines()[-1])
     return outcome
 
 

@@ -177,7 +177,7 @@ class Pool:
             empty = Source(source.driver, source.spec)
             self._created.setdefault((empty.driver.name, empty.spec), _Shelf(self._limits.created, empty))
         self._watch_for_unused()
-        self._work.set()
+        self._wake()
 
     def _shelf_for(self, source: Source) -> _Shelf[_Hot]:
         """Where hot members of a build wait; made when there is none, to be kept while it is used."""
@@ -193,6 +193,11 @@ class Pool:
         """Keep no more hot members of a build, and destroy the ones there are."""
         shelves = [self._hot.pop(kind) for kind in list(self._hot) if kind[1] == build_id]
         await asyncio.gather(*(self._destroy(hot) for shelf in shelves for hot in shelf.members))
+
+    def _wake(self) -> None:
+        """There may be something to do: let the refiller look."""
+        self._full.clear()
+        self._work.set()
 
     def waiting(self) -> tuple[int, int]:
         """How many members wait: created, hot."""
@@ -291,7 +296,7 @@ class Pool:
 
     def _look_for_unused(self) -> None:
         self._unused_timer = None
-        self._work.set()
+        self._wake()
         if not all(shelf.always for shelf in self._hot.values()):
             self._watch_for_unused()
 
@@ -306,7 +311,7 @@ class Pool:
         self._last_take = time.monotonic()
         shelf.takes.append(self._last_take)
         shelf.last_take = self._last_take
-        self._work.set()
+        self._wake()
         self._look_again_in(DEMAND_WINDOW_S)  # demand will have fallen
 
     @asynccontextmanager
@@ -326,7 +331,6 @@ class Pool:
         while True:
             await self._work.wait()
             self._work.clear()
-            self._full.clear()
             try:
                 while (step := self._next_step()) is not None:
                     await self._wait_for_quiet()
@@ -434,7 +438,7 @@ class Pool:
             shelf.members.remove(hot)
             hot.watch = None
             await self._destroy(hot)
-            self._work.set()
+            self._wake()
 
     async def _destroy(self, hot: _Hot) -> None:
         if hot.watch is not None:
@@ -445,7 +449,7 @@ class Pool:
     def _look_again_in(self, delay_s: float) -> None:
         def look() -> None:
             self._timers.discard(timer)
-            self._work.set()
+            self._wake()
 
         if len(self._timers) < 2:  # one timer is enough to notice everything it covers
             timer = asyncio.get_running_loop().call_later(delay_s + 0.05, look)

@@ -86,10 +86,20 @@ RELEASES = (
     Release("@e2b/cli", "2.16.0", "command line"),
 )
 
+INTERPRETER = Release("@e2b/code-interpreter", "2.8.0", "javascript")
+DESKTOP = Release("@e2b/desktop", "2.4.0", "javascript")
+"""What these drive are the built-in templates, not the tour."""
+
 
 def release(package: str, version: str, language: str = "python") -> Release:
     """The one of the table with these names."""
     return next(r for r in RELEASES if (r.package, r.version, r.language) == (package, version, language))
+
+
+def run_beside(release: Release, program: Path, env: Mapping[str, str]) -> str:
+    """What node says that runs ``program`` where a JavaScript client is installed: it looks beside the file."""
+    copied = shutil.copy(program, release.installed())
+    return run_program("node", str(copied), env=env)
 
 
 def run_program(*command: str, env: Mapping[str, str]) -> str:

@@ -1,0 +1,31 @@
+// Drives the official JavaScript SDK of the desktop. Run in a directory where it is installed.
+import assert from 'node:assert/strict'
+import { Sandbox } from '@e2b/desktop'
+
+const sandbox = await Sandbox.create({ timeoutMs: 300_000 })
+try {
+  const shot = Buffer.from(await sandbox.screenshot())
+  assert.ok(shot.subarray(1, 4).equals(Buffer.from('PNG')))
+  assert.deepEqual([shot.readUInt32BE(16), shot.readUInt32BE(20)], [1024, 768])
+  assert.deepEqual(await sandbox.getScreenSize(), { width: 1024, height: 768 })
+  await sandbox.moveMouse(200, 150)
+  assert.deepEqual(await sandbox.getCursorPosition(), { x: 200, y: 150 })
+
+  await sandbox.launch('debian-xterm')
+  const started = await sandbox.waitAndVerify(
+    'xdotool getwindowfocus getwindowclassname', (done) => /xterm/i.test(done.stdout), 60)
+  assert.ok(started)
+  await sandbox.write('echo typed > /tmp/typed')
+  await sandbox.press('enter')
+  assert.ok(await sandbox.waitAndVerify('cat /tmp/typed', (done) => done.stdout === 'typed\n', 30))
+
+  await sandbox.stream.start({ requireAuth: true })
+  const url = new URL(sandbox.stream.getUrl({ authKey: sandbox.stream.getAuthKey() }))
+  url.protocol = 'http:' // a server without a domain serves the same address without TLS
+  const page = await fetch(url)
+  assert.equal(page.status, 200)
+  assert.match(await page.text(), /noVNC/)
+  await sandbox.stream.stop()
+} finally {
+  await sandbox.kill()
+}
