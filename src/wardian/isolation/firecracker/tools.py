@@ -27,7 +27,7 @@ class Tools:
     """Programs and files.
 
     ``kernel`` is an uncompressed ``vmlinux`` with virtio over MMIO and vsock; ``initrd`` holds the
-    agent, which listens on the vsock port of the link. ``kernel_arguments`` go onto the kernel's command line.
+    agent, which listens on the vsock port of the link. ``kernel_arguments`` go onto its command line.
     """
 
     firecracker: Path
