@@ -22,10 +22,10 @@ from tests.contract.harness import SMALL, House, Member, gvisor_tools
 
 from wardian.isolation.gvisor import GvisorDriver
 from wardian.isolation.gvisor.machine import GvisorMachine
-from wardian.isolation.gvisor.process import HeldProcess
 from wardian.isolation.gvisor.profile import CREATE, Profile
 from wardian.isolation.gvisor.sentry import Sentry
 from wardian.isolation.gvisor.substrate import SubstrateReader
+from wardian.isolation.host.process import HeldProcess
 from wardian.isolation.port import ImageRefused, MachineGone, MachineSpec
 from wardian.model.errors import WardianError
 

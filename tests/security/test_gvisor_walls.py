@@ -15,7 +15,7 @@ import pytest
 from tests.contract import conftest as contract
 from tests.contract.harness import House, Member, gvisor_tools
 
-from wardian.isolation.gvisor.launch import UID_BASE
+from wardian.isolation.host.launching import UID_BASE
 from wardian.isolation.gvisor.machine import GvisorMachine
 from wardian.isolation.gvisor.sentry import Sentry
 
