@@ -15,7 +15,8 @@
 //   log=FD          read end of the pipe that is the sentry's stderr
 //   exec=FD         the program: runsc, or QEMU
 //   jail=DIR        all that the program sees of the host's files, read-only; without it, nothing but /proc
-//   relay=FD:FD     packets of the first descriptor are carried over the byte stream of the second, and back
+//   relay=FD:FD     packets of the first descriptor are carried over the byte stream of the second, and back; on SIGUSR1
+//                   the guest is told the time
 //   disk=FD:NUM     back the guest's disk with this ext4 image (loop device) and give it to the sentry as fd NUM
 //   tmpdisk=MIB:NUM the same with a tmpfs of that size
 //   fd=SRC:DST      descriptor of the sentry; numbers are part of a snapshot (sockets are restored by number)
@@ -39,6 +40,7 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -304,6 +306,18 @@ static void write_epitaph(pid_t sentry)
     _exit(0);
 }
 
+static int wait_for_questions(void)
+{
+    sigset_t questions;
+    if (relay.stream < 0) return -1;
+    sigemptyset(&questions);
+    sigaddset(&questions, SIGUSR1);
+    sigprocmask(SIG_BLOCK, &questions, NULL); // only here: the machine was forked before
+    int fd = signalfd(-1, &questions, SFD_CLOEXEC | SFD_NONBLOCK);
+    need(fd >= 0, "signalfd");
+    return fd;
+}
+
 // The stream is the guest's: what makes no sense ends the machine, and is written down, as far as it is text.
 static void condemn(pid_t sentry)
 {
@@ -319,16 +333,18 @@ static void condemn(pid_t sentry)
     kill(sentry, SIGKILL);
 }
 
-static void keep(pid_t sentry, int keeper_pidfd, int sentry_pidfd)
+static void keep(pid_t sentry, int keeper_pidfd, int sentry_pidfd, int clock_fd)
 {
-    struct pollfd waits[4] = {{listen_fd, POLLIN, 0}, {sentry_pidfd, POLLIN, 0}};
+    struct pollfd waits[5] = {{listen_fd, POLLIN, 0}, {sentry_pidfd, POLLIN, 0}, {clock_fd, POLLIN, 0}};
+    struct signalfd_siginfo asked;
     if (relay.stream >= 0) relay_pad(&relay);
     for (;;) {
-        relay_waits(&relay, waits + 2);
-        if (poll(waits, 4, -1) < 0) continue;
+        relay_waits(&relay, waits + 3);
+        if (poll(waits, 5, -1) < 0) continue;
         if (waits[1].revents) write_epitaph(sentry);
         if (waits[0].revents) greet(sentry, keeper_pidfd, sentry_pidfd);
-        if (relay.stream >= 0 && (waits[2].revents || waits[3].revents) && !relay_step(&relay)) condemn(sentry);
+        if (waits[2].revents && read(clock_fd, &asked, sizeof asked) > 0) relay_tell_time(&relay);
+        if (relay.stream >= 0 && (waits[2].revents || waits[3].revents || waits[4].revents) && !relay_step(&relay)) condemn(sentry);
     }
 }
 
@@ -353,5 +369,5 @@ int main(int argc, char **argv)
     need(!prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable");
     keep_only((int *[]){&status_fd, &listen_fd, &link_fd, &log_fd, &keeper_pidfd, &sentry_pidfd, &relay.packets, &relay.stream},
               relay.stream >= 0 ? 8 : 6);
-    keep(sentry, keeper_pidfd, sentry_pidfd);
+    keep(sentry, keeper_pidfd, sentry_pidfd, wait_for_questions());
 }

@@ -2,7 +2,7 @@
    writable disk over the read-only root, opens the port that is the link, and becomes the guest agent, which is kept in a
    sealed memory file: an image needs nothing of ours, and a snapshot carries the very agent that it was taken with.
 
-   The kernel's command line says wardian_processes=N. What goes wrong is told on the port, in words: the keeper at the
+   The kernel's command line says wardian_processes=N; with wardian_echo we are the agent of a probe ourselves. What goes wrong is told on the port, in words: the keeper at the
    other end takes that for the end, and writes it down. */
 
 #include <dirent.h>
@@ -116,14 +116,32 @@ static void enter_root(void)
     need(!chmod("/tmp", 01777), "/tmp");
 }
 
-static void processes_max(char *out, size_t size)
+static char settings[4096]; /* the kernel's command line */
+
+static void read_command_line(void)
 {
-    static char line[4096];
     int fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
-    ssize_t got = fd < 0 ? -1 : read(fd, line, sizeof line - 1);
+    ssize_t got = fd < 0 ? -1 : read(fd, settings, sizeof settings - 1);
     need(got > 0, "/proc/cmdline");
     close(fd);
-    const char *at = strstr(line, "wardian_processes=");
+}
+
+/* Whatever comes goes back as it came, so packets do. */
+static void echo(void)
+{
+    static char bytes[65536];
+    struct pollfd there = {port, POLLIN, 0};
+    for (;;) {
+        poll(&there, 1, -1);
+        ssize_t got = read(port, bytes, sizeof bytes);
+        if (got > 0 && write(port, bytes, (size_t)got) != got) _exit(1);
+        if (got == 0) _exit(0);
+    }
+}
+
+static void processes_max(char *out, size_t size)
+{
+    const char *at = strstr(settings, "wardian_processes=");
     snprintf(out, size, "%d", at ? atoi(at + strlen("wardian_processes=")) : 0);
 }
 
@@ -136,10 +154,12 @@ int main(void)
     int fd = 0;
     while (fd < 3) need((fd = open("/dev/null", O_RDWR)) >= 0, "/dev/null"); /* 0, 1 and 2, where the kernel gave us none */
     close(fd);
+    read_command_line();
     processes_max(processes, sizeof processes);
     load_modules();
     open_port();
     mount_root();
+    if (strstr(settings, "wardian_echo")) echo();
     int agent = sealed_agent();
     enter_root();
     snprintf(stream, sizeof stream, "%d", port);

@@ -7,12 +7,18 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "agent.h"
 #include "relay.h"
 
 static struct relay relay;
+
+static void set_clock(uint64_t realtime_ns) {
+    struct timespec time = {(time_t)(realtime_ns / 1000000000), (long)(realtime_ns % 1000000000)};
+    if (clock_settime(CLOCK_REALTIME, &time)) say("the clock cannot be set: %s", strerror(errno));
+}
 
 static void *carry_on(void *unused) {
     struct pollfd waits[2];
@@ -31,7 +37,7 @@ void port_start(void) {
     int error = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) ? errno : 0;
     if (!error) {
         setsockopt(ends[0], SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof size);
-        relay = (struct relay){.packets = ends[0], .stream = settings.stream};
+        relay = (struct relay){.packets = ends[0], .stream = settings.stream, .on_clock = set_clock};
         settings.link = ends[1];
         fcntl(settings.stream, F_SETFD, FD_CLOEXEC);
         fcntl(settings.stream, F_SETFL, O_NONBLOCK | O_RDWR);

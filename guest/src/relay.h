@@ -18,11 +18,14 @@ struct relay_flow {
 
 struct relay {
     int packets, stream; /* both non-blocking */
+    void (*on_clock)(uint64_t realtime_ns); /* NULL: the other side has nothing to say about time */
     struct relay_flow out, in; /* packets to stream, stream to packets */
 };
 
 /* Begin with zeros: they complete what a captured machine had received of a frame, and mean nothing between frames. */
 void relay_pad(struct relay *relay);
+/* Tell the other side what time it is; between packets. */
+void relay_tell_time(struct relay *relay);
 /* What to wait for; both descriptors, in the order packets, stream. */
 void relay_waits(const struct relay *relay, struct pollfd waits[2]);
 /* Carry what can be carried. False: the stream makes no sense, or one of the two is closed. */

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from wardian.guest.guest import Guest, Identity, Output, Process, ProcessConfig
+from wardian.isolation import qemu as qemu_parts
 from wardian.isolation.gvisor import GvisorDriver, Tools
 from wardian.isolation.gvisor.profile import Profile
 from wardian.isolation.port import (
@@ -27,6 +28,7 @@ from wardian.isolation.port import (
 from wardian.model.resources import Resources
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+KERNELS = Path("/var/cache/wardian/kernels")
 SMALL = Resources(cpu_count=1, memory_mib=128, disk_mib=64, processes_max=64)
 PROGRAMS = [
     "dash",
@@ -171,7 +173,7 @@ class House:
         member = Member(machine, Guest(machine.link))
         self.members.append(member)
         identity = Identity(hostname=f"clone-{self._epoch}", machine_id=f"{self._epoch:032x}")
-        await member.guest.attach(self._epoch, identity if clone else None)
+        await member.guest.attach(self._epoch, identity if clone else None, timeout_s=60)
         return member
 
     async def let_go(self, member: Member) -> None:
@@ -204,7 +206,29 @@ def gvisor(state_dir: Path, profile: Profile | None = None) -> Driver:
     return GvisorDriver(state_dir, gvisor_tools(), cgroup_parent="wardian-test", profile=profile)
 
 
-DRIVERS: dict[str, DriverMaker] = {"gvisor": gvisor}
+def qemu_tools() -> qemu_parts.Tools:
+    """The programs as the build leaves them, and the kernel as the set-up does."""
+    launcher, guest = REPOSITORY / "launcher/build", REPOSITORY / "guest/build"
+    return qemu_parts.Tools(
+        qemu=Path("/usr/bin/qemu-system-x86_64"),
+        firmware=Path("/usr/share/qemu/qboot.rom"),
+        launcher=launcher / "wardian-launch",
+        ram=launcher / "wardian-ram",
+        tsc=launcher / "wardian-tsc",
+        init=guest / "wardian-init",
+        agent=guest / "wardian-guest",
+        kernels=KERNELS,
+    )
+
+
+def qemu(state_dir: Path) -> Driver:
+    """The QEMU driver as the server makes it."""
+    return qemu_parts.QemuDriver(state_dir, qemu_tools(), cgroup_parent="wardian-test")
+
+
+DRIVERS: dict[str, DriverMaker] = {"gvisor": gvisor, "qemu": qemu}
+PROCESS = {"gvisor": "sentry", "qemu": "vmm"}
+"""Under what name a machine's record has its process."""
 
 
 @dataclass(frozen=True)

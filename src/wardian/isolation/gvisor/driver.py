@@ -19,12 +19,13 @@ from wardian.isolation.gvisor.prepared import GvisorPrepared, add_links
 from wardian.isolation.gvisor.probe import probe
 from wardian.isolation.gvisor.profile import Profile
 from wardian.isolation.gvisor.sentry import Sentry
-from wardian.isolation.gvisor.substrate import Substrate, SubstrateReader, file_identity
+from wardian.isolation.gvisor.substrate import SubstrateReader
 from wardian.isolation.host import cgroup as cgroups
 from wardian.isolation.host.directory import DISK, PAUSED, MachineDirectory
 from wardian.isolation.host.disk import DiskTemplates
 from wardian.isolation.host.kept import ask_keeper, destroy_remains
 from wardian.isolation.host.process import run_state, start_time
+from wardian.isolation.host.substrate import Substrate, file_identity
 from wardian.isolation.port import (
     Capabilities,
     Driver,

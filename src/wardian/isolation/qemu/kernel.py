@@ -191,4 +191,12 @@ def _write(path: Path, data: bytes) -> None:
     draft.rename(path)
 
 
-__all__ = ["MODULES", "GuestKernel", "KernelUnusable", "extract", "find_kernel", "given_kernel", "uncompressed"]
+__all__ = [
+    "MODULES",
+    "GuestKernel",
+    "KernelUnusable",
+    "extract",
+    "find_kernel",
+    "given_kernel",
+    "uncompressed",
+]
