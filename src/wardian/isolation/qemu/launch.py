@@ -72,6 +72,7 @@ def _spawn(plan: Launch, *, boot: bool) -> HeldProcess:
         ours.setblocking(False)
         control = plan.directory.bind(CONTROL, socket.SOCK_STREAM)
         control.listen(8)
+        control.setblocking(False)  # QEMU may be woken for a caller that it has accepted already
         table = {
             2: ends.log,
             numbers.FD_CONTROL: parcel.socket(control),

@@ -15,7 +15,7 @@ from wardian.isolation.qemu.command import Accelerator
 from wardian.isolation.qemu.tools import Tools
 from wardian.model.errors import WardianError
 
-KVM_TIMEOUT_S = 10.0
+KVM_TIMEOUT_S = 5.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _KVM = Path("/dev/kvm")
 

@@ -76,8 +76,11 @@ class Qmp:
 
     async def greet(self) -> None:
         """Begin: QEMU greets, and we agree to whatever it can do."""
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            await self._receive()
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                await self._receive()
+        except TimeoutError:
+            raise QmpBroken(f"no greeting within {CALL_TIMEOUT_S:g} s") from None
         await self.call("qmp_capabilities")
 
     async def give(self, fd: int) -> str:
@@ -87,15 +90,21 @@ class Qmp:
 
     async def _send(self, line: bytes, fds: Sequence[int]) -> None:
         loop = asyncio.get_running_loop()
-        if fds:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())]
-            line = line[self._sock.sendmsg([line], rights) :]
-        await loop.sock_sendall(self._sock, line)
+        try:
+            if fds:
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())]
+                line = line[self._sock.sendmsg([line], rights) :]
+            await loop.sock_sendall(self._sock, line)
+        except OSError as error:
+            raise QmpBroken(f"QEMU takes no commands: {error}") from error
 
     async def _receive(self) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
         while b"\n" not in self._rest:
-            chunk = await loop.sock_recv(self._sock, _CHUNK)
+            try:
+                chunk = await loop.sock_recv(self._sock, _CHUNK)
+            except OSError as error:
+                raise QmpBroken(f"QEMU gives no answers: {error}") from error
             if not chunk:
                 raise QmpBroken("QEMU ended the conversation")
             self._rest += chunk
@@ -113,8 +122,11 @@ class Qmp:
 
 @asynccontextmanager
 async def conversation(directory: MachineDirectory) -> AsyncIterator[Qmp]:
-    """Talk to the QEMU of a machine. Raises :class:`QmpBroken` and ``OSError``."""
-    sock = directory.connect(CONTROL, socket.SOCK_STREAM)
+    """Talk to the QEMU of a machine. Raises :class:`QmpBroken` if it is not there."""
+    try:
+        sock = directory.connect(CONTROL, socket.SOCK_STREAM)
+    except OSError as error:
+        raise QmpBroken(f"QEMU is not there: {error}") from error
     try:
         qmp = Qmp(sock)
         await qmp.greet()

@@ -24,14 +24,12 @@ class Vmm(Kept):
         try:
             async with conversation(self.directory) as qmp:
                 yield qmp
-        except (OSError, QmpBroken, TimeoutError) as error:
+        except QmpBroken as error:
             # A dying process closes its sockets a little before it is dead.
             if (await asyncio.wait([self._end], timeout=DYING_S))[0]:
                 end = self._end.result()
                 raise MachineGone(f"machine {self.id} is gone: {end.reason}: {end.detail}") from error
-            if isinstance(error, QmpBroken):
-                raise
-            raise QmpBroken(f"the QEMU of {self.id} does not answer: {error}") from error
+            raise
 
     def number_of(self, fd: int) -> int:
         """Under what number QEMU has the file that we have as ``fd``."""
