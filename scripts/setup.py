@@ -1,8 +1,9 @@
 """Makes this machine ready for `make demo`, `make test` and `make bench`; does only what is still missing.
 
-Steps: Debian packages, the Python environment (by uv), the guest agent and launcher, the guest kernel, the base image. Each
-first looks whether it is done, which takes a fraction of a second for all, so an interrupted set-up simply
-goes on where it stopped. Needs nothing but Python's standard library. Commands write to build/setup.log.
+Steps: Debian packages, the Python environment (by uv), the guest agent and launcher, the guest kernel, the
+base image. Each first looks whether it is done, which takes a fraction of a second for all, so an interrupted
+set-up simply goes on where it stopped. Needs nothing but Python's standard library. Commands write to
+build/setup.log.
 """
 
 from __future__ import annotations

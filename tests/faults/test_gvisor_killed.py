@@ -132,7 +132,7 @@ from wardian.isolation.port import RootImage
 
 async def main():
     root = RootImage(path=Path(sys.argv[2]), digest="sha256:0")
-    house = House(lambda: DRIVERS["gvisor"](Path(sys.argv[1])), root)
+    house = House(lambda: DRIVERS["gvisor"](Path(sys.argv[1])), root, Path(sys.argv[1]))
     prepared = await house.prepare()
     await prepared.discard()  # everything is loaded and warm
     print("go", flush=True)

@@ -1,10 +1,10 @@
 """The bounded disk of a machine: a sparse ext4 image without a journal, one per machine.
 
-A guest with a Linux kernel mounts it. For gVisor, what the guest writes goes to one file on that image. Only the machine's launcher mounts it, in a mount
-namespace of its own, on a loop device that clears itself: when the sentry dies, so do file system and device,
-whatever happened to us. The image file is in the machine's directory and goes with it. Making a file system
-takes a process and ~15 ms, so it is done once per size; a machine gets a sparse copy of a few hundred
-kilobytes.
+A guest with a Linux kernel mounts it itself. What a guest of gVisor writes goes to one file on that image,
+which only the machine's launcher mounts, in a mount namespace of its own, on a loop device that clears
+itself: when the sentry dies, so do file system and device, whatever happened to us. The image file is in the
+machine's directory and goes with it. Making a file system takes a process and ~15 ms, so it is done once per
+size; a machine gets a sparse copy of a few hundred kilobytes.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _MKFS = (
 
 @dataclass(frozen=True, slots=True)
 class DiskKind:
-    """How disks are formatted. What the file system needs itself is on top of a disk's size: ``overhead_mib``, and
-    this share of it."""
+    """How disks are formatted. What the file system needs itself is on top of a disk's size:
+    ``overhead_mib``, and this share of it."""
 
     name: str
     options: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Starting a machine through the launcher (launcher/launch.c): descriptors, options, the first sign of life."""
+"""Starting a machine through the launcher (launcher/launch.c): descriptors, options, signs of life."""
 
 from __future__ import annotations
 

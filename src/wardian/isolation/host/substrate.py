@@ -10,8 +10,8 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Substrate:
-    """What a machine stands on: one build of runsc or QEMU on one CPU. ``build`` is what a snapshot and the machine
-    restoring it must share."""
+    """What a machine stands on: one build of runsc or QEMU on one CPU. ``build`` is what a snapshot and the
+    machine restoring it must share."""
 
     version: str
     build: str

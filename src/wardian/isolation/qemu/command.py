@@ -1,5 +1,5 @@
-"""QEMU's command line, and the guest kernel's. Both sides of a snapshot must have the same devices: ``LAYOUT``
-names them, and is part of what an image is bound to."""
+"""QEMU's command line, and the guest kernel's. Both sides of a snapshot must have the same devices:
+``LAYOUT`` names them, and is part of what an image is bound to."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ TRANSLATED_MIB = 64
 """How much translated code an emulated machine may hold."""
 
 _KERNEL = (
-    "quiet", "reboot=t", "panic=-1", "mitigations=off", "no_timer_check", "cryptomgr.notests", "lsm=", "audit=0",
-    "initcall_blacklist=jent_mod_init,crypto_kdf108_init", "random.trust_cpu=on",
+    "quiet", "reboot=t", "panic=-1", "mitigations=off", "no_timer_check", "cryptomgr.notests", "lsm=",
+    "audit=0", "initcall_blacklist=jent_mod_init,crypto_kdf108_init", "random.trust_cpu=on",
 )  # fmt: skip
 
 
@@ -83,7 +83,8 @@ def _common(spec: MachineSpec, accelerator: Accelerator, machine: tuple[str, ...
 
 
 def _file(name: str, fdset: int, more: str) -> str:
-    return f"driver=raw,node-name={name},file.driver=file,file.filename=/dev/fdset/{fdset},file.locking=off,{more}"
+    file = f"file.driver=file,file.filename=/dev/fdset/{fdset},file.locking=off"
+    return f"driver=raw,node-name={name},{file},{more}"
 
 
 __all__ = ["FD_CONTROL", "FD_DISK", "FD_INITRD", "FD_KERNEL", "FD_KVM", "FD_ROOT", "FD_STREAM", "LAYOUT",

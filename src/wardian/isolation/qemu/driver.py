@@ -47,8 +47,8 @@ OWN_MIB = 128 + TRANSLATED_MIB
 class QemuDriver(Driver):
     """Machines in ``state_dir/machines``, control groups in ``<cgroup_parent>-<state_dir's mark>``.
 
-    ``accelerator`` forces what runs the guest's instructions; by default it is KVM if a kernel boots under it.
-    ``level`` is the emulated one until that is known: never too strong. ``echo`` is for probes.
+    ``accelerator`` forces what runs the guest's instructions; by default it is KVM if a kernel boots under
+    it. ``level`` is the emulated one until that is known: never too strong. ``echo`` is for probes.
     """
 
     name = DRIVER_NAME

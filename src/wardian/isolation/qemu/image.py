@@ -1,4 +1,4 @@
-"""The files of a captured machine: its devices, its memory, its disk, and a seal over what QEMU would believe."""
+"""The files of a captured machine: devices, memory, disk, and a seal over what QEMU would believe."""
 
 from __future__ import annotations
 
@@ -87,5 +87,13 @@ def _digest(path: Path) -> str:
 
 
 __all__ = [
-    "DEVICES", "DISK_FILE", "DRIVER_NAME", "FILES", "MEMORY", "MODES", "SEAL", "check_image", "describe", "seal",
-]  # fmt: skip
+    "DEVICES",
+    "DISK_FILE",
+    "DRIVER_NAME",
+    "FILES",
+    "MEMORY",
+    "MODES",
+    "check_image",
+    "describe",
+    "seal",
+]

@@ -1,4 +1,4 @@
-"""The first file system of a machine: our init, the agent, and the modules, as an uncompressed cpio archive."""
+"""The first file system of a machine: our init, the agent and the modules, as a plain cpio archive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The guest's kernel: an uncompressed ``vmlinux``, and the modules that it lacks, in the order of their loading.
+"""The guest's kernel: an uncompressed ``vmlinux``, and the modules that it lacks, in order of loading.
 
 Debian's cloud kernel comes as a package, which is taken apart and never installed. What came out of a package
 is kept in ``<cache>/<digest of the package>/``: ``vmlinux``, ``modules/NN-name.ko``, ``release``.

@@ -91,8 +91,8 @@ class QemuPrepared(Prepared):
     async def _give_memory(self, qmp: Qmp, image: MachineImage) -> None:
         """Map the image's memory: pages are shared until they are written to."""
         with _opened(image, images.MEMORY) as fd:
-            # QEMU takes no descriptors by name yet; but what comes along with a command is open in it, until the
-            # next one comes. Opening it anew needs no name either.
+            # QEMU takes no descriptors by name yet; but what comes along with a command is open in it, until
+            # the next one comes. Opening it anew needs no name either.
             await qmp.call("query-version", fds=[fd])
             number = self._vmm.number_of(fd)
         await qmp.call(

@@ -30,7 +30,7 @@ class Choice:
 
 async def try_kvm(driver: Driver, scratch: Path) -> Choice:
     """KVM if a stock kernel really boots under it: the device may be there and yet not do."""
-    if not _KVM.exists():
+    if not os.access(_KVM, os.F_OK):
         return Choice(Accelerator.TCG, "this host has no /dev/kvm")
     if not os.access(_KVM, os.R_OK | os.W_OK):
         return Choice(Accelerator.TCG, "/dev/kvm may not be used by us")

@@ -12,9 +12,9 @@ INSTALL_HINT = "apt-get install -t bookworm-backports qemu-system-x86"
 class Tools:
     """Programs and files.
 
-    ``launcher``, ``ram`` and ``tsc`` come from ``launcher/``, ``init`` and ``agent`` from ``guest/``. ``kernels``
-    is where ``make setup`` puts guest kernels; ``kernel`` is a user's own, with everything that a machine needs
-    built in, and ``kernel_arguments`` go onto the command line of either.
+    ``launcher``, ``ram`` and ``tsc`` come from ``launcher/``, ``init`` and ``agent`` from ``guest/``.
+    ``kernels`` is where ``make setup`` puts guest kernels; ``kernel`` is a user's own, with everything that a
+    machine needs built in, and ``kernel_arguments`` go onto the command line of either.
     """
 
     qemu: Path
