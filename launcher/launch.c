@@ -1,9 +1,9 @@
-// wardian-launch: puts one gVisor sentry behind walls, then stays as its keeper.
+// wardian-launch: puts one machine (a gVisor sentry, or QEMU) behind walls, then stays as its keeper.
 //
 // usage: wardian-launch OPTION=VALUE... -- ARGV...
 //
 // It joins the cgroups, makes namespaces, mounts the bounded disk where nobody else sees it, forks, and in the child
-// drops every privilege and becomes `runsc boot`. The parent is the keeper: it holds the host end of the link, hands
+// drops every privilege and becomes `runsc boot`, or QEMU; "sentry" below is either. The parent is the keeper: it holds the host end of the link, hands
 // it to whoever serves next (same uid only), and writes down how the sentry ended. If the keeper dies, the sentry dies.
 //
 //   root=DIR        an existing directory to mount on (inside our own mount namespace only)
@@ -13,7 +13,10 @@
 //   listen=FD       the keeper's listening SOCK_SEQPACKET
 //   link=FD         the host end of the link
 //   log=FD          read end of the pipe that is the sentry's stderr
-//   exec=FD         the runsc binary
+//   exec=FD         the program: runsc, or QEMU
+//   jail=DIR        all that the program sees of the host's files, read-only; without it, nothing but /proc
+//   relay=FD:FD     packets of the first descriptor are carried over the byte stream of the second, and back; on SIGUSR1
+//                   the guest is told the time
 //   disk=FD:NUM     back the guest's disk with this ext4 image (loop device) and give it to the sentry as fd NUM
 //   tmpdisk=MIB:NUM the same with a tmpfs of that size
 //   fd=SRC:DST      descriptor of the sentry; numbers are part of a snapshot (sockets are restored by number)
@@ -37,15 +40,19 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "../guest/src/relay.h"
+
 enum { FDS_MAX = 32, ENV_MAX = 16, FD_TABLE = 300, SYNC_FD = 5, LOOP_TRIES = 64, LAST_WORDS = 65536 };
 
-static const char *root_dir;
+static const char *root_dir, *jail_dir;
+static struct relay relay = {.packets = -1, .stream = -1};
 static long uid_base = -1, owner = -1;
 static int status_fd = -1, listen_fd = -1, link_fd = -1, log_fd = -1, exec_fd = -1;
 static int disk_fd = -1, disk_number = -1, fd_count, create_mode;
@@ -93,6 +100,8 @@ static int parse(int argc, char **argv)
         *value++ = 0;
         char *second = strchr(value, ':');
         if (!strcmp(key, "root")) root_dir = value;
+        else if (!strcmp(key, "jail")) jail_dir = value;
+        else if (!strcmp(key, "relay") && second) relay.packets = atoi(value), relay.stream = atoi(second + 1);
         else if (!strcmp(key, "uid-base")) uid_base = atol(value);
         else if (!strcmp(key, "owner")) owner = atol(value);
         else if (!strcmp(key, "status")) status_fd = atoi(value);
@@ -159,10 +168,12 @@ static void make_disk(void)
 static void make_root(void)
 {
     char proc[4096];
+    unsigned long bars = MS_NOSUID | MS_NODEV | (jail_dir ? 0 : MS_NOEXEC); // a jail holds what QEMU is made of
     snprintf(proc, sizeof proc, "%s/proc", root_dir);
-    need(!mount("root", root_dir, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=64k,nr_inodes=8,mode=755"), "root");
-    need(!mkdir(proc, 0555) && !mount("proc", proc, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY, 0), "proc");
-    need(!mount(0, root_dir, 0, MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, 0), "read-only");
+    if (jail_dir) need(!mount(jail_dir, root_dir, NULL, MS_BIND, NULL), "jail");
+    else need(!mount("root", root_dir, "tmpfs", bars, "size=64k,nr_inodes=8,mode=755") && !mkdir(proc, 0555), "root");
+    need(!mount("proc", proc, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY, 0), "proc");
+    need(!mount(0, root_dir, 0, MS_BIND | MS_REMOUNT | MS_RDONLY | bars, 0), "read-only");
     need(!chdir(root_dir) && !syscall(SYS_pivot_root, ".", ".") && !umount2(".", MNT_DETACH) && !chdir("/"), "pivot");
 }
 
@@ -259,7 +270,7 @@ static void become_sentry(char **argv, uid_t uid, int keeper_pidfd)
     die_with(keeper_pidfd); // after the change of user, which clears it
     place_fds();
     syscall(SYS_execveat, exec_fd, "", argv, environment, AT_EMPTY_PATH);
-    die("exec runsc");
+    die(jail_dir ? "exec qemu" : "exec runsc");
 }
 
 // One greeting for each caller of the owner: our pid, the sentry's, and the link and both pidfds as descriptors.
@@ -295,13 +306,45 @@ static void write_epitaph(pid_t sentry)
     _exit(0);
 }
 
-static void keep(pid_t sentry, int keeper_pidfd, int sentry_pidfd)
+static int wait_for_questions(void)
 {
-    struct pollfd waits[2] = {{listen_fd, POLLIN, 0}, {sentry_pidfd, POLLIN, 0}};
+    sigset_t questions;
+    if (relay.stream < 0) return -1;
+    sigemptyset(&questions);
+    sigaddset(&questions, SIGUSR1);
+    sigprocmask(SIG_BLOCK, &questions, NULL); // only here: the machine was forked before
+    int fd = signalfd(-1, &questions, SFD_CLOEXEC | SFD_NONBLOCK);
+    need(fd >= 0, "signalfd");
+    return fd;
+}
+
+// The stream is the guest's: what makes no sense ends the machine, and is written down, as far as it is text.
+static void condemn(pid_t sentry)
+{
+    char words[128] = "";
+    size_t size = relay.in.end - relay.in.start;
+    if (size > sizeof words - 1) size = sizeof words - 1;
+    memcpy(words, relay.in.bytes + relay.in.start, size);
+    for (size_t i = 0; i < size; i++)
+        if (words[i] < ' ' || words[i] > '~') words[i] = words[i] == '\n' ? ' ' : '?';
+    relay.packets = relay.stream = -1;
+    if (!size) return; // it just ended, and so does the machine
+    dprintf(status_fd, "error the guest's stream broke: %s\n", words);
+    kill(sentry, SIGKILL);
+}
+
+static void keep(pid_t sentry, int keeper_pidfd, int sentry_pidfd, int clock_fd)
+{
+    struct pollfd waits[5] = {{listen_fd, POLLIN, 0}, {sentry_pidfd, POLLIN, 0}, {clock_fd, POLLIN, 0}};
+    struct signalfd_siginfo asked;
+    if (relay.stream >= 0) relay_pad(&relay);
     for (;;) {
-        if (poll(waits, 2, -1) < 0) continue;
+        relay_waits(&relay, waits + 3);
+        if (poll(waits, 5, -1) < 0) continue;
         if (waits[1].revents) write_epitaph(sentry);
         if (waits[0].revents) greet(sentry, keeper_pidfd, sentry_pidfd);
+        if (waits[2].revents && read(clock_fd, &asked, sizeof asked) > 0) relay_tell_time(&relay);
+        if (relay.stream >= 0 && (waits[2].revents || waits[3].revents || waits[4].revents) && !relay_step(&relay)) condemn(sentry);
     }
 }
 
@@ -324,6 +367,7 @@ int main(int argc, char **argv)
     need(sentry_pidfd >= 0, "pidfd_open");
     drop_privileges(uid);
     need(!prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable");
-    keep_only((int *[]){&status_fd, &listen_fd, &link_fd, &log_fd, &keeper_pidfd, &sentry_pidfd}, 6);
-    keep(sentry, keeper_pidfd, sentry_pidfd);
+    keep_only((int *[]){&status_fd, &listen_fd, &link_fd, &log_fd, &keeper_pidfd, &sentry_pidfd, &relay.packets, &relay.stream},
+              relay.stream >= 0 ? 8 : 6);
+    keep(sentry, keeper_pidfd, sentry_pidfd, wait_for_questions());
 }

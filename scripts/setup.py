@@ -1,8 +1,9 @@
 """Makes this machine ready for `make demo`, `make test` and `make bench`; does only what is still missing.
 
-Steps: Debian packages, the Python environment (by uv), the guest agent and launcher, the base image. Each
-first looks whether it is done, which takes a fraction of a second for all, so an interrupted set-up simply
-goes on where it stopped. Needs nothing but Python's standard library. Commands write to build/setup.log.
+Steps: Debian packages, the Python environment (by uv), the guest agent and launcher, the guest kernel, the
+base image. Each first looks whether it is done, which takes a fraction of a second for all, so an interrupted
+set-up simply goes on where it stopped. Needs nothing but Python's standard library. Commands write to
+build/setup.log.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ PACKAGES = {
     "libnss3-tools": "letting that browser trust an authority of a test",
     "make": "the same",
     "mmdebstrap": "the base image",
+    "qemu-system-x86": "microVMs, the other kind of sandbox",
     "runsc": "gVisor, the sandbox's kernel",
     "skopeo": "fetching OCI images",
 }
@@ -53,6 +55,12 @@ PACKAGES_FOR_UV = {"python3-venv": "installing uv"}
 RUNSC_OLDEST = 20240729
 """The gVisor release that everything was measured with; Debian 12 itself carries a much older one."""
 
+QEMU_OLDEST = (9, 2)
+
+FROM_BACKPORTS = ("qemu-system-x86", "runsc")
+"""What Debian 12 itself carries in versions that are too old."""
+
+KERNEL_PACKAGE = "linux-image-cloud-amd64"
 BACKPORTS_FILE = Path("/etc/apt/sources.list.d/wardian-backports.sources")
 WIDTH = 17
 
@@ -69,7 +77,7 @@ def main() -> int:
         LOG.write_text("")
         started = time.monotonic()
         try:
-            for step in (debian_packages, python_environment, native_programs, base_image):
+            for step in (debian_packages, python_environment, native_programs, guest_kernel, base_image):
                 step()
         except SetupError as error:
             say(f"\nset-up stopped: {error}\n")
@@ -93,8 +101,10 @@ def debian_packages() -> None:
         wanted |= PACKAGES_FOR_UV
     if runsc_release() >= RUNSC_OLDEST:  # however it got here
         del wanted["runsc"]
+    if qemu_release() >= QEMU_OLDEST:
+        del wanted["qemu-system-x86"]
     present = installed_packages()
-    missing = [name for name in wanted if name not in present]
+    missing = [name for name in wanted if name not in present or name in FROM_BACKPORTS]
     if not missing:
         done("Debian packages")
         return
@@ -106,24 +116,31 @@ def debian_packages() -> None:
         )
     with step("Debian packages", f"installing {', '.join(missing)}"):
         run([*sudo(), "dpkg", "--configure", "-a"])  # an interrupted installation would be in the way
-        if "runsc" in missing:
+        if any(name in FROM_BACKPORTS for name in missing):
             add_backports()
         run([*sudo(), "apt-get", "update"])
         install(missing)
     if runsc_release() < RUNSC_OLDEST:
         raise SetupError(f"this host's `runsc` is still older than {RUNSC_OLDEST}: remove it from PATH")
+    if qemu_release() < QEMU_OLDEST:
+        raise SetupError(f"this host's QEMU is still older than {QEMU_OLDEST}: remove it from PATH")
 
 
 def install(packages: Sequence[str]) -> None:
-    """apt-get install; Debian 12's own gVisor is too old, so there that package is asked of backports."""
-    plain = [name for name in packages if name != "runsc"]
+    """apt-get install; what Debian 12 has only in old versions is asked of its backports."""
+    plain = [name for name in packages if name not in FROM_BACKPORTS]
+    newer = [name for name in packages if name in FROM_BACKPORTS]
     options = ["install", "-y", "--no-install-recommends"]
     environment = {"DEBIAN_FRONTEND": "noninteractive"}
     if plain:
         run([*sudo(environment), "apt-get", *options, *plain], environment)
-    if "runsc" in packages:
-        release = ["-t", "bookworm-backports"] if codename() == "bookworm" else []
-        run([*sudo(environment), "apt-get", *options, *release, "runsc"], environment)
+    if newer:
+        run([*sudo(environment), "apt-get", *options, *backports_release(), *newer], environment)
+
+
+def backports_release() -> list[str]:
+    """apt's option for what comes from backports here."""
+    return ["-t", "bookworm-backports"] if codename() == "bookworm" else []
 
 
 def add_backports() -> None:
@@ -160,6 +177,16 @@ def runsc_release() -> int:
     answer = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
     match = re.search(r"\b(20\d{6})\b", answer)
     return int(match[1]) if match else 0
+
+
+def qemu_release() -> tuple[int, ...]:
+    """The version of this host's QEMU, such as (10, 0); empty without one."""
+    program = shutil.which("qemu-system-x86_64")
+    if not program:
+        return ()
+    answer = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
+    match = re.search(r"version (\d+)\.(\d+)", answer)
+    return (int(match[1]), int(match[2])) if match else ()
 
 
 def codename() -> str:
@@ -252,6 +279,34 @@ def native_programs() -> None:
     done("guest, launcher", time.monotonic() - started)
 
 
+def guest_kernel() -> None:
+    """Fetch Debian's cloud kernel for microVMs and take it apart; it is not installed."""
+    kernels = Catalog().cache / "kernels"
+    if any(kernels.glob("*/release")):
+        done("guest kernel")
+        return
+    if not shutil.which("apt-get"):
+        raise SetupError("this is not a Debian: name a guest kernel of your own to the server")
+    with step("guest kernel", "fetching and unpacking it"):
+        directory = BUILD / "kernel"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        run(["apt-get", *backports_release(), "download", kernel_package()], directory=directory)
+        (package,) = directory.glob("*.deb")
+        run([str(VENV / "bin/python"), str(ROOT / "scripts/kernel.py"), str(package), str(kernels)])
+        shutil.rmtree(directory)
+
+
+def kernel_package() -> str:
+    """The package that Debian's name for its newest cloud kernel stands for."""
+    query = ["apt-cache", *backports_release(), "depends", KERNEL_PACKAGE]
+    answer = subprocess.run(query, capture_output=True, text=True).stdout
+    match = re.search(r"Depends: (linux-image-\S+-cloud-amd64)$", answer, re.M)
+    if not match:
+        raise SetupError(f"apt does not know {KERNEL_PACKAGE}: run apt-get update, then this again")
+    return match[1]
+
+
 def base_image() -> None:
     """Build the base image, unless this recipe's is already there."""
     if Catalog().find(base_recipe()):
@@ -308,7 +363,11 @@ def step(name: str, doing: str, *, quiet: bool = False) -> Iterator[None]:
 
 
 def run(
-    command: Sequence[str], environment: Mapping[str, str] | None = None, *, input_text: str = ""
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    input_text: str = "",
+    directory: Path = ROOT,
 ) -> None:
     """Run a command with its output in the log; on failure show the end of what it said."""
     with LOG.open("a") as log:
@@ -318,7 +377,7 @@ def run(
         full = {**os.environ, **(environment or {})}
         process = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=directory,
             env=full,
             stdin=subprocess.PIPE,
             stdout=log,

@@ -35,7 +35,7 @@ enum op {
 /* ---- main.c: settings and the loop ---- */
 struct settings {
     const char *native; /* a directory that stands for / in everything that would change this machine; NULL as pid 1 */
-    int link, redirect, dns, fuse; /* descriptors; -1: none given */
+    int link, stream, redirect, dns, fuse; /* descriptors; -1: none given */
     unsigned processes_max;
 };
 extern struct settings settings;
@@ -61,6 +61,9 @@ void quiesce_end(void);
 bool quiescing(void);
 uint64_t now_ms(void); /* monotonic */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2))); /* a line on stderr */
+
+/* port.c: a byte stream becomes the link */
+void port_start(void);
 
 /* ---- link.c: packets out and in ---- */
 void link_start(void);
@@ -190,6 +193,9 @@ void exec_get_ready(void);            /* prepare what the next exec will need, w
 void tunnel_listen(void);
 void tunnel_abort(struct stream *stream); /* reset the connection when it ends, if it is a tunnel's */
 void tunnel_accept(void); /* what has knocked meanwhile */
+
+/* redirect.c: in a machine with a Linux kernel, every address is here, and every TCP connection comes to this socket; errno */
+int redirect_all(int listener);
 
 /* ferry.c: the thread that reads the link as soon as there are volumes */
 bool ferry_runs(void);

@@ -1,9 +1,11 @@
 /* Becoming pid 1, and becoming somebody else: ATTACH and HELLO. */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/random.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -89,10 +91,17 @@ static int set_boot_id(const char *uuid) {
     return file_says(BOOT_ID, uuid) ? 0 : EIO;
 }
 
+/* Where the kernel is the machine's own, what it drew before must not come out of a clone as well: so it draws afresh. */
 static int stir(const struct field *entropy) {
+    struct {
+        struct rand_pool_info info;
+        uint8_t bytes[32];
+    } pool = {.info = {.entropy_count = 8 * sizeof pool.bytes, .buf_size = sizeof pool.bytes}};
     int fd = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
     if (fd < 0) return errno;
     int error = write(fd, entropy->value, entropy->size) < 0 ? errno : 0;
+    memcpy(pool.bytes, entropy->value, entropy->size < sizeof pool.bytes ? entropy->size : sizeof pool.bytes);
+    if (settings.stream >= 0 && (ioctl(fd, RNDADDENTROPY, &pool) || ioctl(fd, RNDRESEEDCRNG))) error = errno;
     close(fd);
     return error;
 }

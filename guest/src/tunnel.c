@@ -198,7 +198,8 @@ static bool original_destination(int fd, struct sockaddr_in *to) {
     socklen_t size = sizeof *to;
     if (getsockopt(fd, SOL_IP, ORIGINAL_DST, to, &size) == 0) return ntohs(to->sin_port) != REDIRECT_PORT;
     size = sizeof *to;
-    return settings.native && getsockname(fd, (struct sockaddr *)to, &size) == 0;
+    bool told = (settings.native || settings.stream >= 0) && getsockname(fd, (struct sockaddr *)to, &size) == 0;
+    return told && (settings.native || ntohs(to->sin_port) != REDIRECT_PORT);
 }
 
 static void open_outward(int fd) {
@@ -341,6 +342,8 @@ void tunnel_listen(void) {
         listener.fd = listen_on(SOCK_STREAM, REDIRECT_PORT);
         resolver.fd = listen_on(SOCK_DGRAM, DNS_PORT);
         if (listener.fd < 0 || resolver.fd < 0) say("no way outwards: %s", strerror(errno));
+        int error = settings.stream < 0 ? 0 : redirect_all(listener.fd);
+        if (error) say("no way outwards: %s", strerror(error));
     }
     if (resolver.fd >= 0) setsockopt(resolver.fd, IPPROTO_IP, IP_PKTINFO, &one, sizeof one);
     if (listener.fd >= 0) source_add(&listener, EPOLLIN);

@@ -29,13 +29,18 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("state")
 
 
+@pytest.fixture(scope="session")
+def warm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("warm")
+
+
 @pytest.fixture(params=sorted(DRIVERS))
 async def house(
-    request: pytest.FixtureRequest, root_image: RootImage, state_dir: Path
+    request: pytest.FixtureRequest, root_image: RootImage, state_dir: Path, warm_dir: Path
 ) -> AsyncIterator[House]:
     """Machines to test with. Afterwards nothing may be left of them."""
     before = Holdings.now(state_dir)
-    house = House(lambda: DRIVERS[request.param](state_dir), root_image)
+    house = House(lambda: DRIVERS[request.param](state_dir), root_image, warm_dir)
     try:
         yield house
     finally:

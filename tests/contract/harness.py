@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import pickle
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -13,6 +14,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from wardian.guest.guest import Guest, Identity, Output, Process, ProcessConfig
+from wardian.images.catalog import default_cache
+from wardian.isolation import qemu as qemu_parts
 from wardian.isolation.gvisor import GvisorDriver, Tools
 from wardian.isolation.gvisor.profile import Profile
 from wardian.isolation.port import (
@@ -27,6 +30,7 @@ from wardian.isolation.port import (
 from wardian.model.resources import Resources
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+KERNELS = default_cache() / "kernels"
 SMALL = Resources(cpu_count=1, memory_mib=128, disk_mib=64, processes_max=64)
 PROGRAMS = [
     "dash",
@@ -144,10 +148,15 @@ async def lines_of(process: Process) -> AsyncIterator[str]:
 
 
 class House:
-    """Makes machines with one driver, and removes what a test leaves."""
+    """Makes machines with one driver, and removes what a test leaves.
 
-    def __init__(self, make_driver: Callable[[], Driver], root: RootImage) -> None:
+    Where booting takes seconds, ``start`` clones one machine that was booted for all tests; ``boot`` boots.
+    ``warm`` is where those machines are kept.
+    """
+
+    def __init__(self, make_driver: Callable[[], Driver], root: RootImage, warm: Path) -> None:
         self._make_driver = make_driver
+        self.warm = warm
         self.root = root
         self.driver = make_driver()
         self.members: list[Member] = []
@@ -159,8 +168,26 @@ class House:
         self._prepared.append(prepared)
         return prepared
 
-    async def start(self, resources: Resources = SMALL) -> Member:
+    async def boot(self, resources: Resources = SMALL) -> Member:
         return await self.move_in(await (await self.prepare(resources)).start())
+
+    async def start(self, resources: Resources = SMALL) -> Member:
+        if self.driver.name not in SLOW_BOOTS:
+            return await self.boot(resources)
+        return await self.restore(await self._booted(resources), resources)
+
+    async def _booted(self, resources: Resources) -> MachineImage:
+        key = hashlib.sha256(f"{self.driver.name} {self.root} {resources}".encode()).hexdigest()[:16]
+        told = self.warm / f"{key}.pickle"
+        if not told.exists():
+            member = await self.boot(resources)
+            image = await member.capture(self.warm / key, keep_running=False)
+            await member.guest.close()
+            self.members.remove(member)
+            told.write_bytes(pickle.dumps(image))
+        image = pickle.loads(told.read_bytes())
+        assert isinstance(image, MachineImage)
+        return image
 
     async def restore(self, image: MachineImage, resources: Resources = SMALL) -> Member:
         return await self.move_in(await (await self.prepare(resources)).restore(image), clone=True)
@@ -171,7 +198,7 @@ class House:
         member = Member(machine, Guest(machine.link))
         self.members.append(member)
         identity = Identity(hostname=f"clone-{self._epoch}", machine_id=f"{self._epoch:032x}")
-        await member.guest.attach(self._epoch, identity if clone else None)
+        await member.guest.attach(self._epoch, identity if clone else None, timeout_s=60)
         return member
 
     async def let_go(self, member: Member) -> None:
@@ -204,7 +231,36 @@ def gvisor(state_dir: Path, profile: Profile | None = None) -> Driver:
     return GvisorDriver(state_dir, gvisor_tools(), cgroup_parent="wardian-test", profile=profile)
 
 
-DRIVERS: dict[str, DriverMaker] = {"gvisor": gvisor}
+def qemu_tools() -> qemu_parts.Tools:
+    """The programs as the build leaves them, and the kernel as the set-up does."""
+    launcher, guest = REPOSITORY / "launcher/build", REPOSITORY / "guest/build"
+    return qemu_parts.Tools(
+        qemu=Path("/usr/bin/qemu-system-x86_64"),
+        firmware=Path("/usr/share/qemu/qboot.rom"),
+        launcher=launcher / "wardian-launch",
+        ram=launcher / "wardian-ram",
+        tsc=launcher / "wardian-tsc",
+        init=guest / "wardian-init",
+        agent=guest / "wardian-guest",
+        kernels=KERNELS,
+    )
+
+
+def qemu(state_dir: Path) -> Driver:
+    """The QEMU driver as the server makes it."""
+    return qemu_parts.QemuDriver(state_dir, qemu_tools(), cgroup_parent="wardian-test")
+
+
+DRIVERS: dict[str, DriverMaker] = {"gvisor": gvisor, "qemu": qemu}
+SLOW_BOOTS = {"qemu"}
+IMAGE_FILES = {
+    "gvisor": ("kernel.state", "pages.meta", "pages.data"),
+    "qemu": ("devices.state", "memory.raw", "disk.raw", "seal.json"),
+}
+"""The files of a captured machine; the first one is what the driver's kernel would believe."""
+
+PROCESS = {"gvisor": "sentry", "qemu": "vmm"}
+"""Under what name a machine's record has its process."""
 
 
 @dataclass(frozen=True)

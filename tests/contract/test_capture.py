@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from tests.contract.harness import House, Member, lines_of
+from tests.contract.harness import IMAGE_FILES, House, Member, lines_of
 
 from wardian.guest.guest import Process
 from wardian.isolation.port import ImageRefused, MachineImage
@@ -99,7 +99,7 @@ async def test_a_busy_machine_can_be_captured(house: House, tmp_path: Path) -> N
 async def test_a_failed_capture_leaves_the_machine_running(house: House, tmp_path: Path) -> None:
     member = await house.start()
     (tmp_path / "image").mkdir()
-    (tmp_path / "image/kernel.state").touch()
+    (tmp_path / "image" / IMAGE_FILES[house.driver.name][0]).touch()
     for keep_running in (True, False):
         with pytest.raises(OSError, match="exists"):
             await member.machine.capture(tmp_path / "image", keep_running=keep_running)
@@ -123,22 +123,23 @@ async def test_a_cancelled_capture_leaves_the_machine_running(house: House, tmp_
 Damage = Callable[[MachineImage], MachineImage]
 
 
-def _cut(name: str) -> Damage:
+def _cut(at: int) -> Damage:
     def cut(image: MachineImage) -> MachineImage:
-        path = image.directory / name
-        path.write_bytes(path.read_bytes()[:-100])
+        path = image.directory / IMAGE_FILES[image.driver][at]
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size // 2)
         return image
 
     return cut
 
 
 def _remove(image: MachineImage) -> MachineImage:
-    (image.directory / "pages.data").unlink()
+    (image.directory / IMAGE_FILES[image.driver][-1]).unlink()
     return image
 
 
 def _scramble(image: MachineImage) -> MachineImage:
-    path = image.directory / "kernel.state"
+    path = image.directory / IMAGE_FILES[image.driver][0]
     data = bytearray(path.read_bytes())
     for at in range(0, len(data), 97):
         data[at] ^= 0xFF
@@ -147,8 +148,8 @@ def _scramble(image: MachineImage) -> MachineImage:
 
 
 FOREIGN: dict[str, Damage] = {
-    "a short file": _cut("pages.data"),
-    "another short file": _cut("kernel.state"),
+    "a short file": _cut(-1),
+    "another short file": _cut(0),
     "a missing file": _remove,
     "scrambled content": _scramble,
     "another build": lambda image: dataclasses.replace(image, build="sha256:0+other.1"),

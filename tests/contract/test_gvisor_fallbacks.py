@@ -32,10 +32,10 @@ def without_loops(state_dir: Path) -> Driver:
 
 @pytest.fixture(params=[created, without_loops])
 async def other_house(
-    request: pytest.FixtureRequest, root_image: RootImage, state_dir: Path
+    request: pytest.FixtureRequest, root_image: RootImage, state_dir: Path, warm_dir: Path
 ) -> AsyncIterator[House]:
     before = Holdings.now(state_dir)
-    house = House(lambda: request.param(state_dir), root_image)
+    house = House(lambda: request.param(state_dir), root_image, warm_dir)
     try:
         yield house
     finally:
@@ -87,7 +87,7 @@ async def test_an_image_is_for_machines_booted_in_the_same_way(
     if other_house.driver._tmpfs_disks:  # type: ignore[attr-defined]
         pytest.skip("a disk in memory is restored anywhere")
     image = await (await other_house.start()).capture(tmp_path / "image", keep_running=False)
-    direct = House(lambda: gvisor(state_dir), other_house.root)
+    direct = House(lambda: gvisor(state_dir), other_house.root, other_house.warm)
     with pytest.raises(ImageRefused, match="runsc build"):
         await direct.restore(image)
     await direct.close()

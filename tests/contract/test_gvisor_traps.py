@@ -17,12 +17,12 @@ from tests.contract.harness import SMALL, House, Member
 
 from wardian.guest.guest import Output
 from wardian.isolation import gvisor
-from wardian.isolation.gvisor.cgroup import Limits
 from wardian.isolation.gvisor.driver import is_paused
 from wardian.isolation.gvisor.machine import GvisorMachine
 from wardian.isolation.gvisor.prepared import GvisorPrepared
-from wardian.isolation.gvisor.process import start_time
 from wardian.isolation.gvisor.sentry import Sentry
+from wardian.isolation.host.cgroup import Limits
+from wardian.isolation.host.process import start_time
 from wardian.isolation.port import MachineSpec, RootImage
 from wardian.model.errors import WardianError
 from wardian.model.resources import Resources

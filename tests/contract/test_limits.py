@@ -11,6 +11,9 @@ from tests.contract.harness import SMALL, House, lines_of
 
 from wardian.model.errors import WardianError
 
+RELIEVE_THEMSELVES = {"qemu"}
+"""Machines whose memory is all of a kernel of their own, which kills what takes too much."""
+
 
 async def test_a_full_disk_is_an_error_inside_and_no_more(house: House) -> None:
     member = await house.start()
@@ -49,18 +52,22 @@ async def test_memory_pressure_calls_and_relief_saves_the_machine(house: House) 
         pass
     assert glutton.exit is not None
     assert glutton.exit.signal == 9
-    assert called.is_set()
+    assert called.is_set() or house.driver.name in RELIEVE_THEMSELVES
     assert await member.sh("echo alive") == "alive\n"
     await asyncio.gather(*relief)
 
 
 async def test_without_relief_the_machine_ends_for_want_of_memory(house: House) -> None:
+    if house.driver.name in RELIEVE_THEMSELVES:
+        pytest.skip("the guest's own kernel relieves it")
     member = await house.start()
     await member.start("/bin/inside", "eat", "600")
     assert (await member.machine.wait()).reason == "out_of_memory"
 
 
 async def test_no_pressure_is_reported_for_mere_file_cache(house: House) -> None:
+    if house.driver.name in RELIEVE_THEMSELVES:
+        pytest.skip("no pressure is ever reported: the guest's own kernel relieves it")
     member = await house.start(dataclasses.replace(SMALL, disk_mib=1024))
     calls = []
     member.machine.on_memory_pressure(lambda: calls.append(1))

@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from tests.contract.harness import SMALL, House
+from tests.contract.harness import PROCESS, SMALL, House
 
 from wardian.isolation.port import MachineGone
 from wardian.model.errors import Conflict
@@ -26,7 +26,7 @@ async def test_the_probe_really_boots(house: House) -> None:
 
 
 async def test_a_machine_starts_and_runs_programs(house: House) -> None:
-    member = await house.start()
+    member = await house.boot()
     assert await member.sh("echo hello; id -u") == "hello\n0\n"
     assert await member.sh("id -u", user="user") == "1000\n"
 
@@ -152,7 +152,7 @@ from wardian.isolation.port import RootImage
 
 async def main():
     root = RootImage(path=Path(sys.argv[2]), digest=sys.argv[3])
-    house = House(lambda: DRIVERS[sys.argv[4]](Path(sys.argv[1])), root)
+    house = House(lambda: DRIVERS[sys.argv[4]](Path(sys.argv[1])), root, Path(sys.argv[6]))
     member = await house.start()
     await member.sh("echo kept > /root/kept")
     if sys.argv[5] == "frozen":
@@ -167,7 +167,7 @@ asyncio.run(main())
 async def _machine_of_a_killed_server(house: House, state_dir: str, how: str) -> dict[str, object]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _OTHER_SERVER, state_dir, str(house.root.path), house.root.digest,
-        house.driver.name, how,
+        house.driver.name, how, str(house.warm),
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     said, _ = await process.communicate()
@@ -193,9 +193,9 @@ async def test_a_machine_outlives_its_server(house: House, state_dir: str, how: 
 
 async def test_attaching_to_a_dead_machine_says_so_and_cleans_up(house: House, state_dir: str) -> None:
     record = await _machine_of_a_killed_server(house, str(state_dir), "running")
-    sentry = record["sentry"]
-    assert isinstance(sentry, dict)
-    fd = os.pidfd_open(sentry["pid"])
+    process = record[PROCESS[house.driver.name]]
+    assert isinstance(process, dict)
+    fd = os.pidfd_open(process["pid"])
     signal.pidfd_send_signal(fd, signal.SIGKILL)
     await asyncio.to_thread(select.select, [fd], [], [])
     os.close(fd)
@@ -206,7 +206,7 @@ async def test_attaching_to_a_dead_machine_says_so_and_cleans_up(house: House, s
 async def test_another_machine_under_the_same_id_is_not_ours(house: House) -> None:
     member = await house.start()
     record = json.loads(json.dumps(member.machine.record))
-    record["sentry"]["start"] += 1
+    record[PROCESS[house.driver.name]]["start"] += 1
     second = house.second_driver()
     with pytest.raises(MachineGone):
         await second.attach(record)

@@ -22,10 +22,10 @@ from tests.contract.harness import SMALL, House, Member, gvisor_tools
 
 from wardian.isolation.gvisor import GvisorDriver
 from wardian.isolation.gvisor.machine import GvisorMachine
-from wardian.isolation.gvisor.process import HeldProcess
 from wardian.isolation.gvisor.profile import CREATE, Profile
 from wardian.isolation.gvisor.sentry import Sentry
 from wardian.isolation.gvisor.substrate import SubstrateReader
+from wardian.isolation.host.process import HeldProcess
 from wardian.isolation.port import ImageRefused, MachineGone, MachineSpec
 from wardian.model.errors import WardianError
 
@@ -132,7 +132,7 @@ from wardian.isolation.port import RootImage
 
 async def main():
     root = RootImage(path=Path(sys.argv[2]), digest="sha256:0")
-    house = House(lambda: DRIVERS["gvisor"](Path(sys.argv[1])), root)
+    house = House(lambda: DRIVERS["gvisor"](Path(sys.argv[1])), root, Path(sys.argv[1]))
     prepared = await house.prepare()
     await prepared.discard()  # everything is loaded and warm
     print("go", flush=True)

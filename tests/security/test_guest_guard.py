@@ -25,7 +25,9 @@ def root_image(tmp_path_factory: pytest.TempPathFactory) -> RootImage:
 
 @pytest.fixture
 async def member(tmp_path: Path, root_image: RootImage) -> AsyncIterator[Member]:
-    house = House(lambda: GvisorDriver(tmp_path, gvisor_tools(), cgroup_parent="wardian-guard"), root_image)
+    house = House(
+        lambda: GvisorDriver(tmp_path, gvisor_tools(), cgroup_parent="wardian-guard"), root_image, tmp_path
+    )
     yield await house.start()
     await house.close()
 

@@ -15,9 +15,9 @@ import pytest
 from tests.contract import conftest as contract
 from tests.contract.harness import House, Member, gvisor_tools
 
-from wardian.isolation.gvisor.launch import UID_BASE
 from wardian.isolation.gvisor.machine import GvisorMachine
 from wardian.isolation.gvisor.sentry import Sentry
+from wardian.isolation.host.launching import UID_BASE
 
 house, root_image, state_dir = contract.house, contract.root_image, contract.state_dir
 pytestmark = pytest.mark.parametrize("house", ["gvisor"], indirect=True)

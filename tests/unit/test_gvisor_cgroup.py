@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wardian.isolation.gvisor.cgroup import CgroupError, CgroupV2, Hierarchies, Limits, discover
+from wardian.isolation.host.cgroup import CgroupError, CgroupV2, Hierarchies, Limits, discover
 from wardian.model.resources import Resources
 
 MIB = 1 << 20

@@ -16,15 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from wardian.isolation.gvisor.config import CAPABILITIES, machine_config
-from wardian.isolation.gvisor.directory import MachineDirectory
-from wardian.isolation.gvisor.disk import DiskTemplates, copy_sparse
 from wardian.isolation.gvisor.driver import is_paused
 from wardian.isolation.gvisor.erofs import RootUnusable, check_root
 from wardian.isolation.gvisor.links import link_arguments, nat_table
-from wardian.isolation.gvisor.probe import ProbeFailed
-from wardian.isolation.gvisor.process import HeldProcess, start_time
 from wardian.isolation.gvisor.profile import CREATE, choose_profile, release_date
-from wardian.isolation.gvisor.substrate import SubstrateReader, SubstrateUnusable, cpu_features
+from wardian.isolation.gvisor.substrate import SubstrateReader, SubstrateUnusable
+from wardian.isolation.host.directory import MachineDirectory
+from wardian.isolation.host.disk import DiskTemplates, copy_sparse
+from wardian.isolation.host.probing import ProbeFailed
+from wardian.isolation.host.process import HeldProcess, start_time
+from wardian.isolation.host.substrate import cpu_features
 from wardian.model.resources import Resources
 
 

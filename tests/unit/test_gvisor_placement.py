@@ -9,8 +9,8 @@ from typing import cast
 import pytest
 
 from wardian.isolation.gvisor import placement
-from wardian.isolation.gvisor.cgroup import Cgroup
 from wardian.isolation.gvisor.placement import Placement
+from wardian.isolation.host.cgroup import Cgroup
 
 ALL = os.sched_getaffinity(0)
 

@@ -184,8 +184,10 @@ class Machine(ABC):
 
     @abstractmethod
     def on_memory_pressure(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` (in the event loop) when memory use crosses the guard's threshold (about 92
-        %)."""
+        """Call ``callback`` (in the event loop) when memory use crosses the guard's threshold (about 92 %).
+
+        Never called by a machine with a Linux kernel of its own, which relieves itself.
+        """
 
     @abstractmethod
     async def kill(self) -> None:

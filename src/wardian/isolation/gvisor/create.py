@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from wardian.isolation.gvisor.config import machine_config
-from wardian.isolation.gvisor.directory import CONTROL, MachineDirectory
-from wardian.isolation.gvisor.process import HeldProcess
+from wardian.isolation.host.directory import CONTROL, MachineDirectory
+from wardian.isolation.host.process import HeldProcess
 from wardian.isolation.port import MachineSpec
 
 BUNDLE = "bundle"

@@ -11,19 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from wardian.isolation.gvisor import cgroup as cgroups
-from wardian.isolation.gvisor.directory import DISK, PAUSED, MachineDirectory
-from wardian.isolation.gvisor.disk import DiskTemplates
 from wardian.isolation.gvisor.erofs import check_root
 from wardian.isolation.gvisor.image import DRIVER_NAME
 from wardian.isolation.gvisor.launch import Boot, Tools, boot
 from wardian.isolation.gvisor.machine import GvisorMachine, machine_spec
 from wardian.isolation.gvisor.prepared import GvisorPrepared, add_links
 from wardian.isolation.gvisor.probe import probe
-from wardian.isolation.gvisor.process import run_state, start_time
 from wardian.isolation.gvisor.profile import Profile
-from wardian.isolation.gvisor.sentry import Sentry, ask_keeper, destroy_remains
-from wardian.isolation.gvisor.substrate import Substrate, SubstrateReader, file_identity
+from wardian.isolation.gvisor.sentry import Sentry
+from wardian.isolation.gvisor.substrate import SubstrateReader
+from wardian.isolation.host import cgroup as cgroups
+from wardian.isolation.host.directory import DISK, PAUSED, MachineDirectory
+from wardian.isolation.host.disk import DiskTemplates
+from wardian.isolation.host.kept import ask_keeper, destroy_remains
+from wardian.isolation.host.process import run_state, start_time
+from wardian.isolation.host.substrate import Substrate, file_identity
 from wardian.isolation.port import (
     Capabilities,
     Driver,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wardian.isolation.gvisor.substrate import Substrate
+from wardian.isolation.host.substrate import Substrate
 from wardian.isolation.port import ImageRefused, MachineImage, MachineSpec
 
 DRIVER_NAME = "gvisor"

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wardian.isolation.gvisor import image as images
-from wardian.isolation.gvisor.cgroup import Limits
-from wardian.isolation.gvisor.directory import DISK, PAUSED
 from wardian.isolation.gvisor.placement import Placement
-from wardian.isolation.gvisor.process import start_time
 from wardian.isolation.gvisor.profile import FD_DISK
 from wardian.isolation.gvisor.sentry import Sentry
-from wardian.isolation.gvisor.substrate import Substrate
 from wardian.isolation.gvisor.urpc import UrpcRefused
+from wardian.isolation.host.cgroup import Limits
+from wardian.isolation.host.directory import DISK, PAUSED
+from wardian.isolation.host.process import start_time
+from wardian.isolation.host.substrate import Substrate
 from wardian.isolation.port import (
     IsolationLevel,
     Machine,

@@ -14,7 +14,7 @@ import os
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 
-from wardian.isolation.gvisor.cgroup import Cgroup
+from wardian.isolation.host.cgroup import Cgroup
 
 WINDOW_S = 0.2
 BUSY_SHARE = 0.6  # of one processor, over a window

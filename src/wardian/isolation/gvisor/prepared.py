@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 
 from wardian.isolation.gvisor import image as images
-from wardian.isolation.gvisor.cgroup import Limits
 from wardian.isolation.gvisor.links import link_arguments, nat_table
 from wardian.isolation.gvisor.machine import GvisorMachine
 from wardian.isolation.gvisor.sentry import Sentry
-from wardian.isolation.gvisor.substrate import Substrate
 from wardian.isolation.gvisor.urpc import UrpcBroken, UrpcRefused
+from wardian.isolation.host.cgroup import Limits
+from wardian.isolation.host.substrate import Substrate
 from wardian.isolation.port import ImageRefused, Machine, MachineGone, MachineImage, MachineSpec, Prepared
 from wardian.model.errors import Conflict
 

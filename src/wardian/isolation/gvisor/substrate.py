@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from wardian.isolation.gvisor.profile import OLDEST, Profile, choose_profile, release_date
+from wardian.isolation.host.substrate import Substrate, digest_of, file_identity, this_cpu
 from wardian.model.errors import Kind, WardianError
 
 
@@ -16,16 +15,6 @@ class SubstrateUnusable(WardianError):
     """There is no runsc we can use."""
 
     kind, code = Kind.UNAVAILABLE, "runsc_unusable"
-
-
-@dataclass(frozen=True, slots=True)
-class Substrate:
-    """What a machine stands on: one runsc build on one CPU. ``build`` is what a snapshot and the machine
-    restoring it must share."""
-
-    version: str
-    build: str
-    cpu_features: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +49,7 @@ class SubstrateReader:
             raise SubstrateUnusable(f"{version} is too old", hint=INSTALL_HINT)
         profile = self._forced or choose_profile(date)
         build = f"sha256:{digest}+{profile.layout}"
-        return Runsc(Substrate(version=version, build=build, cpu_features=_this_cpu()), profile)
+        return Runsc(Substrate(version=version, build=build, cpu_features=this_cpu()), profile)
 
     async def _read(self) -> tuple[str, str]:
         try:
@@ -78,45 +67,10 @@ class SubstrateReader:
         version = text.splitlines()[0].strip() if text else ""
         if process.returncode or not version:
             raise SubstrateUnusable(f"{self._runsc} --version failed", hint=INSTALL_HINT)
-        return version, await asyncio.to_thread(_digest, self._runsc)
+        return version, await asyncio.to_thread(digest_of, self._runsc)
 
 
 INSTALL_HINT = "apt-get install -t bookworm-backports runsc"
 
 
-def cpu_features(cpuinfo: str) -> frozenset[str]:
-    """The feature flags that every CPU of ``/proc/cpuinfo`` has."""
-    flags = [
-        frozenset(line.partition(":")[2].split()) for line in cpuinfo.splitlines() if line.startswith("flags")
-    ]
-    return frozenset.intersection(*flags) if flags else frozenset()
-
-
-def file_identity(path: Path) -> tuple[int, ...] | None:
-    """What changes when a file is replaced or rewritten; None if there is none."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-@functools.cache
-def _this_cpu() -> frozenset[str]:
-    return cpu_features(Path("/proc/cpuinfo").read_text())
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-__all__ = [
-    "INSTALL_HINT",
-    "Runsc",
-    "Substrate",
-    "SubstrateReader",
-    "SubstrateUnusable",
-    "cpu_features",
-    "file_identity",
-]
+__all__ = ["INSTALL_HINT", "Runsc", "SubstrateReader", "SubstrateUnusable"]

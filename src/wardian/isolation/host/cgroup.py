@@ -46,9 +46,9 @@ class Limits:
     pids_max: int
 
     @classmethod
-    def of(cls, resources: Resources) -> Limits:
-        """The bounds that hold ``resources``, with the sentry's own needs on top."""
-        nominal = resources.memory_mib + SENTRY_MIB
+    def of(cls, resources: Resources, own_mib: int = SENTRY_MIB) -> Limits:
+        """The bounds that hold ``resources``, with the sentry's (or QEMU's) own needs on top."""
+        nominal = resources.memory_mib + own_mib
         slack = max(SLACK_MIB_MIN, resources.memory_mib // 8)
         return cls(
             memory_bytes=(nominal + slack) * MIB,

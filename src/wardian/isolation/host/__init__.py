@@ -1,0 +1,1 @@
+"""What the drivers share: processes, control groups, directories and disks on the host."""

@@ -1,0 +1,271 @@
+"""The QEMU driver: microVMs under hardware virtualisation where a kernel really boots, emulated elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping, Set
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from wardian.isolation.host import cgroup as cgroups
+from wardian.isolation.host.directory import DISK, PAUSED, MachineDirectory
+from wardian.isolation.host.disk import MANY_FILES, DiskTemplates
+from wardian.isolation.host.kept import ask_keeper, destroy_remains
+from wardian.isolation.host.probing import boot_and_ask, empty_root
+from wardian.isolation.host.process import start_time
+from wardian.isolation.host.substrate import Substrate
+from wardian.isolation.port import (
+    Capabilities,
+    Driver,
+    IsolationLevel,
+    Machine,
+    MachineGone,
+    MachineSpec,
+    Prepared,
+    RootImage,
+)
+from wardian.isolation.qemu.command import TRANSLATED_MIB, Accelerator
+from wardian.isolation.qemu.image import DRIVER_NAME
+from wardian.isolation.qemu.launch import Launch, launch
+from wardian.isolation.qemu.machine import LEVELS, QemuMachine
+from wardian.isolation.qemu.prepared import QemuPrepared
+from wardian.isolation.qemu.probe import Choice, check_host, remember, remembered, try_kvm
+from wardian.isolation.qemu.substrate import Ground, GroundReader, ground_details
+from wardian.isolation.qemu.tools import Tools
+from wardian.isolation.qemu.vmm import Vmm
+from wardian.model.errors import Conflict, WardianError
+from wardian.model.resources import Resources
+
+OWN_MIB = 128 + TRANSLATED_MIB
+"""What QEMU needs beside the guest's memory, at most."""
+
+
+class QemuDriver(Driver):
+    """Machines in ``state_dir/machines``, control groups in ``<cgroup_parent>-<state_dir's mark>``.
+
+    ``accelerator`` forces what runs the guest's instructions; by default it is KVM if a kernel boots under
+    it. ``level`` is the emulated one until that is known: never too strong. ``echo`` is for probes.
+    """
+
+    name = DRIVER_NAME
+    level = IsolationLevel.MICROVM_EMULATED
+
+    def __init__(
+        self,
+        state_dir: Path,
+        tools: Tools,
+        *,
+        cgroup_parent: str = "wardian",
+        accelerator: Accelerator | None = None,
+        echo: bool = False,
+    ) -> None:
+        self._state_dir = state_dir.resolve()
+        self._machines_dir = self._state_dir / "machines"
+        self._tools = tools
+        mark = hashlib.sha256(os.fsencode(self._state_dir)).hexdigest()[:12]
+        self._cgroup_name = cgroup_parent
+        self._cgroup_parent = f"{cgroup_parent}-{mark}"
+        self._echo = echo
+        self._grounds = GroundReader(tools, self._state_dir / "qemu")
+        self._disks = DiskTemplates(self._state_dir / "disks", MANY_FILES)
+        self._choice_file = self._state_dir / "qemu/accelerator.json"
+        self._choice: Choice | None = None
+        self._choosing = asyncio.Lock()
+        self._hierarchies: cgroups.Hierarchies | None = None
+        self._held: dict[str, Vmm] = {}
+        if accelerator is not None:
+            self._choose(Choice(accelerator))
+        elif (choice := remembered(self._choice_file, tools)) is not None:
+            self._choose(choice)
+
+    async def probe(self) -> Capabilities:
+        try:
+            check_host(self._tools)
+            choice = await self._chosen()
+            ground = await self._grounds.read(choice.accelerator)
+            scratch = self._state_dir / "probe"
+            echoing = self._echoing(choice.accelerator)
+            try:
+                boot_ms = await boot_and_ask(echoing, await asyncio.to_thread(empty_root, scratch))
+            finally:
+                await echoing.close()
+        except (WardianError, OSError, TimeoutError) as error:
+            hint = error.hint if isinstance(error, WardianError) else None
+            reason = error.message if isinstance(error, WardianError) else str(error) or type(error).__name__
+            return Capabilities(
+                self.name, self.level, usable=False, reason=reason, remedy=hint or "see the reason"
+            )
+        return Capabilities(
+            driver=self.name,
+            level=self.level,
+            usable=True,
+            version=ground.substrate.version,
+            build=ground.substrate.build,
+            cpu_features=ground.substrate.cpu_features,
+            details={**ground_details(ground), "boot_ms": boot_ms, "why_not_kvm": choice.reason},
+        )
+
+    async def prepare(self, spec: MachineSpec) -> Prepared:
+        ground = await self._grounds.read((await self._chosen()).accelerator)
+        machine_id = f"m{secrets.token_hex(8)}"
+        directory = self._directory(machine_id)
+        cgroup = self._cgroup(machine_id)
+        try:
+            _check_root(spec.root)
+            directory.create()
+            (directory / DISK).touch(mode=0o600)
+            cgroup.create(_limits(spec.resources))
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(destroy_remains(directory, cgroup)))
+            raise
+        plan = Launch(machine_id, spec, ground, self._tools, directory, cgroup, echo=self._echo)
+        vmm = await launch(plan, boot=False)
+        self._hold(vmm)
+        return QemuPrepared(plan, vmm, self._disks, self._hold)
+
+    async def attach(self, record: Mapping[str, Any]) -> Machine:
+        if record["id"] in self._held:
+            raise Conflict(f"machine {record['id']} is attached already", code="already_attached")
+        vmm = await self._reach(record["id"])
+        same = all(
+            (held.pid, start_time(held.pid)) == (record[role]["pid"], record[role]["start"])
+            for role, held in (("keeper", vmm.keeper), ("vmm", vmm.init))
+        )
+        if not same:
+            await vmm.let_go()
+            vmm.link.close()
+            raise MachineGone(f"machine {record['id']} is not the one that was recorded")
+        try:
+            frozen = await _settle_pause(vmm)
+            ground = await self._ground_of(record)
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(vmm.let_go()))
+            vmm.link.close()
+            raise
+        self._hold(vmm)
+        root = RootImage(path=Path(record["root"]["path"]), digest=record["root"]["digest"])
+        spec = MachineSpec(root=root, resources=Resources(**record["resources"]))
+        return QemuMachine(vmm, spec, ground, self._tools.ram, frozen=frozen)
+
+    async def sweep(self, known: Set[str]) -> list[str]:
+        found = {path.name for path in self._machines_dir.glob("*")}
+        for parent in self._groups().parents(self._cgroup_parent):
+            found |= {path.name for path in parent.glob("*") if path.is_dir()}
+        doomed = sorted(found - known)
+        for machine_id in doomed:
+            if machine_id in self._held:
+                await self._held[machine_id].kill()  # its link belongs to whoever got the machine
+                continue
+            try:
+                vmm = await self._reach(machine_id)
+            except MachineGone:
+                continue  # and what it had left is removed
+            await vmm.kill()
+            vmm.link.close()
+        return doomed
+
+    async def close(self) -> None:
+        for vmm in list(self._held.values()):
+            await vmm.let_go()
+        if self._hierarchies is not None:
+            self._hierarchies.tidy(self._cgroup_parent)
+            self._hierarchies = None
+
+    async def _chosen(self) -> Choice:
+        async with self._choosing:
+            if self._choice is None:
+                echoing = self._echoing(Accelerator.KVM)
+                try:
+                    choice = await try_kvm(echoing, self._state_dir / "probe")
+                finally:
+                    await echoing.close()
+                remember(self._choice_file, self._tools, choice)
+                self._choose(choice)
+            assert self._choice is not None
+            return self._choice
+
+    def _choose(self, choice: Choice) -> None:
+        self._choice = choice
+        self.level = LEVELS[choice.accelerator]
+
+    def _echoing(self, accelerator: Accelerator) -> QemuDriver:
+        return QemuDriver(
+            self._state_dir / "probe",
+            self._tools,
+            cgroup_parent=self._cgroup_name,
+            accelerator=accelerator,
+            echo=True,
+        )
+
+    async def _ground_of(self, record: Mapping[str, Any]) -> Ground:
+        """What a machine of an earlier process stands on, which may not be what new ones would."""
+        ground = await self._grounds.read(Accelerator(record["accelerator"]))
+        substrate = Substrate(
+            version=record["version"],
+            build=record["build"],
+            cpu_features=frozenset(record["cpu_features"]),
+        )
+        return replace(ground, substrate=substrate)
+
+    async def _reach(self, machine_id: str) -> Vmm:
+        """A machine made by an earlier process. If it is dead, clean up after it and raise
+        :class:`MachineGone`."""
+        directory, cgroup = self._directory(machine_id), self._cgroup(machine_id)
+        try:
+            greeting = await ask_keeper(directory)
+        except OSError as error:
+            await destroy_remains(directory, cgroup)
+            raise MachineGone(f"machine {machine_id} is gone") from error
+        return Vmm(machine_id, directory, cgroup, greeting)
+
+    def _hold(self, vmm: Vmm) -> None:
+        self._held[vmm.id] = vmm
+
+        def drop() -> None:
+            if self._held.get(vmm.id) is vmm:  # it may have a successor
+                del self._held[vmm.id]
+
+        vmm.on_end(drop)
+
+    def _directory(self, machine_id: str) -> MachineDirectory:
+        return MachineDirectory(self._machines_dir / machine_id)
+
+    def _cgroup(self, machine_id: str) -> cgroups.Cgroup:
+        return self._groups().group(self._cgroup_parent, machine_id)
+
+    def _groups(self) -> cgroups.Hierarchies:
+        if self._hierarchies is None:
+            hierarchies = cgroups.discover(Path("/proc/self/mountinfo").read_text().splitlines())
+            hierarchies.prepare(self._cgroup_parent)
+            self._hierarchies = hierarchies
+        return self._hierarchies
+
+
+def _limits(resources: Resources) -> cgroups.Limits:
+    return cgroups.Limits.of(resources, OWN_MIB)
+
+
+def _check_root(root: RootImage) -> None:
+    with root.path.open("rb"):
+        pass  # raises OSError: better here than as words of QEMU's
+
+
+async def _settle_pause(vmm: Vmm) -> bool:
+    """Bring a machine found in whatever state into one of two: frozen (true) or running (false)."""
+    mark = vmm.directory / PAUSED
+    async with vmm.conversation() as qmp:
+        running = (await qmp.call("query-status"))["running"]
+        if not running and mark.exists():
+            return True
+        if not running:  # the process before us died within a capture
+            await qmp.call("cont")
+            vmm.tell_time()
+    mark.unlink(missing_ok=True)
+    return False
+
+
+__all__ = ["QemuDriver"]

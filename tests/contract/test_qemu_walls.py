@@ -1,0 +1,110 @@
+"""What QEMU itself is held in, what clones share, and what a hostile guest can do to its link."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from tests.contract.harness import SMALL, House, Member
+
+from wardian.isolation.host.launching import UID_BASE
+from wardian.isolation.port import IsolationLevel
+from wardian.isolation.qemu.machine import QemuMachine
+
+pytestmark = pytest.mark.parametrize("house", ["qemu"], indirect=True)
+MIB = 1 << 20
+
+
+def qemu_of(member: Member) -> int:
+    """The pid of a machine's QEMU."""
+    assert isinstance(member.machine, QemuMachine)
+    pid: int = member.machine.record["vmm"]["pid"]
+    return pid
+
+
+async def test_qemu_is_nobody_in_a_jail_with_a_filter(house: House) -> None:
+    pid = qemu_of(await house.start())
+    status = Path(f"/proc/{pid}/status").read_text()
+    facts = {line.split(":")[0]: line.split()[1:] for line in status.splitlines()}
+    assert len(set(facts["Uid"])) == len(set(facts["Gid"])) == 1
+    assert int(facts["Uid"][0]) > UID_BASE
+    assert facts.get("Groups", []) == []
+    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(facts[name][0], 16) == 0, name
+    assert (facts["NoNewPrivs"], facts["Seccomp"]) == (["1"], ["2"])
+    for kind in ("mnt", "net", "pid", "ipc", "uts"):
+        assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}"), kind
+    root = Path(f"/proc/{pid}/root")
+    assert sorted(os.listdir(root)) == sorted(
+        {*os.listdir(root)} & {"qemu", "firmware", "proc", "lib", "lib64", "usr"}
+    )
+    assert not (root / "etc").exists()
+    with pytest.raises(OSError, match="Read-only"):
+        (root / "new").touch()
+
+
+async def test_qemu_has_no_file_but_those_it_needs(house: House) -> None:
+    pid = qemu_of(await house.start())
+    files = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    real = {path for path in files if path.startswith("/") and path not in (os.devnull, "/dev/kvm")}
+    allowed = ("root.erofs", "disk.img", "memory.raw", "devices.state")
+    assert {path for path in real if not path.removesuffix(" (deleted)").endswith(allowed)} == set()
+
+
+async def test_the_label_is_never_stronger_than_the_machine(house: House) -> None:
+    member = await house.start()
+    found = await house.driver.probe()
+    emulated = found.details["accelerator"] == "tcg"
+    expected = IsolationLevel.MICROVM_EMULATED if emulated else IsolationLevel.MICROVM_KVM
+    assert found.level == house.driver.level == member.machine.level == expected
+    assert not emulated or found.details["why_not_kvm"]
+
+
+async def test_clones_share_the_pages_that_they_do_not_write(house: House, tmp_path: Path) -> None:
+    member = await house.start()
+    await member.sh("head -c 20000000 /dev/urandom > /dev/shm/bulk")
+    image = await member.capture(tmp_path / "image", keep_running=False)
+    clones = [await house.restore(image) for _ in range(2)]
+    for clone in clones:
+        assert await clone.sh("wc -c < /dev/shm/bulk; cat /dev/shm/bulk > /dev/null") == "20000000\n"
+        rollup = Path(f"/proc/{qemu_of(clone)}/smaps").read_text()
+        ram = next(
+            part for part in re.split(r"(?m)^(?=[0-9a-f]+-)", rollup) if "memory.raw" in part.split("\n")[0]
+        )
+        kib = {name: int(value) for name, value in re.findall(r"^(\w+):\s+(\d+) kB", ram, re.M)}
+        assert kib["Shared_Clean"] + kib["Private_Clean"] > 20_000_000 // 1024
+        assert kib["Private_Dirty"] < SMALL.memory_mib * 1024 // 2
+
+
+async def test_zeros_are_not_stored(house: House, tmp_path: Path) -> None:
+    member = await house.start()
+    image = await member.capture(tmp_path / "image", keep_running=True)
+    memory = (image.directory / "memory.raw").stat()
+    assert memory.st_size == SMALL.memory_mib * MIB
+    assert memory.st_blocks * 512 < memory.st_size * 0.8
+    assert (image.directory / "disk.raw").stat().st_blocks * 512 < 8 * MIB
+
+
+async def test_what_a_booted_guest_frees_goes_back_to_the_host(house: House) -> None:
+    """By free page reporting, which runs every two seconds."""
+    member = await house.boot()
+    await member.sh("head -c 40000000 /dev/urandom > /dev/shm/bulk")
+    full = (await member.machine.stats()).memory_bytes
+    await member.sh("rm /dev/shm/bulk")
+    for _ in range(200):
+        if (await member.machine.stats()).memory_bytes < full - 20 * MIB:
+            return
+        await member.sh("sleep 0.1")
+    raise AssertionError("the host got nothing back")
+
+
+async def test_a_guest_that_breaks_its_link_ends_alone(house: House) -> None:
+    """Root inside can write to the port what no agent would: the machine ends, the host goes on."""
+    member, other = await house.start(), await house.start()
+    await member.start("/bin/inside", "babble")
+    end = await member.machine.wait()
+    assert end.reason == "crashed"
+    assert "stream broke" in end.detail
+    assert await other.sh("echo unharmed") == "unharmed\n"
