@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from wardian.cli import key, network, sandbox, secret, server_file, template, volume
+from wardian.cli import budget, effects, grant, key, network, sandbox, secret, server_file, template, volume
 from wardian.cli.output import EXIT_CODES, ExitCode, Json, errors
 
 app = typer.Typer(
@@ -109,6 +109,16 @@ def serve(
         server.serve(settings, as_json=as_json)
 
 
+@app.command(epilog=EXIT_CODES, hidden=True)
+def bridge(
+    channel: Annotated[int, typer.Argument(help="The descriptor of the channel to the server.")],
+) -> None:
+    """The process that opens secrets. `wardian serve` starts it; nobody else needs to."""
+    from wardian.bridge.process.main import run  # late: other commands want none of it
+
+    run(channel)
+
+
 @app.command(epilog=EXIT_CODES)
 def ca(
     *,
@@ -144,12 +154,15 @@ def doctor(*, as_json: Json = False) -> None:
 
 
 sandbox.app.command(epilog=EXIT_CODES)(network.network)
-for group in (sandbox.app, template.app, secret.app, volume.app):
+for group in (sandbox.app, template.app, secret.app, grant.app, effects.app, budget.app, volume.app):
     group.callback()(server_options)
 
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(template.app, name="template")
 app.add_typer(secret.app, name="secret")
+app.add_typer(grant.app, name="grant")
+app.add_typer(effects.app, name="effects")
+app.add_typer(budget.app, name="budget")
 app.add_typer(volume.app, name="volume")
 app.add_typer(key.app, name="key")
 
