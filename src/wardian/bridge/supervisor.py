@@ -30,7 +30,7 @@ BACKOFF_S = (0.05, 5.0)
 """The first and the longest wait before another start."""
 STEADY_S = 30.0
 """Who ran this long is started again at once."""
-COMMAND: Sequence[str] = (sys.executable, "-P", "-m", "wardian.cli.main", "bridge")
+COMMAND: Sequence[str] = (sys.executable, "-P", "-m", "wardian.bridge.process")
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "SSL_CERT_FILE", "SSL_CERT_DIR", "WARDIAN_LOG")
 
 _log = logging.getLogger(__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 import typer
 
@@ -73,8 +72,8 @@ def remove(
 ) -> None:
     """Remove a cap."""
     with errors(as_json=as_json):
-        query = urlencode({**_place(template, run), "unit": unit})
-        remote.run(remote.ask(address(context), "DELETE", f"/wardian/budgets?{query}"))
+        query = {**_place(template, run), "unit": unit}
+        remote.run(remote.ask(address(context), "DELETE", "/wardian/budgets", query=query))
         if as_json:
             print_json({"removed": True})
 

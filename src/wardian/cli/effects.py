@@ -30,8 +30,8 @@ def list_(
 ) -> None:
     """List effects, the newest first."""
     with errors(as_json=as_json):
-        query = "?inDoubt=true" if in_doubt else ""
-        found = remote.run(remote.ask(address(context), "GET", f"/wardian/effects{query}"))
+        query = {"inDoubt": "true"} if in_doubt else None
+        found = remote.run(remote.ask(address(context), "GET", "/wardian/effects", query=query))
         if as_json:
             print_json(found)
             return

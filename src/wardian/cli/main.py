@@ -109,16 +109,6 @@ def serve(
         server.serve(settings, as_json=as_json)
 
 
-@app.command(epilog=EXIT_CODES, hidden=True)
-def bridge(
-    channel: Annotated[int, typer.Argument(help="The descriptor of the channel to the server.")],
-) -> None:
-    """The process that opens secrets. `wardian serve` starts it; nobody else needs to."""
-    from wardian.bridge.process.main import run  # late: other commands want none of it
-
-    run(channel)
-
-
 @app.command(epilog=EXIT_CODES)
 def ca(
     *,

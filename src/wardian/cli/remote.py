@@ -148,10 +148,12 @@ async def connect(address: Address) -> AsyncIterator[Remote]:
         yield Remote(address, http)
 
 
-async def ask(server: Address, method: str, path: str, body: Any = None) -> Any:
+async def ask(
+    server: Address, method: str, path: str, body: Any = None, query: Mapping[str, Any] | None = None
+) -> Any:
     """One call in a session of its own; its JSON, or None where it answers nothing."""
     async with connect(server) as there:
-        answer = await there.call(method, path, body=body)
+        answer = await there.call(method, path, body=body, query=query)
         return answer.json() if answer.content else None
 
 

@@ -36,7 +36,7 @@ from wardian.vault.seal import reseal
 
 KEY_FILE = Path("vault.key")
 _CLONE_NEWNET = 0x40000000
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 1, 15, 38
 
 _log = logging.getLogger(__name__)
 
@@ -108,6 +108,7 @@ def _give_up_rights(user: int | None) -> None:
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc.prctl(_PR_SET_NAME, b"wardian-bridge", 0, 0, 0)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     os.umask(0o077)
 
