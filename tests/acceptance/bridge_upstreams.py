@@ -38,7 +38,7 @@ class Upstreams(World):
     reached_slow: threading.Event = field(default_factory=threading.Event)
 
     def zone(self) -> dict[str, str]:
-        return dict.fromkeys(HOSTS, self.home) | {"inside.test": "10.1.2.3"}
+        return dict.fromkeys(HOSTS, self.home) | {"false.test": self.home, "inside.test": "10.1.2.3"}
 
     def requests(self, path: str) -> list[tuple[str, str, dict[str, str], bytes]]:
         return [each for each in self.seen if each[1].partition("?")[0] == path]
@@ -212,7 +212,7 @@ class _Tls(ThreadingHTTPServer):
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         with suppress(OSError), self.context.wrap_socket(request, server_side=True) as wrapped:
-            super().finish_request(wrapped, client_address)  # type: ignore[arg-type]
+            super().finish_request(wrapped, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         return None

@@ -14,24 +14,15 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
 
-import httpx
 import pytest
 from e2b import Sandbox
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from tests.acceptance.bridge_upstreams import (
-    ACCESS_TOKEN,
-    NETWORK,
-    REFRESH_TOKEN,
-    Upstreams,
-    upstreams,
-)
-from tests.acceptance.conftest import Server, serve, stop
+from tests.acceptance.bridge_upstreams import ACCESS_TOKEN, REFRESH_TOKEN, Upstreams, upstreams
+from tests.acceptance.bridged import CURL, SECRET, TOKEN, bridged, bridges, call, code, events, new_box, run
+from tests.acceptance.conftest import Server
 
 Make = Callable[..., Sandbox]
-
-SECRET = "sk-live-correct-horse-battery-77"
-CURL = "curl -sS --max-time 20"
 
 
 @pytest.fixture(scope="module")
@@ -42,57 +33,8 @@ def far(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upstreams]:
 
 @pytest.fixture(scope="module")
 def server(far: Upstreams, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WARDIAN_ALLOWED_NETWORKS", NETWORK)
-        patch.setenv("WARDIAN_BRIDGE_CA", str(far.certificate))
-        started = serve(tmp_path_factory.mktemp("bridge"))
-    call(started, "POST", "/secrets", {"name": "api-key", "value": SECRET})
-    oauth = {"token_url": "https://idp.test/token", "client_id": "me", "client_secret": "cs-4411-secret"}
-    call(started, "POST", "/secrets", {"name": "oauth", "value": json.dumps(oauth)})
-    aws = {"access_key_id": "AKIDEXAMPLE", "secret_access_key": "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLE"}
-    call(started, "POST", "/secrets", {"name": "aws", "value": json.dumps(aws)})
-    for grant in (
-        {"name": "api", "secret": "api-key", "host": "api.test", "injector": {"kind": "bearer"}},
-        {
-            "name": "open",
-            "secret": "api-key",
-            "host": "other.test",
-            "injector": {"kind": "basic", "user": "x-access-token"},
-            "admission": "link",
-            "paths": ["/echo*", "/git/*"],
-            "methods": ["GET", "POST"],
-        },
-        {
-            "name": "openai",
-            "secret": "api-key",
-            "host": "llm.test",
-            "injector": {"kind": "bearer"},
-            "preset": "openai",
-            "inDoubt": "safe",
-            "intercept": False,
-        },
-        {
-            "name": "anthropic",
-            "secret": "api-key",
-            "host": "llm.test",
-            "injector": {"kind": "header", "header": "x-api-key"},
-            "preset": "anthropic",
-            "inDoubt": "safe",
-            "intercept": False,
-        },
-        {
-            "name": "query",
-            "secret": "api-key",
-            "host": "api.test",
-            "injector": {"kind": "query", "query": "key"},
-            "intercept": False,
-        },
-        {"name": "idp", "secret": "oauth", "host": "idp.test", "injector": {"kind": "oauth2"}},
-        {"name": "aws", "secret": "aws", "host": "bucket.test", "injector": {"kind": "sigv4"}},
-    ):
-        call(started, "POST", "/wardian/grants", grant)
-    yield started
-    stop(started)
+    with bridged(far, tmp_path_factory.mktemp("bridge")) as started:
+        yield started
 
 
 @pytest.fixture
@@ -100,8 +42,7 @@ def make(server: Server, far: Upstreams) -> Iterator[Make]:
     made: list[Sandbox] = []
 
     def create(**options: Any) -> Sandbox:
-        network = {"dns_servers": [far.names]}
-        made.append(Sandbox.create(**{"timeout": 120, "network": network, **access(server), **options}))
+        made.append(new_box(server, far, **options))
         return made[-1]
 
     yield create
@@ -112,38 +53,15 @@ def make(server: Server, far: Upstreams) -> Iterator[Make]:
 @pytest.fixture(scope="module")
 def box(server: Server, far: Upstreams) -> Iterator[Sandbox]:
     """One that tests share."""
-    network: Any = {"dns_servers": [far.names]}
-    made = Sandbox.create(timeout=600, network=network, **access(server))
+    made = new_box(server, far, timeout=600)
     yield made
     made.kill()
-
-
-def access(server: Server) -> dict[str, Any]:
-    return {"api_url": server.url, "sandbox_url": server.url, "api_key": server.key}
-
-
-def call(server: Server, method: str, path: str, body: Any = None) -> Any:
-    headers = {"X-API-KEY": server.key}
-    with httpx.Client(trust_env=False, timeout=60) as client:
-        answer = client.request(method, server.url + path, json=body, headers=headers)
-    assert not answer.is_error, answer.text
-    return answer.json() if answer.content else None
-
-
-def events(server: Server, sandbox: Sandbox, kind: str = "bridge.request") -> list[dict[str, Any]]:
-    log = (server.data / "events" / f"{sandbox.sandbox_id}.jsonl").read_text()
-    return [each for each in map(json.loads, log.splitlines()) if each["type"] == kind]
-
-
-def run(sandbox: Sandbox, command: str, **options: Any) -> str:
-    """What a command says, on both channels; its exit code does not matter."""
-    return sandbox.commands.run(f"{{ {command}; }} 2>&1 || true", timeout=90, **options).stdout
 
 
 def test_a_base_url_leads_to_the_host_with_the_secret_put_in(
     box: Sandbox, server: Server, far: Upstreams
 ) -> None:
-    said = run(box, f'{CURL} -H "Authorization: Bearer $WARDIAN_TOKEN" $WARDIAN_BRIDGE_URL/api/echo?a=1')
+    said = run(box, f"{CURL} {TOKEN} $WARDIAN_BRIDGE_URL/api/echo?a=1")
     told = json.loads(said)
     _, target, headers, _ = far.requests("/echo")[-1]
     assert (target, headers["authorization"], headers["host"]) == (
@@ -166,7 +84,7 @@ def test_a_base_url_leads_to_the_host_with_the_secret_put_in(
 
 def test_the_host_itself_is_intercepted_and_trusted_by_everything(box: Sandbox, far: Upstreams) -> None:
     for program in (
-        f'{CURL} -H "Authorization: Bearer $WARDIAN_TOKEN" https://api.test/echo',
+        f"{CURL} {TOKEN} https://api.test/echo",
         "python3 -c 'import os,urllib.request as u; print(u.urlopen(u.Request("
         '"https://api.test/echo", headers={"Authorization": "Bearer "+os.environ["WARDIAN_TOKEN"]}'
         ")).read().decode())'",
@@ -248,11 +166,10 @@ def test_the_openai_and_anthropic_sdks_work_unmodified(box: Sandbox, server: Ser
 
 
 def test_injectors(box: Sandbox, server: Server, far: Upstreams) -> None:
-    token = '-H "Authorization: Bearer $WARDIAN_TOKEN"'
-    run(box, f"{CURL} {token} $WARDIAN_BRIDGE_URL/query/echo?b=2")
+    run(box, f"{CURL} {TOKEN} $WARDIAN_BRIDGE_URL/query/echo?b=2")
     assert far.requests("/echo")[-1][1] == f"/echo?b=2&key={SECRET}"
     far.seen.clear()
-    said = [run(box, f"{CURL} {token} https://idp.test/echo") for _ in range(2)]
+    said = [run(box, f"{CURL} {TOKEN} https://idp.test/echo") for _ in range(2)]
     assert [each[2]["authorization"] for each in far.requests("/echo")] == [f"Bearer {ACCESS_TOKEN}"] * 2
     assert ACCESS_TOKEN not in "".join(said)
     ((_, _, headers, body),) = far.requests("/token")  # once, for both
@@ -260,17 +177,16 @@ def test_injectors(box: Sandbox, server: Server, far: Upstreams) -> None:
     assert base64.b64decode(headers["authorization"].removeprefix("Basic ")) == b"me:cs-4411-secret"
     assert call(server, "GET", "/secrets/oauth")["currentVersion"] == 2  # the new refresh token is kept
     # An answer with fresh tokens, asked for by a program.
-    sealed = json.loads(run(box, f"{CURL} {token} -X POST https://idp.test/token"))
+    sealed = json.loads(run(box, f"{CURL} {TOKEN} -X POST https://idp.test/token"))
     assert (sealed["access_token"], sealed["refresh_token"]) == ("sealed-by-wardian",) * 2
     assert REFRESH_TOKEN not in json.dumps(sealed)
 
 
 def test_cookies_stay_outside_and_redirects_are_not_followed(box: Sandbox) -> None:
-    token = '-H "Authorization: Bearer $WARDIAN_TOKEN"'
-    said = run(box, f"{CURL} -i {token} $WARDIAN_BRIDGE_URL/api/cookies")
+    said = run(box, f"{CURL} -i {TOKEN} $WARDIAN_BRIDGE_URL/api/cookies")
     assert "200" in said
     assert "cookie" not in said.lower().replace("/cookies", "")
-    said = run(box, f"{CURL} -i {token} $WARDIAN_BRIDGE_URL/api/redirect")
+    said = run(box, f"{CURL} -i {TOKEN} $WARDIAN_BRIDGE_URL/api/redirect")
     assert "302" in said
     assert "https://other.test/echo" in said
 
@@ -301,10 +217,9 @@ def test_websockets_pass(box: Sandbox, far: Upstreams) -> None:
 
 
 def test_what_no_grant_allows_is_refused(box: Sandbox, server: Server, far: Upstreams) -> None:
-    token = '-H "Authorization: Bearer $WARDIAN_TOKEN"'
     far.seen.clear()
-    for command, code in (
-        (f"{CURL} {token} $WARDIAN_BRIDGE_URL/nothing/echo", "grant_not_found"),
+    for command, expected in (
+        (f"{CURL} {TOKEN} $WARDIAN_BRIDGE_URL/nothing/echo", "grant_not_found"),
         (f"{CURL} https://other.test/private", "not_granted"),
         (f"{CURL} -X DELETE https://other.test/echo", "not_granted"),
         (f"{CURL} --path-as-is https://other.test/echo/../private", "not_granted"),
@@ -312,7 +227,7 @@ def test_what_no_grant_allows_is_refused(box: Sandbox, server: Server, far: Upst
         (f"{CURL} -H 'Host: api.test' https://other.test/echo", "host_mismatch"),
         (f"{CURL} $WARDIAN_BRIDGE_URL/api/echo", "token_missing"),
     ):
-        assert json.loads(run(box, command))["error"]["code"] == code, command
+        assert code(run(box, command)) == expected, command
     assert far.seen == []
     assert [each["reason"] for each in events(server, box)[-2:]] == ["not_granted", "token_missing"]
 
@@ -327,12 +242,12 @@ def test_a_withdrawn_grant_is_gone_at_once_and_a_new_one_is_there(
         "injector": {"kind": "bearer"},
         "sandbox": box.sandbox_id,
     }
-    ask = f'{CURL} -H "Authorization: Bearer $WARDIAN_TOKEN" $WARDIAN_BRIDGE_URL/late/echo'
-    assert json.loads(run(box, ask))["error"]["code"] == "grant_not_found"
+    ask = f"{CURL} {TOKEN} $WARDIAN_BRIDGE_URL/late/echo"
+    assert code(run(box, ask)) == "grant_not_found"
     call(server, "POST", "/wardian/grants", grant | {"host": "bucket.test", "injector": {"kind": "bearer"}})
     assert json.loads(run(box, ask))["path"] == "/echo"
     call(server, "DELETE", "/wardian/grants/late")
-    assert json.loads(run(box, ask))["error"]["code"] == "grant_not_found"
+    assert code(run(box, ask)) == "grant_not_found"
 
 
 def test_the_server_decides_where_the_bridge_may_connect(make: Make, server: Server) -> None:
@@ -341,31 +256,19 @@ def test_the_server_decides_where_the_bridge_may_connect(make: Make, server: Ser
     grant = {"name": "inside", "secret": "api-key", "host": "inside.test", "injector": {"kind": "bearer"}}
     call(server, "POST", "/wardian/grants", grant)
     try:
-        said = run(box, f'{CURL} -H "Authorization: Bearer $WARDIAN_TOKEN" $WARDIAN_BRIDGE_URL/inside/x')
-        assert json.loads(said)["error"]["code"] == "upstream_denied"
+        said = run(box, f"{CURL} {TOKEN} $WARDIAN_BRIDGE_URL/inside/x")
+        assert code(said) == "upstream_denied"
         assert events(server, box)[-1]["reason"] == "denied_address"
     finally:
         call(server, "DELETE", "/wardian/grants/inside")
 
 
 def test_the_bridge_is_started_again_when_it_ends(box: Sandbox, server: Server) -> None:
-    ask = (
-        f'{CURL} --retry 8 --retry-all-errors -H "Authorization: Bearer $WARDIAN_TOKEN" https://api.test/echo'
-    )
+    ask = f"{CURL} --retry 8 --retry-all-errors {TOKEN} https://api.test/echo"
     (pid,) = bridges(server)
     os.kill(pid, signal.SIGKILL)
     assert json.loads(run(box, ask).splitlines()[-1])["path"] == "/echo"
     assert bridges(server) != [pid]
-
-
-def bridges(server: Server) -> list[int]:
-    """The process ids of a server's bridges."""
-    found = subprocess.run(
-        ["pgrep", "-P", str(server.process.pid), "-f", "wardian.bridge.process"],
-        capture_output=True,
-        text=True,
-    )
-    return [int(pid) for pid in found.stdout.split()]
 
 
 def test_the_command_line(server: Server, box: Sandbox) -> None:

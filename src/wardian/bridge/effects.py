@@ -4,7 +4,8 @@ An intent is on the disk before a request is sent, its answer before the program
 of an effect is (run, step, ordinal, method, URL, query and canonical body). Within a *step*, a name that the
 program gives, the n-th equal request after a restore is the n-th of before: its recorded answer is given
 again, and nothing is sent. Without a step every request is an effect of its own; only one that is *in doubt*
-(intended, and nobody works on it any more) is recognised when it is asked for again.
+(intended, and nobody works on it any more), or whose answer never arrived inside, is recognised when it is
+asked for again.
 """
 
 from __future__ import annotations
@@ -61,11 +62,13 @@ class Ledger:
             for each in known:
                 if each.state in _OPEN and each.id not in self._live:
                     return self._take_up(conn, each, asked, policy)
-            if asked.step:
-                for each in known:
-                    if each.state is EffectState.DONE and each.epoch < asked.epoch:
-                        rows.change(conn, each.id, self._now_us(), EffectState.DONE, epoch=asked.epoch)
-                        return Intent(each.id, replay=each.response)
+            for each in known:
+                again = bool(asked.step) and each.epoch < asked.epoch
+                if self._is_answered(each) and (again or not each.delivered):
+                    rows.change(
+                        conn, each.id, self._now_us(), EffectState.DONE, epoch=asked.epoch, delivered=False
+                    )
+                    return Intent(each.id, replay=each.response)
             new = replace(asked, id=f"{ID_PREFIX}{random.token_hex(12)}", ordinal=len(known))
             rows.add(conn, new)
             return Intent(new.id, _key(new, policy))
@@ -73,9 +76,11 @@ class Ledger:
         found = await self._database.write(transaction, durable=True)
         if isinstance(found, Effect):
             raise _held(found)
-        if found.replay is None:
-            self._live.add(found.effect)
+        self._live.add(found.effect)
         return found
+
+    def _is_answered(self, effect: Effect) -> bool:
+        return effect.state is EffectState.DONE and effect.id not in self._live
 
     def _take_up(self, conn: Connection, known: Effect, asked: Effect, policy: InDoubt) -> Intent | Effect:
         """An effect in doubt is asked for again."""
@@ -94,6 +99,12 @@ class Ledger:
         """The answer. Durable once it returns."""
         await self._database.write(
             lambda conn: rows.answer(conn, effect_id, self._now_us(), response), durable=True
+        )
+
+    def delivered(self, effect_id: str) -> None:
+        """The program has all of the answer: whoever asks the same from now on means it anew."""
+        self._database.post(
+            lambda conn: rows.change(conn, effect_id, self._now_us(), EffectState.DONE, delivered=True)
         )
         self._live.discard(effect_id)
 

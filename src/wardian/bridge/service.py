@@ -255,6 +255,8 @@ class Bridge:
                 await self.ledger.record(facts["effect"], response_of(dict(facts)))
             case "unsent":
                 await self.ledger.unsent(facts["effect"])
+            case "delivered":
+                self.ledger.delivered(facts["effect"])
             case "broke_off":
                 self.ledger.broke_off(facts["effect"])
             case "answered":

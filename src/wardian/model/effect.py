@@ -46,6 +46,7 @@ class Effect:
     created_at: int
     updated_at: int
     response: Response | None = None
+    delivered: bool = False  # the program inside had all of the answer
 
     def told(self) -> Mapping[str, Any]:
         return {

@@ -29,6 +29,7 @@ def add(conn: Connection, effect: Effect) -> None:
             "epoch": effect.epoch,
             "created_at": effect.created_at,
             "updated_at": effect.updated_at,
+            "delivered": False,
         },
     )
 
@@ -116,4 +117,5 @@ def _effect_of(row: Row[Any]) -> Effect:
         created_at=row.created_at,
         updated_at=row.updated_at,
         response=response,
+        delivered=row.delivered,
     )

@@ -314,6 +314,7 @@ effect = Table(
     Column("body", LargeBinary),
     Column("blob", String(64)),
     Column("whole", Boolean),
+    Column("delivered", Boolean, nullable=False),  # the program had all of the answer
     Index("ix_effect_listing", "tenant_id", "created_at", "id"),
     Index("ix_effect_key", "run", "step", "digest"),
 )

@@ -241,7 +241,7 @@ class Exchange:
             body = await self._whole_body(facts["ledger_body_max"])
             entry = await self._intend(request, body)
             if entry.replay is not None:
-                await self._answer(*replayed(entry.replay))
+                await self._replay(entry)
                 return
         try:
             injected, body, upstream = await self._prepare(request, injector, secret, body, entry)
@@ -275,6 +275,14 @@ class Exchange:
         self._works.checkpoint("before_dial")
         fresh = request.method not in SAFE_METHODS
         return injected, body, await self._connect(request.facts, fresh=fresh)
+
+    async def _replay(self, entry: Entry) -> None:
+        said = "broke_off"
+        try:
+            await self._answer(*replayed(entry.replay))
+            said = "delivered"
+        finally:
+            self._works.channel.tell(said, effect=entry.id)
 
     def _outgoing(self, request: _Request, entry: Entry | None) -> list[tuple[str, str]]:
         """The program's headers without what is between it and us."""
@@ -366,7 +374,8 @@ class _Relay:
         self._scrubber = Scrubber(injected.hidden)
         self._bytes_out = self._bytes_in = 0
         self._status = 0
-        self._gone = self._recorded = False
+        self._gone = self._delivered = False
+        self._left, self._last = -1, b""  # of a body whose length is told
         self._usage = UsageReader("")
 
     async def run(self, body: bytes | None) -> None:
@@ -394,8 +403,9 @@ class _Relay:
     def _account(self) -> None:
         usage = self._usage.end()
         with suppress(BridgeGone):
-            if self._entry is not None and not self._recorded:
-                self._exchange._works.channel.tell("broke_off", effect=self._entry.id)
+            if self._entry is not None:
+                said = "delivered" if self._delivered else "broke_off"
+                self._exchange._works.channel.tell(said, effect=self._entry.id)
             self._exchange._works.channel.tell(
                 "answered",
                 sandbox=self._exchange._link.holder.sandbox,
@@ -459,6 +469,7 @@ class _Relay:
         self._usage = UsageReader(content_type)
         first, event = await self._sealed(headers, content_type)
         exchange._answered = True
+        self._left = int(next((value for name, value in headers if name == "content-length"), -1))
         response = h11.Response(status_code=self._status, headers=headers)
         await self._write((exchange._conn.send(response) or b"") + self._pass(first))
         while isinstance(event, h11.Data):
@@ -485,9 +496,15 @@ class _Relay:
     def _pass(self, data: bytes) -> bytes:
         if not data:
             return b""
-        if self._entry is not None:
-            self._entry.keep(data)
-        return self._exchange._conn.send(h11.Data(data)) or b""
+        coded = self._exchange._conn.send(h11.Data(data)) or b""
+        if self._entry is None:
+            return coded
+        self._entry.keep(data)
+        self._left -= len(data)
+        if self._left:
+            return coded
+        self._last = coded  # with it a program has the whole answer: first it must be on record
+        return b""
 
     async def _sealed(self, headers: list[tuple[str, str]], content_type: str) -> tuple[bytes, Any]:
         """The beginning of the body: of short JSON all of it, with fresh tokens sealed."""
@@ -518,11 +535,11 @@ class _Relay:
             await exchange._works.channel.ask(
                 "record", effect=self._entry.id, **self._entry.recorded(self._status, headers)
             )
-            self._recorded = True
             exchange._works.checkpoint("after_record")
-        await self._write(rest + (exchange._conn.send(h11.EndOfMessage()) or b""))
+        await self._write(self._last + rest + (exchange._conn.send(h11.EndOfMessage()) or b""))
         if self._gone:
             raise _Ended
+        self._delivered = True
 
     async def _write(self, data: bytes) -> None:
         """To the program. If it is gone, an answer that belongs on record is read to its end all the same."""

@@ -43,6 +43,7 @@ def upgrade() -> None:
         sa.Column("body", sa.LargeBinary(), nullable=True),
         sa.Column("blob", sa.String(length=64), nullable=True),
         sa.Column("whole", sa.Boolean(), nullable=True),
+        sa.Column("delivered", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_effect")),
     )
     op.create_index("ix_effect_listing", "effect", ["tenant_id", "created_at", "id"])
