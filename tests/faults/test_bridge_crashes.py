@@ -85,6 +85,7 @@ class Upstream:
 class World:
     bridge: Bridge
     upstream: Upstream
+    database: Database
     box: Sandbox = BOX
     events: list[Mapping[str, Any]] = field(default_factory=list)
 
@@ -110,6 +111,12 @@ class World:
         if len(content) < length:
             return 0, None
         return int(head.split()[1]), json.loads(content)
+
+    async def accounted(self, calls: int) -> None:
+        """Once so many answers are on the books."""
+        while len([each for each in self.events if each["type"] == "bridge.answer"]) < calls:
+            await asyncio.sleep(0.01)
+        await self.database.write(lambda conn: None)
 
     async def _stream(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A stream of the sandbox's link, as the bridge gets it; waits for a bridge that starts again."""
@@ -149,7 +156,7 @@ async def world(tmp_path: Path, point: str, policy: InDoubt) -> AsyncIterator[Wo
         database, tmp_path / "bridge", mint, Keys(), lambda: next(clock), command=command
     )
     try:
-        made = World(bridge, upstream)
+        made = World(bridge, upstream, database)
 
         async def dial(sandbox: Sandbox, host: str, port: int) -> socket.socket:
             sock = socket.socket()
@@ -286,6 +293,7 @@ async def test_budgets_answer_402_and_say_what_to_do(tmp_path: Path) -> None:
             for unit in Unit:
                 await budgets.set(Budget("t", scope, subject, unit, unbounded))
         assert (await here.post('{"a": 1}'))[0] == 200
+        await here.accounted(1)
         used = {(each.scope, each.unit): each.used for each in await budgets.list("t")}
         assert used[Scope.RUN, Unit.CALLS] == 1
         assert used[Scope.TEMPLATE, Unit.TOKENS] == 1500

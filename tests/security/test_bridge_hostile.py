@@ -225,11 +225,9 @@ def test_requests_are_not_smuggled(box: Sandbox, far: Upstreams) -> None:
         b"\x16\x03\x01\x00\x05hello",
     ):
         said = raw(box, request)
-        if b"/api/b" not in request:  # chunks win over a length, and that is all the upstream is told
-            assert not said.startswith("HTTP/1.1 200"), request
+        assert not said.startswith("HTTP/1.1 200"), request
     assert far.requests("/private") == []
     assert all(b"private" not in body for _, _, _, body in far.seen)
-    assert all("content-length" not in headers for _, _, headers, _ in far.requests("/b"))
     raw(
         box, b"GET /api/f HTTP/1.1\r\n" + host + allowed + b"X-A: b\rInjected: c\r\nConnection: close\r\n\r\n"
     )

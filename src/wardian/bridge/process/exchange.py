@@ -222,6 +222,8 @@ class Exchange:
         hosts = [value for name, value in headers if name == "host"]
         if len(headers) > HEADERS_MAX or len(hosts) != 1 or not target.startswith("/"):
             raise Invalid("a request has one Host, a path, and fewer headers", code="bad_request")
+        if {"content-length", "transfer-encoding"} <= {name for name, _ in headers}:
+            raise Invalid("a body has a length or comes in chunks, not both", code="bad_request")
         host, _, port = hosts[0].partition(":")
         expected = BRIDGE_HOST if self._link.base else self._link.host
         if name_of(host) != expected or (port and port != str(self._link.port)):
@@ -481,6 +483,8 @@ class _Relay:
 
     def _headers(self, response: h11.Response) -> list[tuple[str, str]]:
         told = [(name.decode("ascii"), value.decode("latin-1")) for name, value in response.headers]
+        if any(name == "transfer-encoding" for name, _ in told):
+            told = [pair for pair in told if pair[0] != "content-length"]
         return [
             (name, self._scrubber.text(value))
             for name, value in told
