@@ -1,8 +1,8 @@
 """The composition root: the only place where parts are put together, in the order in which they must start.
 
-lock → database (and its migrations) → key → image → drivers (probed by booting machines) → lease → lifecycle
-(which takes over what an earlier server left) → the two planes. Whatever fails, what was begun is let go in
-reverse order; machines are never touched by a stop.
+lock → database (and its migrations) → key → bridge → image → drivers (probed by booting machines) → lease →
+lifecycle (which takes over what an earlier server left) → the two planes. Whatever fails, what was begun is
+let go in reverse order; machines are never touched by a stop.
 """
 
 from __future__ import annotations
@@ -24,8 +24,12 @@ from wardian.api.e2b.app import build_control_plane
 from wardian.api.e2b.context import ControlPlane
 from wardian.api.envd import build_data_plane
 from wardian.api.volumes import build_content_plane
+from wardian.api.wardian import bridge as own_bridge
 from wardian.api.wardian import builds as own_builds
 from wardian.api.wardian import differences
+from wardian.bridge.passes import Mint
+from wardian.bridge.service import Bridge
+from wardian.bridge.supervisor import Keys as BridgeKeys
 from wardian.builds.builder import Builder, Yard
 from wardian.builds.cache import LayerCache
 from wardian.builds.grounds import Grounds, Known
@@ -57,9 +61,7 @@ from wardian.store import keys, private
 from wardian.store.database import Database
 from wardian.store.keys import ApiKey
 from wardian.store.sealing import Seal
-from wardian.store.secrets import key_ids
 from wardian.vault import keys as vault_keys
-from wardian.vault.vault import Vault
 from wardian.volumes.mounts import Mounts
 from wardian.volumes.service import Volumes
 from wardian.volumes.tree import Limits as VolumeLimits
@@ -69,7 +71,7 @@ TENANT = "default"
 BASE = "base"
 KEY_FILE = "key"
 SEAL_FILE = "seal.key"
-VAULT_KEY_FILE = "vault.key"
+TOKEN_KEY_FILE = "tokens.key"
 VOLUME_KEY_FILE = "volumes.key"
 
 
@@ -96,7 +98,8 @@ async def start(settings: Settings) -> AsyncIterator[App]:
         database = await Database.open(data / DATABASE)
         stack.push_async_callback(database.close)
         key = await _local_key(database, data / KEY_FILE)
-        vault = await _vault(settings, database)
+        bridge = await _bridge(settings, database)
+        stack.push_async_callback(bridge.close)
         volumes = await _volumes(settings, database)
         stack.push_async_callback(volumes.close)
         roots = Roots(data / "roots")
@@ -119,6 +122,7 @@ async def start(settings: Settings) -> AsyncIterator[App]:
             Policy(settings.allowed_networks),
             lambda sandbox_id, event: _at_the_shore(record, sandbox_id, event),
             unseal=seal.open,
+            bridge=bridge,
         )
         stack.callback(shore.close)
         mounts = Mounts(volumes)
@@ -132,6 +136,7 @@ async def start(settings: Settings) -> AsyncIterator[App]:
             root_image=roots.find,
             outbound=shore,
             volumes=mounts,
+            bridge=bridge,
             options=Options(
                 timeout_max_s=settings.timeout_max_hours * 3600,
                 sandboxes_max=settings.sandboxes_max,
@@ -144,9 +149,10 @@ async def start(settings: Settings) -> AsyncIterator[App]:
         stack.push_async_callback(sandboxes.close)
         stack.push_async_callback(mounts.close)
         volumes.in_use = sandboxes.mounts_volume
+        bridge.attach(dial=shore.dial_host, locate=sandboxes.find_live, record=record)
         taken_over = await sandboxes.start()
 
-        data_plane = build_data_plane(sandboxes, record=record)
+        data_plane = build_data_plane(sandboxes, record=record, passes=bridge.environment)
         stack.push_async_callback(data_plane.aclose)
         builder = builder_of(settings, sandboxes, templates, works, roots, shore.allows)
         builds = Builds(
@@ -173,15 +179,16 @@ async def start(settings: Settings) -> AsyncIterator[App]:
             settings.timeout_max_hours * 3600,
             shore.check,
             seal.seal,
-            vault,
+            bridge.vault,
             volumes,
+            bridge,
         )
 
         async def find_key(key: str) -> ApiKey | None:
             return await database.read(lambda conn: keys.find(conn, key))
 
         control_plane = build_control_plane(
-            plane, Keyring(find_key), more=[own_builds.router, differences.router]
+            plane, Keyring(find_key), more=[own_builds.router, own_bridge.router, differences.router]
         )
         asgi = Dispatch(control=control_plane, data=data_plane, content=build_content_plane(volumes))
         yield App(asgi, sandboxes, key, settings.domain, drivers, taken_over, lease.lost)
@@ -281,19 +288,18 @@ def _base_template(settings: Settings, roots: Roots) -> Edition:
     )
 
 
-async def _vault(settings: Settings, database: Database) -> Vault:
-    """The vault, with the key that the operator gives or the one that lies beside the database."""
-    if settings.vault_key is not None:
-        key = vault_keys.parse(settings.vault_key)
-    elif settings.vault_key_command is not None:
-        key = await asyncio.to_thread(vault_keys.from_command, settings.vault_key_command)
-    else:
-        sealed = await database.read(key_ids)
-        key = await asyncio.to_thread(
-            vault_keys.from_file, settings.data_dir / VAULT_KEY_FILE, may_make=not sealed
-        )
-    previous = settings.vault_key_previous
-    return await Vault.open(database, key, None if previous is None else vault_keys.parse(previous))
+async def _bridge(settings: Settings, database: Database) -> Bridge:
+    """The bridge, running. Only it has the key that opens secrets; the one that signs run tokens is ours."""
+    signing = await asyncio.to_thread(vault_keys.from_file, settings.data_dir / TOKEN_KEY_FILE, may_make=True)
+    trust = "" if settings.bridge_ca is None else await asyncio.to_thread(settings.bridge_ca.read_text)
+    return await Bridge.open(
+        database,
+        settings.data_dir / "bridge",
+        Mint(signing.secret, settings.timeout_max_hours * 3600),
+        BridgeKeys(settings.vault_key, settings.vault_key_command, settings.vault_key_previous),
+        now_us,
+        trust,
+    )
 
 
 async def _volumes(settings: Settings, database: Database) -> Volumes:

@@ -97,6 +97,9 @@ class Settings:
     vault_key_previous: str | None = field(default=None, repr=False)
     """The master key until now: what it sealed is sealed anew at the start."""
 
+    bridge_ca: Path | None = None
+    """Certificates (PEM) that the bridge trusts in upstreams, beside the public authorities."""
+
     volume_size_gib: int = 10
     """How much one volume holds."""
 
@@ -207,6 +210,7 @@ _READERS: Mapping[str, Any] = {
     "vault_key_command": str,
     "vault_key_previous": str,
     "volume_size_gib": _whole,
+    "bridge_ca": Path,
 }
 """How each setting that the environment may give is read. ``WARDIAN_DATA`` and ``WARDIAN_CACHE`` concern
 more than a server, and are read where they are used."""

@@ -36,27 +36,38 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
     await database.close()
 
 
+async def reveal(
+    vault: Vault, tenant: str, reference: str, version: int | None = None, key: MasterKey = KEY
+) -> bytes:
+    """As the bridge opens it: the vault itself cannot."""
+    return unseal(key, *await vault.sealed(tenant, reference, version))
+
+
+async def resealed(place: Place, sealed: Sealed) -> Sealed:
+    return reseal(KEY, OTHER.sealing, place, sealed)
+
+
 @pytest.fixture
 async def opened(database: Database) -> Vault:
-    return await Vault.open(database, KEY)
+    return await Vault.open(database, KEY.sealing)
 
 
 def test_a_seal_opens_only_with_its_key_and_in_its_place() -> None:
-    sealed = seal(KEY, HERE, VALUE.encode())
+    sealed = seal(KEY.sealing, HERE, VALUE.encode())
     assert unseal(KEY, HERE, sealed) == VALUE.encode()
-    assert unseal(OTHER, HERE, reseal(KEY, OTHER, HERE, sealed)) == VALUE.encode()
+    assert unseal(OTHER, HERE, reseal(KEY, OTHER.sealing, HERE, sealed)) == VALUE.encode()
     elsewhere = [Place("t2", "sec_1", 1), Place("t1", "sec_2", 1), Place("t1", "sec_1", 2)]
     for key, place in [(OTHER, HERE), *((KEY, place) for place in elsewhere)]:
         with pytest.raises(Unsealable):
             unseal(key, place, sealed)
     assert VALUE not in repr(sealed)
     assert "k" * 32 not in repr(KEY)
-    assert seal(KEY, HERE, b"same").value != seal(KEY, HERE, b"same").value
+    assert seal(KEY.sealing, HERE, b"same").value != seal(KEY.sealing, HERE, b"same").value
 
 
 @pytest.mark.parametrize("damage", ["data_key", "value"])
 def test_a_changed_bit_is_noticed(damage: str) -> None:
-    sealed = seal(KEY, HERE, VALUE.encode())
+    sealed = seal(KEY.sealing, HERE, VALUE.encode())
     parts = {"data_key": sealed.data_key, "value": sealed.value}
     parts[damage] = parts[damage][:-1] + bytes([parts[damage][-1] ^ 1])
     with pytest.raises(Unsealable):
@@ -72,10 +83,10 @@ async def test_versions_names_and_metadata(opened: Vault) -> None:
         assert made.version == number
     assert made.metadata == {"a": "b"}
     assert (await opened.update("t1", made.id, "last", {})).metadata == {}
-    assert await opened.reveal("t1", "openai-key") == b"last"
-    assert await opened.reveal("t1", made.id, made.version) == f"v{made.version}".encode()
+    assert await reveal(opened, "t1", "openai-key") == b"last"
+    assert await reveal(opened, "t1", made.id, made.version) == f"v{made.version}".encode()
     with pytest.raises(NotFound):
-        await opened.reveal("t1", made.id, 1)  # only the newest are kept
+        await reveal(opened, "t1", made.id, 1)  # only the newest are kept
     with pytest.raises(Conflict):
         await opened.create("t1", "openai-key", "x", {})
     await opened.remove("t1", made.id)
@@ -115,13 +126,13 @@ async def test_another_tenants_secret_is_none(opened: Vault) -> None:
         opened.describe("t2", made.id),
         opened.update("t2", "n", "mine now", None),
         opened.remove("t2", made.id),
-        opened.reveal("t2", made.id),
+        opened.sealed("t2", made.id),
     ):
         with pytest.raises(NotFound) as refused:
             await ask
         assert refused.value.code == "secret_not_found"
     assert await opened.list("t2", after=None, limit=10) == []
-    assert await opened.reveal("t1", "n") == VALUE.encode()
+    assert await reveal(opened, "t1", "n") == VALUE.encode()
 
 
 async def test_a_row_moved_to_another_tenant_does_not_open(opened: Vault, database: Database) -> None:
@@ -132,7 +143,7 @@ async def test_a_row_moved_to_another_tenant_does_not_open(opened: Vault, databa
 
     await database.write(steal)
     with pytest.raises(Unsealable):
-        await opened.reveal("t2", "n")
+        await reveal(opened, "t2", "n")
 
 
 async def test_a_tenant_has_so_many_secrets_and_no_more(
@@ -155,7 +166,7 @@ async def test_pages_go_by_name(opened: Vault) -> None:
 async def test_the_wrong_key_is_told_at_the_start(opened: Vault, database: Database) -> None:
     await opened.create("t1", "n", VALUE, {})
     with pytest.raises(Unavailable) as refused:
-        await Vault.open(database, OTHER)
+        await Vault.open(database, OTHER.sealing)
     assert refused.value.code == "vault_key_wrong"
     assert KEY.id in str(refused.value)
 
@@ -163,13 +174,13 @@ async def test_the_wrong_key_is_told_at_the_start(opened: Vault, database: Datab
 async def test_a_new_master_key_takes_over_what_the_old_one_sealed(opened: Vault, database: Database) -> None:
     await opened.create("t1", "n", VALUE, {})
     await opened.update("t1", "n", "second", None)
-    rotated = await Vault.open(database, OTHER, previous=KEY)
-    assert await rotated.reveal("t1", "n", 1) == VALUE.encode()
-    assert await rotated.reveal("t1", "n") == b"second"
+    rotated = await Vault.open(database, OTHER.sealing, KEY.id, resealed)
+    assert await reveal(rotated, "t1", "n", 1, OTHER) == VALUE.encode()
+    assert await reveal(rotated, "t1", "n", key=OTHER) == b"second"
     assert await database.read(rows.key_ids) == {OTHER.id}
-    await Vault.open(database, OTHER, previous=KEY)  # the setting may stay
+    await Vault.open(database, OTHER.sealing, KEY.id, resealed)  # the setting may stay
     with pytest.raises(Unavailable):
-        await Vault.open(database, KEY)
+        await Vault.open(database, KEY.sealing)
 
 
 async def test_no_plaintext_is_on_the_disk_or_in_a_log(
@@ -178,10 +189,10 @@ async def test_no_plaintext_is_on_the_disk_or_in_a_log(
     caplog.set_level(logging.DEBUG)
     database = await Database.open(tmp_path / "w.db")
     try:
-        opened = await Vault.open(database, KEY)
+        opened = await Vault.open(database, KEY.sealing)
         await opened.create("t1", "n", VALUE, {})
         await opened.update("t1", "n", VALUE + "2", None)
-        await opened.reveal("t1", "n")
+        await reveal(opened, "t1", "n")
         with pytest.raises(WardianError):
             await opened.create("t1", "n", VALUE, {})
         await _assert_nowhere(tmp_path)  # in the log of the database, too
@@ -203,7 +214,7 @@ async def test_a_sealed_value_tells_its_table_nothing(opened: Vault, database: D
     await opened.create("t1", "n", VALUE, {})
     row = await database.read(lambda conn: conn.execute(secret_version.select()).one())
     assert len(row.value) == 12 + len(VALUE) + 16
-    assert len(row.data_key) == 12 + 32 + 16
+    assert len(row.data_key) == 32 + 12 + 32 + 16
 
 
 @pytest.mark.parametrize("text", [b"x" * 32, b"\0" * 32])
@@ -242,23 +253,19 @@ def test_a_key_may_come_from_a_command() -> None:
         assert "hush" not in str(refused.value)
 
 
-async def test_the_operators_key_comes_before_the_file(database: Database, tmp_path: Path) -> None:
-    from wardian.app import _vault
-    from wardian.config import Settings
+async def test_tokens_that_were_renewed_follow_their_version_and_no_other(opened: Vault) -> None:
+    made = await opened.create("t1", "n", "old", {"a": "b"})
+    place, following = Place("t1", made.id, 1), Place("t1", made.id, 2)
+    renewed = await opened.follow(place, seal(KEY.sealing, following, b"new"))
+    assert renewed is not None
+    assert (renewed.version, renewed.metadata) == (2, {"a": "b"})
+    assert await reveal(opened, "t1", "n") == b"new"
+    assert await opened.follow(place, seal(KEY.sealing, following, b"late")) is None
+    assert await reveal(opened, "t1", "n") == b"new"
 
-    def settings(**given: str) -> Settings:
-        return Settings.load(
-            {f"WARDIAN_{name.upper()}": text for name, text in given.items()}, data_dir=tmp_path
-        )
 
-    first = await _vault(settings(), database)
-    await first.create("t1", "n", VALUE, {})
-    made = (tmp_path / "vault.key").read_text()
-    hexadecimal = "ab" * 32
-    for given in ({"vault_key": hexadecimal}, {"vault_key_command": f"echo {hexadecimal}"}):
-        with pytest.raises(Unavailable) as refused:
-            await _vault(settings(**given), database)
-        assert refused.value.code == "vault_key_wrong"
-    rotated = await _vault(settings(vault_key=hexadecimal, vault_key_previous=made), database)
-    assert await rotated.reveal("t1", "n") == VALUE.encode()
-    assert hexadecimal not in repr(settings(vault_key=hexadecimal, vault_key_command=hexadecimal))
+def test_what_seals_cannot_open() -> None:
+    sealed = seal(KEY.sealing, HERE, VALUE.encode())
+    with pytest.raises(Unsealable):
+        unseal(MasterKey(KEY.sealing.raw), HERE, sealed)
+    assert KEY.secret not in (KEY.sealing.raw, *sealed.data_key.split(b"k" * 32))

@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from wardian.cli import inside, key, network, sandbox, secret, server_file, template, volume
+from wardian.cli import (
+    budget,
+    effects,
+    grant,
+    inside,
+    key,
+    network,
+    sandbox,
+    secret,
+    server_file,
+    template,
+    volume,
+)
 from wardian.cli.output import EXIT_CODES, ExitCode, Json, errors
 
 app = typer.Typer(
@@ -146,12 +158,15 @@ def doctor(*, as_json: Json = False) -> None:
 sandbox.app.command("exec", epilog=EXIT_CODES, context_settings=inside.WITH_OPTIONS)(inside.exec_)
 for inner in (inside.shell, inside.cp, network.network):
     sandbox.app.command(epilog=EXIT_CODES)(inner)
-for group in (sandbox.app, template.app, secret.app, volume.app):
+for group in (sandbox.app, template.app, secret.app, grant.app, effects.app, budget.app, volume.app):
     group.callback()(server_options)
 
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(template.app, name="template")
 app.add_typer(secret.app, name="secret")
+app.add_typer(grant.app, name="grant")
+app.add_typer(effects.app, name="effects")
+app.add_typer(budget.app, name="budget")
 app.add_typer(volume.app, name="volume")
 app.add_typer(key.app, name="key")
 

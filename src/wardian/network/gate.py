@@ -142,7 +142,7 @@ class Gate:
         if opening is None and not head and known:
             return Route(address, port, "allowed_name", min(known), late=True)
         name = self._named(sandbox, address, opening)
-        home = address if name in known else await self._find(sandbox, name, port)
+        home = address if name in known else await self.find(sandbox, name, port)
         return Route(home, port, "allowed_name", name, head)
 
     def _known(self, sandbox: Sandbox, address: str) -> frozenset[str]:
@@ -165,7 +165,7 @@ class Gate:
             raise Denied("denied_name", opening.name)
         return opening.name
 
-    async def _find(self, sandbox: Sandbox, name: str, port: int) -> str:
+    async def find(self, sandbox: Sandbox, name: str, port: int) -> str:
         """Where the host finds an allowed name now; a few at a time, so that others are found as well."""
         turns = self._turns.setdefault(sandbox.id, asyncio.Semaphore(LOOKUPS_MAX))
         async with turns:
@@ -192,6 +192,8 @@ class Gate:
 
     def still(self, sandbox: Sandbox, address: str, route: Route) -> bool:
         """Whether a connection that was admitted may go on under the sandbox's present rules."""
+        if route.reason == "bridge":
+            return True  # it decides on every request anew
         if route.reason == "granted":
             return grant_for(sandbox.spec.granted_hosts, address, route.port) is not None
         rules = rules_of(sandbox.spec)

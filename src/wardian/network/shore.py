@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from wardian.guest.guest import Tunnel
 from wardian.guest.pace import Bucket
@@ -16,9 +18,9 @@ from wardian.model.egress import Egress
 from wardian.model.errors import Invalid
 from wardian.model.sandbox import Sandbox
 from wardian.network import socks
-from wardian.network.dns import QUERY_MAX, Resolver
+from wardian.network.dns import QUERY_MAX, Resolver, View
 from wardian.network.gate import Denied, Gate, Route, Unseal
-from wardian.network.outbound import join
+from wardian.network.outbound import PlainRemote, join
 from wardian.network.policy import Decision, Policy
 from wardian.network.told import Told
 
@@ -52,6 +54,30 @@ class _Live:
     cut: bool = False
 
 
+class Diversion(Protocol):
+    """Takes some connections out of our hands, and stands in for some hosts: the bridge."""
+
+    def stand_in(self, sandbox: Sandbox, name: str) -> str | None: ...
+
+    def crossing(self, sandbox: Sandbox, address: str, port: int) -> Any | None:
+        """What it makes of a connection; None leaves it to us."""
+
+    async def carry(self, sandbox: Sandbox, crossing: Any, tunnel: Tunnel) -> None: ...
+
+
+class NoDiversion:
+    """A server without a bridge."""
+
+    def stand_in(self, sandbox: Sandbox, name: str) -> str | None:
+        return None
+
+    def crossing(self, sandbox: Sandbox, address: str, port: int) -> Any | None:
+        return None
+
+    async def carry(self, sandbox: Sandbox, crossing: Any, tunnel: Tunnel) -> None:
+        raise Denied("no_bridge")
+
+
 def no_secrets(sealed: str, context: str) -> str:
     """For a shore that was given no key: nothing that is sealed can be used."""
     raise Denied("no_key")
@@ -65,8 +91,15 @@ class Shore:
     """
 
     def __init__(
-        self, policy: Policy, record: Record, *, resolver: Resolver | None = None, unseal: Unseal = no_secrets
+        self,
+        policy: Policy,
+        record: Record,
+        *,
+        resolver: Resolver | None = None,
+        unseal: Unseal = no_secrets,
+        bridge: Diversion | None = None,
     ) -> None:
+        self._bridge = bridge or NoDiversion()
         self._record = record
         self._resolver = resolver or Resolver()
         self._told = Told()
@@ -144,6 +177,12 @@ class Shore:
                 raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)) from None
 
     async def _carry(self, sandbox: Sandbox, live: _Live, stream: Tunnel) -> None:
+        crossing = self._bridge.crossing(sandbox, live.address, live.port)
+        if crossing is not None:
+            live.route = Route(live.address, live.port, "bridge")
+            self._note_connect(sandbox, live, Decision(True, "bridge"))
+            await self._bridge.carry(sandbox, crossing, stream)
+            return
         try:
             route = live.route = await self._gate.admit(sandbox, live.address, live.port, stream)
         except Denied as error:
@@ -199,7 +238,7 @@ class Shore:
         if self._lookups[sandbox.id] >= LOOKUPS_MAX:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         with _counted(self._lookups, sandbox.id):
-            answer = await self._resolver.answer(query, self._gate.view(sandbox))
+            answer = await self._resolver.answer(query, self._view(sandbox))
         if answer.addresses:
             self._told.note(sandbox.id, answer.name, answer.addresses)
         allowed = answer.outcome in ("resolved", "granted")
@@ -207,6 +246,21 @@ class Shore:
             sandbox.id, {"kind": "resolve", "name": answer.name, "allowed": allowed, "reason": answer.outcome}
         )
         return answer.packet
+
+    def _view(self, sandbox: Sandbox) -> View:
+        view = self._gate.view(sandbox)
+        return replace(
+            view, stand_in=lambda name: self._bridge.stand_in(sandbox, name) or view.stand_in(name)
+        )
+
+    async def dial_host(self, sandbox: Sandbox, host: str, port: int) -> socket.socket:
+        """A connection to a host for the bridge. The server's policy applies; that the sandbox may go there
+        is what its grant says. OSError; :class:`Denied` with the reason."""
+        remote = await self._gate.dial(
+            Route(await self._gate.find(sandbox, host, port), port, "bridge", host)
+        )
+        assert isinstance(remote, PlainRemote)
+        return remote.sock
 
     async def _resolve_over_tcp(self, sandbox: Sandbox, stream: Tunnel) -> None:
         """Whoever asks a DNS server over TCP is answered by us, as over UDP: one query after another."""

@@ -6,6 +6,7 @@ import json
 import secrets
 import string
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from uuid import uuid4
 
@@ -32,14 +33,21 @@ def new_token() -> str:
     return secrets.token_urlsafe(32)
 
 
-def identity_of(sandbox: Sandbox, *, fresh_boot: bool) -> Identity:
-    """What the guest is told at hand-out.
+def identity_of(
+    sandbox: Sandbox,
+    *,
+    fresh_boot: bool,
+    env: Mapping[str, str] = {},
+    files: Mapping[str, tuple[int, bytes]] = {},
+) -> Identity:
+    """What the guest is told at hand-out; ``env`` and ``files`` are the bridge's part of it.
 
     ``fresh_boot`` gives it a new boot id: right for a new sandbox or a fork, wrong for a resume, whose
     processes must not notice that they slept.
     """
     boot_id = str(uuid4()) if fresh_boot else None
-    return _identity(sandbox.id, sandbox.template_id, boot_id=boot_id, env=sandbox.spec.env)
+    told = _identity(sandbox.id, sandbox.template_id, boot_id=boot_id, env={**env, **sandbox.spec.env})
+    return replace(told, files={**told.files, **files})
 
 
 def identity_of_nobody(template: str) -> Identity:

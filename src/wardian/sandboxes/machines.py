@@ -43,6 +43,8 @@ def attached_to(
         sandbox = owner.sandbox
         if sandbox.spec.volume_mounts or sandbox.snapshot_id is not None:
             await owner.works.volumes.mount(guest, sandbox.spec.volume_mounts)
+        if identity is not None:
+            await owner.works.bridge.equip(guest, sandbox)
 
     return attach
 

@@ -23,7 +23,7 @@ from wardian.model.resources import Resources
 from wardian.model.sandbox import EndReason, Sandbox, SandboxSpec, Snapshot, State
 from wardian.model.template import Build
 from wardian.model.usage import Usage
-from wardian.sandboxes import benches, forks, history, kept, listing
+from wardian.sandboxes import benches, equipping, forks, history, kept, listing
 from wardian.sandboxes.acts import capture, create, network, pause, resume
 from wardian.sandboxes.acts import end as ending
 from wardian.sandboxes.benches import Bench
@@ -361,6 +361,16 @@ class Sandboxes:
         """For the data plane, which authenticates with the sandbox's own tokens: any tenant's, or None."""
         owner = self.roster.owners.get(sandbox_id)
         return owner.sandbox if owner is not None and owner.sandbox.state not in HIDDEN else None
+
+    def find_live(self, sandbox_id: str) -> Sandbox | None:
+        """For the bridge: a sandbox of anybody's that has not ended, as it is now."""
+        owner = self.roster.owners.get(sandbox_id)
+        return None if owner is None else owner.sandbox
+
+    async def equip(self, tenant: str) -> None:
+        """The grants of a tenant are others now: tell its sandboxes that run what they need for them."""
+        mine = [each for each in self.roster.owners.values() if each.sandbox.tenant == tenant]
+        await equipping.equip(mine)
 
     async def locate_by_signature(self, matches: Callable[[str], bool]) -> Sandbox | None:
         """The sandbox whose access token satisfies ``matches(token)`` (signed /files URLs)."""

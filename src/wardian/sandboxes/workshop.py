@@ -59,6 +59,32 @@ class Mounter(Protocol):
         """Mount these in an attached guest, and take away whatever else it has mounted."""
 
 
+class Passport(Protocol):
+    """What a sandbox gets so that it can ask the bridge."""
+
+    def environment(self, sandbox: Sandbox, epoch: int | None = None) -> Mapping[str, str]:
+        """Variables that its processes start with."""
+
+    def files(self, sandbox: Sandbox, epoch: int) -> Mapping[str, tuple[int, bytes]]:
+        """Modes and contents of files, told with its identity."""
+
+    async def equip(self, guest: Guest, sandbox: Sandbox) -> None:
+        """Whatever else it needs, in an attached guest."""
+
+
+class NoBridge:
+    """A server without a bridge."""
+
+    def environment(self, sandbox: Sandbox, epoch: int | None = None) -> Mapping[str, str]:
+        return {}
+
+    def files(self, sandbox: Sandbox, epoch: int) -> Mapping[str, tuple[int, bytes]]:
+        return {}
+
+    async def equip(self, guest: Guest, sandbox: Sandbox) -> None:
+        return None
+
+
 class NoVolumes:
     """A server without volumes."""
 
@@ -104,6 +130,7 @@ class Workshop:
     root_image: Callable[[str], RootImage]  # by digest
     outbound: Outbound = field(default_factory=Isolated)
     volumes: Mounter = field(default_factory=NoVolumes)
+    bridge: Passport = field(default_factory=NoBridge)
     options: Options = field(default_factory=Options)
     now_us: Callable[[], int] = now_us
     checkpoint: Callable[[str], None] = no_checkpoint

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def read(path: Path) -> bytes | None:
 
 def publish(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Put the file in place, over an earlier one: after a crash there is the one or the other."""
-    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # 0600 from the start
+    descriptor, draft = new_file(path.parent, path.name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -42,8 +42,15 @@ def publish(path: Path, content: bytes, *, mode: int = 0o600) -> None:
             os.fsync(file.fileno())
         os.replace(draft, path)
     except BaseException:
-        os.unlink(draft)
+        draft.unlink()
         raise
+
+
+def new_file(directory: Path, name: str) -> tuple[int, Path]:
+    """A file of our own, mode 0600 from the start, open for writing. ``tempfile`` would make the path
+    absolute, and whoever may work in a directory need not be able to reach it from the root."""
+    path = directory / f".{name}-{secrets.token_hex(8)}"
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path
 
 
 def kept(path: Path, make: Callable[[], bytes]) -> bytes:

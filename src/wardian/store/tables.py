@@ -279,3 +279,62 @@ volume = Table(
         postgresql_where=text("deleted_at IS NULL"),
     ),
 )
+
+secret_grant = Table(
+    "secret_grant",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", String(64), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("secret_id", String(64), ForeignKey("secret.id", ondelete="CASCADE"), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("rule", JSON, nullable=False),  # what is asked of it is asked of all of a tenant's at once
+    Index("ix_secret_grant_name", "tenant_id", "name", unique=True),
+)
+
+effect = Table(
+    "effect",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", String(64), nullable=False),
+    Column("sandbox_id", String(64), nullable=False),
+    Column("run", String(64), nullable=False),
+    Column("step", String(128), nullable=False),
+    Column("ordinal", Integer, nullable=False),
+    Column("grant_name", String(64), nullable=False),
+    Column("method", String(16), nullable=False),
+    Column("url", String(2048), nullable=False),  # without its query
+    Column("digest", String(80), nullable=False),  # of the query and the canonical body
+    Column("state", String(16), nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("status", Integer),
+    Column("headers", JSON),
+    Column("body", LargeBinary),
+    Column("blob", String(64)),
+    Column("whole", Boolean),
+    Column("delivered", Boolean, nullable=False),  # the program had all of the answer
+    Index("ix_effect_listing", "tenant_id", "created_at", "id"),
+    Index("ix_effect_key", "run", "step", "digest"),
+)
+
+budget = Table(
+    "budget",
+    metadata,
+    Column("tenant_id", String(64), primary_key=True),
+    Column("scope", String(16), primary_key=True),
+    Column("subject", String(64), primary_key=True),
+    Column("unit", String(16), primary_key=True),
+    Column("most", BigInteger, nullable=False),
+    Column("used", BigInteger, nullable=False),
+)
+
+model_price = Table(
+    "model_price",
+    metadata,
+    Column("tenant_id", String(64), primary_key=True),
+    Column("model", String(128), primary_key=True),
+    Column("tokens_in", BigInteger, nullable=False),
+    Column("tokens_out", BigInteger, nullable=False),
+)

@@ -1,7 +1,8 @@
-"""The master key: where it comes from, and what it is called. It is never stored beside what it seals.
+"""The vault's pair of keys: with the public one anybody seals, with the private one only the bridge opens.
 
-It comes from the operator (``WARDIAN_VAULT_KEY``, or the output of ``WARDIAN_VAULT_KEY_COMMAND``), or else
-from a file that only the server's user can read, made at the first start.
+The private key comes from the operator (``WARDIAN_VAULT_KEY``, or the output of
+``WARDIAN_VAULT_KEY_COMMAND``), or else from a file that only the bridge's user can read, made at its first
+start. It is never stored beside what it seals.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import subprocess
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from wardian.model.errors import Invalid, Unavailable
 from wardian.store import private
@@ -26,8 +29,23 @@ class BadVaultKey(Invalid):
 
 
 @dataclass(frozen=True, slots=True)
+class SealingKey:
+    """What seals and cannot open (X25519), and the name by which rows remember it."""
+
+    raw: bytes
+
+    @property
+    def id(self) -> str:
+        return sha256(b"wardian vault key\0" + self.raw).hexdigest()[:16]
+
+    @property
+    def public(self) -> X25519PublicKey:
+        return X25519PublicKey.from_public_bytes(self.raw)
+
+
+@dataclass(frozen=True, slots=True)
 class MasterKey:
-    """256 bits, and the name by which rows remember them: a digest that says nothing about the key."""
+    """256 bits: what opens (X25519)."""
 
     secret: bytes = field(repr=False)
 
@@ -36,8 +54,16 @@ class MasterKey:
             raise BadVaultKey(f"a vault key has {KEY_BYTES} bytes, not {len(self.secret)}")
 
     @property
+    def private(self) -> X25519PrivateKey:
+        return X25519PrivateKey.from_private_bytes(self.secret)
+
+    @property
+    def sealing(self) -> SealingKey:
+        return SealingKey(self.private.public_key().public_bytes_raw())
+
+    @property
     def id(self) -> str:
-        return sha256(b"wardian vault key\0" + self.secret).hexdigest()[:16]
+        return self.sealing.id
 
 
 def parse(text: str) -> MasterKey:

@@ -1,28 +1,40 @@
-"""The vault: values go in, and only :meth:`Vault.reveal` gets one out again, for whoever injects it.
+"""The vault: values go in and are sealed; nothing here can open one again.
 
-The interface is small on purpose and takes plain values, so that the vault can become a process of its own
-without its callers noticing.
+Who can is the bridge, a process of its own that holds the private key. It gets what is sealed from
+:meth:`Vault.sealed`.
 """
 
 from __future__ import annotations
 
 import secrets as random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace as dataclass_replace
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from wardian.model.errors import Conflict, LimitExceeded, NotFound, Unavailable
-from wardian.model.secret import ID_PREFIX, Place, Secret, checked_metadata, checked_name, checked_value
+from wardian.model.secret import (
+    ID_PREFIX,
+    Place,
+    Sealed,
+    Secret,
+    checked_metadata,
+    checked_name,
+    checked_value,
+)
 from wardian.store import secrets as rows
 from wardian.store.database import Database
-from wardian.vault.keys import MasterKey
-from wardian.vault.seal import reseal, seal, unseal
+from wardian.vault.keys import SealingKey
+from wardian.vault.seal import seal
 
 SECRETS_MAX = 1000
 """Per tenant."""
 VERSIONS_KEPT = 16
+
+Reseal = Callable[[Place, Sealed], Awaitable[Sealed]]
+"""The same value sealed with the present key, by whoever has the key it is sealed with."""
 
 
 class SecretUnknown(NotFound):
@@ -36,18 +48,20 @@ def now_us() -> int:
 class Vault:
     """Secrets of every tenant. Made by :meth:`open`, which refuses a key that does not fit."""
 
-    def __init__(self, database: Database, key: MasterKey, now_us: Callable[[], int] = now_us) -> None:
+    def __init__(self, database: Database, key: SealingKey, now_us: Callable[[], int] = now_us) -> None:
         self._database, self._key, self._now_us = database, key, now_us
 
     @classmethod
-    async def open(cls, database: Database, key: MasterKey, previous: MasterKey | None = None) -> Vault:
-        """Open the vault. What is sealed with ``previous`` is sealed anew with ``key`` first.
+    async def open(
+        cls, database: Database, key: SealingKey, previous: str | None = None, reseal: Reseal | None = None
+    ) -> Vault:
+        """Open the vault. What is sealed with the key whose id is ``previous`` is sealed anew first.
 
         Raises :class:`Unavailable` when something is sealed with neither.
         """
         vault = cls(database, key)
-        if previous is not None and previous.id != key.id:
-            await vault._rotate(previous)
+        if previous is not None and previous != key.id and reseal is not None:
+            await vault._rotate(previous, reseal)
         strange = await database.read(rows.key_ids) - {key.id}
         if strange:
             raise Unavailable(
@@ -123,26 +137,45 @@ class Vault:
 
         await self._database.write(transaction, durable=True)
 
-    async def reveal(self, tenant: str, reference: str, version: int | None = None) -> bytes:
-        """The value, for whoever puts it into a request on its way out. Nothing that answers a tenant calls
-        this."""
+    async def sealed(self, tenant: str, reference: str, version: int | None = None) -> tuple[Place, Sealed]:
+        """What the bridge opens: a version, or the current one, as it is stored."""
 
-        def transaction(conn: Connection) -> bytes:
+        def transaction(conn: Connection) -> tuple[Place, Sealed]:
             known = _found(conn, tenant, reference)
             wanted = known.version if version is None else version
             sealed = rows.version_of(conn, known.id, wanted)
             if sealed is None:
                 raise SecretUnknown(f"secret '{known.name}' has no version {wanted}")
-            return unseal(self._key, Place(tenant, known.id, wanted), sealed)
+            return Place(tenant, known.id, wanted), sealed
 
         return await self._database.read(transaction)
 
-    async def _rotate(self, previous: MasterKey) -> None:
-        """Seal every data key that ``previous`` sealed with ours; one transaction, so all or none."""
+    async def follow(self, place: Place, sealed: Sealed) -> Secret | None:
+        """Let ``place`` be followed by a version that the bridge sealed: tokens that were renewed.
+
+        None, and nothing is changed, when ``place`` is not the current version any more.
+        """
+
+        def transaction(conn: Connection) -> Secret | None:
+            known = _found(conn, place.tenant, place.secret_id)
+            if known.version != place.version:
+                return None
+            new = dataclass_replace(
+                known, version=place.version + 1, updated_at=max(self._now_us(), known.updated_at)
+            )
+            rows.add_version(conn, new, sealed, keep=VERSIONS_KEPT)
+            return new
+
+        return await self._database.write(transaction, durable=True)
+
+    async def _rotate(self, previous: str, reseal: Reseal) -> None:
+        """Have every data key that ``previous`` sealed sealed with ours; one transaction: all or none."""
+        old = await self._database.read(lambda conn: list(rows.sealed_with(conn, previous)))
+        new = [(place, await reseal(place, sealed)) for place, sealed in old]
 
         def transaction(conn: Connection) -> None:
-            for place, sealed in rows.sealed_with(conn, previous.id):
-                rows.replace_seal(conn, place, reseal(previous, self._key, place, sealed))
+            for place, sealed in new:
+                rows.replace_seal(conn, place, sealed)
 
         await self._database.write(transaction, durable=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,12 @@ from tests.unit.control_plane.double import BASE, KEY, MADE_AT, OTHER_KEY, Servi
 from wardian.api.auth import Keyring
 from wardian.api.e2b.app import build_control_plane
 from wardian.api.e2b.context import ControlPlane
+from wardian.bridge.channel import Answer, Channel, Facts
+from wardian.bridge.grants import Grants
+from wardian.bridge.passes import Mint
+from wardian.bridge.service import Bridge
+from wardian.bridge.supervisor import Keys as BridgeKeys
+from wardian.bridge.supervisor import Supervisor
 from wardian.builds.builder import Builder
 from wardian.builds.service import Builds, House
 from wardian.images.roots import Roots
@@ -48,7 +55,22 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def vault(database: Database) -> Vault:
-    return await Vault.open(database, MasterKey(bytes(32)))
+    return await Vault.open(database, MasterKey(bytes(32)).sealing)
+
+
+@pytest.fixture
+async def bridge(database: Database, tmp_path: Path) -> Bridge:
+    """The server's half; its process is not started."""
+
+    async def handle(what: str, facts: Facts, sock: socket.socket | None) -> Answer:
+        raise AssertionError(what)
+
+    async def configure(channel: Channel) -> None:
+        raise AssertionError
+
+    supervisor = Supervisor(tmp_path / "bridge", BridgeKeys(), handle, configure, lambda: None)
+    grants = await Grants.open(database, lambda: MADE_AT)
+    return Bridge(database, grants, Mint(bytes(32), 60), supervisor, lambda: MADE_AT)
 
 
 @pytest.fixture
@@ -96,7 +118,12 @@ def builds(database: Database, service: Service, templates: Templates, tmp_path:
 
 @pytest.fixture
 async def client(
-    service: Service, templates: Templates, builds: Builds, vault: Vault, volumes: Volumes
+    service: Service,
+    templates: Templates,
+    builds: Builds,
+    vault: Vault,
+    volumes: Volumes,
+    bridge: Bridge,
 ) -> AsyncIterator[httpx.AsyncClient]:
     async def find_key(key: str) -> ApiKey | None:
         return {KEY: api_key("t1"), OTHER_KEY: api_key("t2")}.get(key)
@@ -118,6 +145,7 @@ async def client(
         seal=seal,
         vault=vault,
         volumes=volumes,
+        bridge=bridge,
     )
     transport = httpx.ASGITransport(build_control_plane(plane, Keyring(find_key)), raise_app_exceptions=False)
     async with httpx.AsyncClient(

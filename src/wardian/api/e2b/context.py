@@ -11,6 +11,7 @@ from urllib.parse import unquote
 from fastapi import Depends, Request
 
 from wardian.api.e2b.body import template_reference
+from wardian.bridge.service import Bridge
 from wardian.builds.service import Builds
 from wardian.model.egress import Egress
 from wardian.model.errors import Invalid, NotFound
@@ -41,6 +42,7 @@ class ControlPlane:
     seal: Callable[[str, str], str]
     vault: Vault
     volumes: Volumes
+    bridge: Bridge
 
     def timeout(self, seconds: int, *, smallest: int = 1) -> int:
         """``seconds`` if a sandbox may ask for it. Raises :class:`Invalid` in the protocol's words."""

@@ -65,6 +65,7 @@ async def update(plane: Plane, tenant: Tenant, reference: str, body: SecretValue
 async def remove(plane: Plane, tenant: Tenant, reference: str) -> None:
     """Forget a secret with all its versions."""
     await plane.vault.remove(tenant, reference)
+    await plane.bridge.grants.reload()  # its grants went with it
 
 
 def _told(secret: Secret) -> dict[str, Any]:

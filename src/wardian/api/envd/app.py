@@ -19,7 +19,7 @@ from wardian.api.envd.access import (
     same,
 )
 from wardian.api.envd.exchange import ClientGone, Exchange, QuietEndings, preflight_headers
-from wardian.api.envd.plane import NOT_FOUND, Fleet, Plane, Record, Unreachable, Visits, answering
+from wardian.api.envd.plane import NOT_FOUND, Fleet, Passes, Plane, Record, Unreachable, Visits, answering
 from wardian.api.envd.refusals import refusal
 from wardian.api.envd.routing import ENVD_PORT, BadRoute, Target, route
 from wardian.api.envd.rpc import serve_client_stream, serve_stream, serve_unary
@@ -34,8 +34,8 @@ RESERVED = frozenset({"/init", "/freeze", "/fsfreeze", "/fsthaw", "/collapse", "
 class DataPlane:
     """ASGI application for HTTP and WebSocket requests that name a sandbox."""
 
-    def __init__(self, sandboxes: Fleet, record: Record) -> None:
-        self._plane = Plane(sandboxes, record, Visits(record))
+    def __init__(self, sandboxes: Fleet, record: Record, passes: Passes = lambda sandbox: {}) -> None:
+        self._plane = Plane(sandboxes, record, Visits(record), passes)
         watchers = watches.Watchers()
         self._unary = {**process.UNARY, **filesystem.UNARY, **watchers.unary}
         self._server_streams = {**process.SERVER_STREAMS, **watches.SERVER_STREAMS}
@@ -214,7 +214,7 @@ async def metrics(plane: Plane, sandbox: Sandbox, exchange: Exchange) -> None:
     await exchange.reply_json(200, told)
 
 
-def build_data_plane(sandboxes: Fleet, *, record: Record) -> DataPlane:
+def build_data_plane(sandboxes: Fleet, *, record: Record, passes: Passes = lambda sandbox: {}) -> DataPlane:
     """Put the data plane together. ``record(sandbox_id, kind, facts)`` adds to a sandbox's event log."""
     logging.getLogger("uvicorn.error").addFilter(QuietEndings())
-    return DataPlane(sandboxes, record)
+    return DataPlane(sandboxes, record, passes)

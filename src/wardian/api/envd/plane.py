@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 Record = Callable[[str, str, Mapping[str, Any]], None]
 """Adds an event to a sandbox's log: sandbox id, kind, facts. Must not block."""
 
+Passes = Callable[[Sandbox], Mapping[str, str]]
+"""The variables with which the processes of a sandbox find the bridge."""
+
 NOT_FOUND = "The sandbox was not found"
 PORT_CLOSED = "The sandbox is running but port is not open"
 TRANSITIONING = "The sandbox is still transitioning. Try again in a moment."
@@ -82,6 +85,7 @@ class Plane:
     sandboxes: Fleet
     record: Record
     visits: Visits
+    passes: Passes = lambda sandbox: {}
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @asynccontextmanager

@@ -64,7 +64,7 @@ async def start(call: Call, request: Fields, stream: Stream) -> bytes:
         process = await call.guest.exec(
             config,
             user=call.user,
-            env=sandbox_environment(call.sandbox),
+            env={**call.plane.passes(call.sandbox), **sandbox_environment(call.sandbox)},
             pty=pty,
             stdin=request.flag("stdin", default=True),
         )

@@ -18,8 +18,14 @@ VERB = "create"
 async def create(owner: Owner, source: Source, reservation: Reservation | None = None) -> None:
     """Give a sandbox in ``creating``, whose row and intent are written, its machine."""
     works = owner.works
-    identity = identity_of(owner.sandbox, fresh_boot=True)
-    attach = attached_to(owner, owner.sandbox.epoch, identity, source.files)
+    sandbox, bridge = owner.sandbox, works.bridge
+    identity = identity_of(
+        sandbox,
+        fresh_boot=True,
+        env=bridge.environment(sandbox, sandbox.epoch),
+        files=bridge.files(sandbox, sandbox.epoch),
+    )
+    attach = attached_to(owner, sandbox.epoch, identity, source.files)
     works.checkpoint("create.intended")
     try:
         machine, guest = await works.pool.obtain(source, attach, reservation)

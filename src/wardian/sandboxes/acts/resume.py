@@ -109,9 +109,15 @@ async def _machine(owner: Owner, source: Source, *, reboot: bool) -> tuple[Machi
 
 
 async def _obtain(owner: Owner, source: Source) -> tuple[Machine, Guest]:
-    sandbox = owner.sandbox
-    identity = identity_of(sandbox, fresh_boot=source.files is not None)
-    attach = attached_to(owner, sandbox.epoch + 1, identity, source.files)
+    sandbox, bridge = owner.sandbox, owner.works.bridge
+    epoch = sandbox.epoch + 1
+    identity = identity_of(
+        sandbox,
+        fresh_boot=source.files is not None,
+        env=bridge.environment(sandbox, epoch),
+        files=bridge.files(sandbox, epoch),
+    )
+    attach = attached_to(owner, epoch, identity, source.files)
     return await owner.works.pool.obtain(source, attach)
 
 

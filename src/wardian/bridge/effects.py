@@ -1,0 +1,200 @@
+"""The ledger: what was about to be done outside, what came of it, and whom to ask where nobody knows.
+
+An intent is on the disk before a request is sent, its answer before the program inside has all of it. The key
+of an effect is (run, step, ordinal, method, URL, query and canonical body). Within a *step*, a name that the
+program gives, the n-th equal request after a restore is the n-th of before: its recorded answer is given
+again, and nothing is sent. Without a step every request is an effect of its own; only one that is *in doubt*
+(intended, and nobody works on it any more), or whose answer never arrived inside, is recognised when it is
+asked for again.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets as random
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+
+from sqlalchemy import Connection
+
+from wardian.model.effect import Effect, EffectState, Response
+from wardian.model.errors import Conflict, NotFound
+from wardian.model.grant import InDoubt
+from wardian.store import effects as rows
+from wardian.store.database import Database
+
+ID_PREFIX = "eff_"
+_OPEN = frozenset({EffectState.INTENDED, EffectState.HELD, EffectState.APPROVED, EffectState.REJECTED})
+
+
+class EffectHeld(Conflict):
+    code = "effect_in_doubt"
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """``effect`` may be sent, under ``key`` if there is one; or ``replay`` is its answer already."""
+
+    effect: str
+    key: str = ""
+    replay: Response | None = None
+
+
+class Ledger:
+    """``live``: the effects that a bridge is working on now."""
+
+    def __init__(self, database: Database, now_us: Callable[[], int]) -> None:
+        self._database, self._now_us = database, now_us
+        self._live: set[str] = set()
+
+    def interrupted(self) -> None:
+        """The bridge ended: what it was working on is in doubt."""
+        self._live.clear()
+
+    async def intend(self, asked: Effect, policy: InDoubt) -> Intent:
+        """Write down an effect, or find out what became of it. Durable once it returns.
+
+        Raises :class:`EffectHeld` where a human must decide.
+        """
+
+        def transaction(conn: Connection) -> Intent | Effect:
+            known = rows.alike(conn, asked)
+            for each in known:
+                if each.state in _OPEN and each.id not in self._live:
+                    return self._take_up(conn, each, asked, policy)
+            for each in known:
+                again = bool(asked.step) and each.epoch < asked.epoch
+                if self._is_answered(each) and (again or not each.delivered):
+                    rows.change(
+                        conn, each.id, self._now_us(), EffectState.DONE, epoch=asked.epoch, delivered=False
+                    )
+                    return Intent(each.id, replay=each.response)
+            new = replace(asked, id=f"{ID_PREFIX}{random.token_hex(12)}", ordinal=len(known))
+            rows.add(conn, new)
+            return Intent(new.id, _key(new, policy))
+
+        found = await self._database.write(transaction, durable=True)
+        if isinstance(found, Effect):
+            raise _held(found)
+        self._live.add(found.effect)
+        return found
+
+    def _is_answered(self, effect: Effect) -> bool:
+        return effect.state is EffectState.DONE and effect.id not in self._live
+
+    def _take_up(self, conn: Connection, known: Effect, asked: Effect, policy: InDoubt) -> Intent | Effect:
+        """An effect in doubt is asked for again."""
+        may_send = known.state is EffectState.APPROVED or (
+            known.state is EffectState.INTENDED and policy in (InDoubt.SAFE, InDoubt.KEYED)
+        )
+        if may_send:
+            rows.change(conn, known.id, self._now_us(), EffectState.INTENDED, epoch=asked.epoch)
+            return Intent(known.id, _key(known, policy))
+        if known.state is EffectState.INTENDED:
+            rows.change(conn, known.id, self._now_us(), EffectState.HELD)
+            known = replace(known, state=EffectState.HELD)
+        return known
+
+    async def record(self, effect_id: str, response: Response) -> None:
+        """The answer. Durable once it returns."""
+        await self._database.write(
+            lambda conn: rows.answer(conn, effect_id, self._now_us(), response), durable=True
+        )
+
+    def delivered(self, effect_id: str) -> None:
+        """The program has all of the answer: whoever asks the same from now on means it anew."""
+        self._database.post(
+            lambda conn: rows.change(conn, effect_id, self._now_us(), EffectState.DONE, delivered=True)
+        )
+        self._live.discard(effect_id)
+
+    async def unsent(self, effect_id: str) -> None:
+        """Nothing of it left the bridge: as if it had not been asked for."""
+        await self._database.write(lambda conn: rows.forget(conn, effect_id))
+        self._live.discard(effect_id)
+
+    def broke_off(self, effect_id: str) -> None:
+        """It was sent, or begun to be, and there is no whole answer: in doubt."""
+        self._live.discard(effect_id)
+
+    # ── for people
+
+    def is_in_doubt(self, effect: Effect) -> bool:
+        return effect.state is EffectState.HELD or (
+            effect.state is EffectState.INTENDED and effect.id not in self._live
+        )
+
+    async def list(self, tenant: str, *, in_doubt: bool, limit: int) -> Sequence[Effect]:
+        """The newest first; only those in doubt, or all."""
+        states: Collection[EffectState] = (
+            (EffectState.INTENDED, EffectState.HELD) if in_doubt else tuple(EffectState)
+        )
+        found = await self._database.read(lambda conn: rows.page(conn, tenant, states, limit))
+        return [each for each in found if not in_doubt or self.is_in_doubt(each)]
+
+    async def get(self, tenant: str, effect_id: str) -> Effect:
+        found = await self._database.read(lambda conn: rows.find(conn, tenant, effect_id))
+        if found is None:
+            raise _unknown(effect_id)
+        return found
+
+    async def decide(self, tenant: str, effect_id: str, *, approve: bool) -> Effect:
+        """A human's word on an effect in doubt: it may be sent once more, or never."""
+
+        def transaction(conn: Connection) -> Effect:
+            known = rows.find(conn, tenant, effect_id)
+            if known is None:
+                raise _unknown(effect_id)
+            if not self.is_in_doubt(known):
+                raise Conflict(
+                    f"effect {effect_id} is not in doubt: it is {known.state}", code="effect_clear"
+                )
+            state = EffectState.APPROVED if approve else EffectState.REJECTED
+            rows.change(conn, effect_id, self._now_us(), state)
+            return replace(known, state=state)
+
+        return await self._database.write(transaction, durable=True)
+
+
+def response_of(told: dict[str, object]) -> Response:
+    """As the bridge tells it."""
+    headers = told["headers"]
+    assert isinstance(headers, list)
+    return Response(
+        int(str(told["status"])),
+        tuple((str(name), str(value)) for name, value in headers),
+        base64.b64decode(str(told["body"])),
+        None if told["blob"] is None else str(told["blob"]),
+        bool(told["whole"]),
+    )
+
+
+def response_values(response: Response) -> dict[str, object]:
+    return {
+        "status": response.status,
+        "headers": [list(pair) for pair in response.headers],
+        "body": base64.b64encode(response.body).decode(),
+        "blob": response.blob,
+        "whole": response.whole,
+    }
+
+
+def _key(effect: Effect, policy: InDoubt) -> str:
+    """The Idempotency-Key: the same each time this effect is sent."""
+    return f"wardian-{effect.id}" if policy is InDoubt.KEYED else ""
+
+
+def _unknown(effect_id: str) -> NotFound:
+    return NotFound(f"effect '{effect_id[:64]}' not found", code="effect_not_found")
+
+
+def _held(effect: Effect) -> EffectHeld:
+    if effect.state is EffectState.REJECTED:
+        return EffectHeld(
+            f"this request was rejected as {effect.id}: it may have been done already", code="effect_rejected"
+        )
+    return EffectHeld(
+        f"a request like this one was sent before, and nobody knows whether it took effect ({effect.id})",
+        hint=f"look at the other side, then `wardian effects approve {effect.id}` (send it again) or "
+        f"`wardian effects reject {effect.id}`",
+    )
