@@ -23,7 +23,9 @@ def test_the_stream_opens_in_a_browser_over_https(tmp_path: Path, monkeypatch: p
         try:
             sandbox.stream.start(require_auth=True)
             url = sandbox.stream.get_url(auth_key=sandbox.stream.get_auth_key())
-            assert url.startswith(f"https://6080-{sandbox.sandbox_id}.{NAME}:{server.facts['tls_port']}/vnc.html")
+            assert url.startswith(
+                f"https://6080-{sandbox.sandbox_id}.{NAME}:{server.facts['tls_port']}/vnc.html"
+            )
             trusting(tmp_path, Path(server.facts["ca"]))
             watch_stream(url, SHOTS / "stream-https.png", home=tmp_path, proxy=str(server.facts["proxy"]))
         finally:
