@@ -39,11 +39,12 @@ def trusting(home: Path, authority: Path) -> None:
 def watch_stream(url: str, shot: Path, *, home: Path, proxy: str | None = None) -> None:
     """Open the stream, wait until it shows a desktop, and keep a picture of the page."""
     chromium = program("chromium")
+    env: dict[str, str | float | bool] = {**os.environ, "HOME": str(home)}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=chromium,
             args=["--no-sandbox"],
-            env=dict(os.environ) | {"HOME": str(home)},
+            env=env,
             proxy=None if proxy is None else {"server": proxy},
         )
         page = browser.new_page(viewport={"width": 1100, "height": 850})

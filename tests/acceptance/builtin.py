@@ -40,7 +40,6 @@ def house() -> Iterator[Server]:
 def require(server: Server, template: str) -> None:
     """Skip unless ``template`` is the house's, and ready."""
     answer = httpx.get(f"{server.url}/templates", headers={"X-API-KEY": server.key})
-    if template not in [
-        name for each in answer.json() if each["buildStatus"] == "ready" for name in each["names"]
-    ]:
+    ready = [name for each in answer.json() if each["buildStatus"] == "ready" for name in each["names"]]
+    if template not in ready:
         pytest.skip(f"{template} {MISSING}")

@@ -97,7 +97,7 @@ def release(package: str, version: str, language: str = "python") -> Release:
 
 
 def run_beside(release: Release, program: Path, env: Mapping[str, str]) -> str:
-    """What node says that runs ``program`` where a JavaScript client is installed: it looks beside the file."""
+    """What ``program`` says, run where a JavaScript client is installed: node looks beside the file."""
     copied = shutil.copy(program, release.installed())
     return run_program("node", str(copied), env=env)
 
