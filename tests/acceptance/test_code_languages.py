@@ -32,7 +32,8 @@ def box(house: Server) -> Iterator[Sandbox]:
 
 def test_java(box: Sandbox) -> None:
     assert box.run_code("1+1", language="java").text == "2"
-    code = 'record Point(int x, int y) {}\nvar p = new Point(1, 2);\nSystem.out.println(System.getenv("WHO"));\np'
+    code = "record Point(int x, int y) {}\nvar p = new Point(1, 2);\n"
+    code += 'System.out.println(System.getenv("WHO"));\np'
     execution = box.run_code(code, language="java")
     assert (execution.text, execution.logs.stdout) == ("Point[x=1, y=2]", ["me\n"])
     assert box.run_code('System.getenv("WHO")', language="java", envs={"WHO": "you"}).text == "you"

@@ -39,6 +39,7 @@ BOX = Sandbox(
     state=State.RUNNING,
     epoch=1,
     isolation="gvisor",
+    driver="gvisor",
     resources=Resources(),
     spec=SandboxSpec(),
     access_token=None,
@@ -88,6 +89,12 @@ class World:
     database: Database
     box: Sandbox = BOX
     events: list[Mapping[str, Any]] = field(default_factory=list)
+    _heard: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def hear(self, sandbox_id: str, kind: str, facts: Mapping[str, Any]) -> None:
+        """What the bridge tells of a sandbox."""
+        self.events.append({"type": kind, **facts})
+        self._heard.set()
 
     async def post(self, body: str, step: str = "", path: str = "/api/do") -> tuple[int, Any]:
         """What a program inside gets; status 0 when the connection breaks."""
@@ -115,7 +122,8 @@ class World:
     async def accounted(self, calls: int) -> None:
         """Once so many answers are on the books."""
         while len([each for each in self.events if each["type"] == "bridge.answer"]) < calls:
-            await asyncio.sleep(0.01)
+            self._heard.clear()
+            await self._heard.wait()
         await self.database.write(lambda conn: None)
 
     async def _stream(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -171,7 +179,7 @@ async def world(tmp_path: Path, point: str, policy: InDoubt) -> AsyncIterator[Wo
         bridge.attach(
             dial=dial,
             locate=lambda sandbox_id: made.box,
-            record=lambda sandbox_id, kind, facts: made.events.append({"type": kind, **facts}),
+            record=made.hear,
         )
         await bridge.vault.create("t", "key", SECRET, {})
         grant = Grant(

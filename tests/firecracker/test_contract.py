@@ -49,9 +49,11 @@ def can_run(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture
-async def house(can_run: None, root_image: RootImage, state_dir: Path) -> AsyncIterator[House]:
+async def house(
+    can_run: None, root_image: RootImage, state_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[House]:
     before = Holdings.now(state_dir)
-    house = House(lambda: firecracker(state_dir), root_image)
+    house = House(lambda: firecracker(state_dir), root_image, tmp_path_factory.mktemp("warm"))
     try:
         yield house
     finally:

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from wardian.cli import remote
+from wardian.cli.arguments import address
 from wardian.cli.output import EXIT_CODES, Json, errors, print_json, table
-from wardian.cli.sandbox import address
 from wardian.model.errors import Invalid
 
 app = typer.Typer(

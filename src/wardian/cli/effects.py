@@ -9,8 +9,8 @@ from urllib.parse import quote
 import typer
 
 from wardian.cli import remote
+from wardian.cli.arguments import address
 from wardian.cli.output import EXIT_CODES, Json, errors, note, out, print_json, table
-from wardian.cli.sandbox import address
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -8,8 +8,8 @@ from urllib.parse import quote
 import typer
 
 from wardian.cli import remote
+from wardian.cli.arguments import address
 from wardian.cli.output import EXIT_CODES, Json, errors, note, print_json, table
-from wardian.cli.sandbox import address
 from wardian.model.errors import Invalid
 from wardian.model.grant import PRESETS
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +10,13 @@ from uuid import uuid4
 import httpx
 import pytest
 from sqlalchemy import Connection
+from tests.unit.control_plane.bridges import idle_bridge
 from tests.unit.control_plane.double import BASE, KEY, MADE_AT, OTHER_KEY, Service, api_key
 
 from wardian.api.auth import Keyring
 from wardian.api.e2b.app import build_control_plane
 from wardian.api.e2b.context import ControlPlane
-from wardian.bridge.channel import Answer, Channel, Facts
-from wardian.bridge.grants import Grants
-from wardian.bridge.passes import Mint
 from wardian.bridge.service import Bridge
-from wardian.bridge.supervisor import Keys as BridgeKeys
-from wardian.bridge.supervisor import Supervisor
 from wardian.builds.builder import Builder
 from wardian.builds.service import Builds, House
 from wardian.images.roots import Roots
@@ -60,17 +55,7 @@ async def vault(database: Database) -> Vault:
 
 @pytest.fixture
 async def bridge(database: Database, tmp_path: Path) -> Bridge:
-    """The server's half; its process is not started."""
-
-    async def handle(what: str, facts: Facts, sock: socket.socket | None) -> Answer:
-        raise AssertionError(what)
-
-    async def configure(channel: Channel) -> None:
-        raise AssertionError
-
-    supervisor = Supervisor(tmp_path / "bridge", BridgeKeys(), handle, configure, lambda: None)
-    grants = await Grants.open(database, lambda: MADE_AT)
-    return Bridge(database, grants, Mint(bytes(32), 60), supervisor, lambda: MADE_AT)
+    return await idle_bridge(database, tmp_path)
 
 
 @pytest.fixture

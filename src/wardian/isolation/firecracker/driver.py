@@ -24,10 +24,10 @@ from wardian.isolation.firecracker.prepared import FirecrackerPrepared, Ground, 
 from wardian.isolation.firecracker.requests import Rate
 from wardian.isolation.firecracker.tools import FirecrackerUnusable, Tools, checked_versions, version_of
 from wardian.isolation.firecracker.vmm import CGROUPS, Group, Vmm, destroy_remains, launch
-from wardian.isolation.gvisor.disk import DiskTemplates
-from wardian.isolation.gvisor.probe import _boot_and_ask, _empty_root
-from wardian.isolation.gvisor.process import HeldProcess, start_time
-from wardian.isolation.gvisor.substrate import cpu_features
+from wardian.isolation.host.disk import DiskTemplates
+from wardian.isolation.host.probing import boot_and_ask, empty_root
+from wardian.isolation.host.process import HeldProcess, start_time
+from wardian.isolation.host.substrate import cpu_features
 from wardian.isolation.port import (
     Capabilities,
     Driver,
@@ -89,7 +89,7 @@ class FirecrackerDriver(Driver):
                 scratch, self._tools, cgroup_parent=self._cgroup_name, echo=True, kvm=self._kvm
             )
             try:
-                boot_ms = await _boot_and_ask(echoing, await asyncio.to_thread(_empty_root, scratch))
+                boot_ms = await boot_and_ask(echoing, await asyncio.to_thread(empty_root, scratch))
             finally:
                 await echoing.close()
         except (WardianError, OSError, TimeoutError) as error:

@@ -17,7 +17,7 @@ from wardian.isolation.firecracker.jail import Names
 from wardian.isolation.firecracker.metrics import Counters, read_counters
 from wardian.isolation.firecracker.requests import Rate
 from wardian.isolation.firecracker.vmm import Vmm, uid_of
-from wardian.isolation.gvisor.process import start_time
+from wardian.isolation.host.process import start_time
 from wardian.isolation.port import (
     IsolationLevel,
     Machine,

@@ -11,7 +11,7 @@ from wardian.isolation.firecracker.jail import Names
 from wardian.isolation.firecracker.machine import FirecrackerMachine
 from wardian.isolation.firecracker.requests import Rate
 from wardian.isolation.firecracker.vmm import BootFailed, Vmm, uid_of
-from wardian.isolation.gvisor.disk import DiskTemplates
+from wardian.isolation.host.disk import DiskTemplates
 from wardian.isolation.port import ImageRefused, Machine, MachineImage, MachineSpec, Prepared
 from wardian.model.errors import Conflict
 

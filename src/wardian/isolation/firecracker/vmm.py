@@ -14,7 +14,7 @@ from wardian.isolation.firecracker.api import Api
 from wardian.isolation.firecracker.jail import Jail, Names, command
 from wardian.isolation.firecracker.tools import Tools
 from wardian.isolation.firecracker.vsock import Link
-from wardian.isolation.gvisor.process import HeldProcess, prefer_for_oom
+from wardian.isolation.host.process import HeldProcess, prefer_for_oom
 from wardian.isolation.port import MachineExit, MachineGone
 from wardian.model.errors import Kind, WardianError
 from wardian.model.resources import Resources

@@ -24,7 +24,7 @@ import zstandard
 
 from wardian.model.errors import Kind, WardianError
 
-MODULES = ("virtio_mmio", "virtio_blk", "erofs", "overlay", "dummy")
+MODULES = ("virtio_mmio", "virtio_blk", "virtio_balloon", "erofs", "overlay", "dummy")
 """What a machine cannot do without, where the kernel does not have it built in."""
 
 BOOT_MAX = 1 << 28
