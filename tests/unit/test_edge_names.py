@@ -102,9 +102,11 @@ def test_the_environment_may_say_it_all() -> None:
 
 def test_the_doctor_says_what_clients_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It changes nothing: an authority is not made by looking for one."""
+    assert findings._resolves("localhost")
     monkeypatch.delenv("WARDIAN_DOMAIN", raising=False)
     assert list(findings.domain_findings(tmp_path)) == []
     monkeypatch.setenv("WARDIAN_DOMAIN", "wardian.test")
+    monkeypatch.setattr(findings, "_resolves", lambda name: False)
     names, certificate = findings.domain_findings(tmp_path)
     assert (names.level, certificate.level) == ("warning", "ok")
     assert "api.wardian.test" in names.detail

@@ -97,6 +97,6 @@ def sockets(listener):
 web = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Web)
 listener = socket.create_server(("127.0.0.1", int(sys.argv[2])))
 threading.Thread(target=sockets, args=(listener,), daemon=True).start()
-open("ready", "w").close()
+print("ready", flush=True)
 web.serve_forever()
 '''
