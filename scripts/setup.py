@@ -26,26 +26,11 @@ LOG = BUILD / "setup.log"
 VENV = ROOT / ".venv"
 sys.path.insert(0, str(ROOT / "src"))
 
+from wardian.cli.requirements import PACKAGES  # noqa: E402
 from wardian.images import debian  # noqa: E402
 from wardian.images.base import base_recipe  # noqa: E402
 from wardian.images.catalog import Catalog  # noqa: E402
 
-PACKAGES = {
-    "bubblewrap": "the benchmark's second yardstick",
-    "busybox-static": "foreign images in tests",
-    "ca-certificates": "reaching package indexes",
-    "chromium": "the browser that looks at a desktop's stream in a test",
-    "crun": "the benchmark's first yardstick",
-    "debian-archive-keyring": "checking Debian's signatures",
-    "e2fsprogs": "bounded disks of sandboxes",
-    "erofs-utils": "root images",
-    "gcc": "the guest agent and the launcher",
-    "libc6-dev": "the same",
-    "make": "the same",
-    "mmdebstrap": "the base image",
-    "runsc": "gVisor, the sandbox's kernel",
-    "skopeo": "fetching OCI images",
-}
 PACKAGES_WITHOUT_ROOT = {"uidmap": "building images as an ordinary user"}
 PACKAGES_FOR_UV = {"python3-venv": "installing uv"}
 
@@ -85,7 +70,7 @@ def main() -> int:
 
 def debian_packages() -> None:
     """Install what is missing of PACKAGES; gVisor comes from the backports of the mirror in use."""
-    wanted = dict(PACKAGES)
+    wanted = {name: package.why for name, package in PACKAGES.items()}
     if os.geteuid() != 0:
         wanted |= PACKAGES_WITHOUT_ROOT
     if not find_uv():
