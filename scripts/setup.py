@@ -27,28 +27,11 @@ LOG = BUILD / "setup.log"
 VENV = ROOT / ".venv"
 sys.path.insert(0, str(ROOT / "src"))
 
+from wardian.cli.requirements import FROM_BACKPORTS, PACKAGES  # noqa: E402
 from wardian.images import debian  # noqa: E402
 from wardian.images.base import base_recipe  # noqa: E402
 from wardian.images.catalog import Catalog  # noqa: E402
 
-PACKAGES = {
-    "bubblewrap": "the benchmark's second yardstick",
-    "busybox-static": "foreign images in tests",
-    "ca-certificates": "reaching package indexes",
-    "chromium": "the browser that looks at a desktop's stream in a test",
-    "crun": "the benchmark's first yardstick",
-    "debian-archive-keyring": "checking Debian's signatures",
-    "e2fsprogs": "bounded disks of sandboxes",
-    "erofs-utils": "root images",
-    "gcc": "the guest agent and the launcher",
-    "libc6-dev": "the same",
-    "libnss3-tools": "letting that browser trust an authority of a test",
-    "make": "the same",
-    "mmdebstrap": "the base image",
-    "qemu-system-x86": "microVMs, the other kind of sandbox",
-    "runsc": "gVisor, the sandbox's kernel",
-    "skopeo": "fetching OCI images",
-}
 PACKAGES_WITHOUT_ROOT = {"uidmap": "building images as an ordinary user"}
 PACKAGES_FOR_UV = {"python3-venv": "installing uv"}
 
@@ -56,9 +39,6 @@ RUNSC_OLDEST = 20240729
 """The gVisor release that everything was measured with; Debian 12 itself carries a much older one."""
 
 QEMU_OLDEST = (9, 2)
-
-FROM_BACKPORTS = ("qemu-system-x86", "runsc")
-"""What Debian 12 itself carries in versions that are too old."""
 
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 BACKPORTS_FILE = Path("/etc/apt/sources.list.d/wardian-backports.sources")
@@ -94,7 +74,7 @@ def main() -> int:
 
 def debian_packages() -> None:
     """Install what is missing of PACKAGES; gVisor comes from the backports of the mirror in use."""
-    wanted = dict(PACKAGES)
+    wanted = {name: package.why for name, package in PACKAGES.items()}
     if os.geteuid() != 0:
         wanted |= PACKAGES_WITHOUT_ROOT
     if not find_uv():

@@ -312,4 +312,4 @@ def test_the_doctor_boots_a_machine(run: Run) -> None:
     levels = {finding["name"]: finding["level"] for finding in examined["findings"]}
     assert examined["usable"]
     assert outcome.code == 0
-    assert levels["machine"] == levels["base image"] == levels["server"] == "ok"
+    assert levels["driver gvisor"] == levels["base image"] == levels["server"] == "ok"

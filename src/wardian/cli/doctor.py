@@ -18,6 +18,7 @@ from wardian.app import drivers_of
 from wardian.cli import remote, server_file
 from wardian.cli.domain_findings import domain_findings
 from wardian.cli.finding import Finding
+from wardian.cli.host_findings import program_findings, source_findings
 from wardian.cli.output import err, out, print_json
 from wardian.config import Settings
 from wardian.images.base import base_recipe
@@ -46,12 +47,13 @@ def examine() -> Iterator[Finding]:
     """Every finding, the cheap ones first."""
     yield _python()
     yield _root()
-    yield from _programs()
+    yield from program_findings()
     yield _resources("memory", _memory_free(), MEMORY_FREE_MIN, "each sandbox takes 8 MB and what runs in it")
     cache = default_cache()
     yield _resources(
         "disk", _disk_free(cache), DISK_FREE_MIN, f"images and snapshots are kept below {cache.parent}"
     )
+    yield from source_findings()
     yield _image()
     yield from asyncio.run(_probe())
     yield _kvm()
@@ -70,20 +72,6 @@ def _root() -> Finding:
     return Finding(
         "root", "missing", "machines are made by root", "run `wardian doctor` and `wardian serve` as root"
     )
-
-
-def _programs() -> Iterator[Finding]:
-    for program, package, why in (
-        ("runsc", "runsc, of bookworm-backports", "gVisor, the sandbox's kernel"),
-        ("mkfs.erofs", "erofs-utils", "makes root images"),
-        ("mkfs.ext4", "e2fsprogs", "makes the sandboxes' bounded disks"),
-        ("mmdebstrap", "mmdebstrap", "builds the base image"),
-    ):
-        found = shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
-        if found:
-            yield Finding(program, "ok", found)
-        else:
-            yield Finding(program, "missing", why, f"make setup, or install the Debian package {package}")
 
 
 def _resources(name: str, free: int, least: int, why: str) -> Finding:
@@ -155,11 +143,14 @@ async def _ask(server: remote.Address) -> None:
 
 def _show(findings: list[Finding]) -> None:
     marks = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "missing": ("✗", "red")}
+    width = max(len(finding.name) for finding in findings) + 2
     for finding in findings:
         mark, colour = marks[finding.level]
-        out.print(Text.assemble((f"{mark} ", colour), f"{finding.name:16}", finding.detail), soft_wrap=True)
+        out.print(
+            Text.assemble((f"{mark} ", colour), f"{finding.name:{width}}", finding.detail), soft_wrap=True
+        )
         if finding.remedy:
-            out.print(Text.assemble(" " * 18, (f"→ {finding.remedy}", "bold")), soft_wrap=True)
+            out.print(Text.assemble(" " * (width + 2), (f"→ {finding.remedy}", "bold")), soft_wrap=True)
     missing = sum(finding.level == "missing" for finding in findings)
     out.print()
     if missing:

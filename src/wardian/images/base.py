@@ -188,7 +188,7 @@ def build_packages(recipe: Recipe, out: Path, report: Report) -> dict[str, str]:
     names no Debian archive, :class:`NotFound` for a package or version that is not in it, WardianError when
     mmdebstrap fails.
     """
-    sources = debian.archive(debian.host_sources(), recipe.suite, _host_codename())
+    sources = debian.archive(debian.host_sources(), recipe.suite, host_codename())
     if not sources:
         raise Unavailable(
             f"no source of Debian {recipe.suite} in /etc/apt",
@@ -305,7 +305,8 @@ def _run_with_stages(command: Sequence[str], report: Report) -> Sequence[str]:
     return list(last) if process.returncode else ()
 
 
-def _host_codename() -> str:
+def host_codename() -> str:
+    """This host's Debian release, such as bookworm; empty on another system."""
     match = re.search(r"^VERSION_CODENAME=(\S+)", Path("/etc/os-release").read_text(), flags=re.M)
     return match[1] if match else ""
 
