@@ -39,6 +39,7 @@ BOX = Sandbox(
     state=State.RUNNING,
     epoch=1,
     isolation="gvisor",
+    driver="gvisor",
     resources=Resources(),
     spec=SandboxSpec(),
     access_token=None,
@@ -88,6 +89,20 @@ class World:
     database: Database
     box: Sandbox = BOX
     events: list[Mapping[str, Any]] = field(default_factory=list)
+    noted: asyncio.Condition = field(default_factory=asyncio.Condition)
+    telling: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @property
+    def answers(self) -> list[Mapping[str, Any]]:
+        return [each for each in self.events if each["type"] == "bridge.answer"]
+
+    def record(self, sandbox_id: str, kind: str, facts: Mapping[str, Any]) -> None:
+        self.events.append({"type": kind, **facts})
+        self.telling.append(asyncio.create_task(self._tell()))
+
+    async def _tell(self) -> None:
+        async with self.noted:
+            self.noted.notify_all()
 
     async def post(self, body: str, step: str = "", path: str = "/api/do") -> tuple[int, Any]:
         """What a program inside gets; status 0 when the connection breaks."""
@@ -114,8 +129,8 @@ class World:
 
     async def accounted(self, calls: int) -> None:
         """Once so many answers are on the books."""
-        while len([each for each in self.events if each["type"] == "bridge.answer"]) < calls:
-            await asyncio.sleep(0.01)
+        async with self.noted:
+            await self.noted.wait_for(lambda: len(self.answers) >= calls)
         await self.database.write(lambda conn: None)
 
     async def _stream(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -171,7 +186,7 @@ async def world(tmp_path: Path, point: str, policy: InDoubt) -> AsyncIterator[Wo
         bridge.attach(
             dial=dial,
             locate=lambda sandbox_id: made.box,
-            record=lambda sandbox_id, kind, facts: made.events.append({"type": kind, **facts}),
+            record=made.record,
         )
         await bridge.vault.create("t", "key", SECRET, {})
         grant = Grant(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,17 +16,13 @@ from uuid import uuid4
 import httpx
 import pytest
 from sqlalchemy import Connection
+from tests.unit.bridges import unstarted_bridge
 
 from wardian.api.auth import Keyring, new_key
 from wardian.api.e2b.app import build_control_plane
 from wardian.api.e2b.context import ControlPlane, sandbox_unknown
 from wardian.api.e2b.front import BODY_BYTES_MAX
-from wardian.bridge.channel import Answer, Channel, Facts
-from wardian.bridge.grants import Grants
-from wardian.bridge.passes import Mint
 from wardian.bridge.service import Bridge
-from wardian.bridge.supervisor import Keys as BridgeKeys
-from wardian.bridge.supervisor import Supervisor
 from wardian.builds.builder import Builder
 from wardian.builds.service import Builds, House
 from wardian.images.roots import Roots
@@ -224,17 +219,7 @@ async def vault(database: Database) -> Vault:
 
 @pytest.fixture
 async def bridge(database: Database, tmp_path: Path) -> Bridge:
-    """The server's half; its process is not started."""
-
-    async def handle(what: str, facts: Facts, sock: socket.socket | None) -> Answer:
-        raise AssertionError(what)
-
-    async def configure(channel: Channel) -> None:
-        raise AssertionError
-
-    supervisor = Supervisor(tmp_path / "bridge", BridgeKeys(), handle, configure, lambda: None)
-    grants = await Grants.open(database, lambda: MADE_AT)
-    return Bridge(database, grants, Mint(bytes(32), 60), supervisor, lambda: MADE_AT)
+    return await unstarted_bridge(database, tmp_path)
 
 
 @pytest.fixture
