@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from wardian.images.roots import Roots
 from wardian.isolation.drivers import Drivers, Make
 from wardian.isolation.gvisor import GvisorDriver, Tools
 from wardian.isolation.port import Driver
-from wardian.model.errors import Unavailable
+from wardian.model.errors import Unavailable, WardianError
 from wardian.model.resources import Resources
 from wardian.model.template import Edition
 from wardian.network.policy import Policy
@@ -98,8 +98,8 @@ async def start(settings: Settings) -> AsyncIterator[App]:
         database = await Database.open(data / DATABASE)
         stack.push_async_callback(database.close)
         key = await _local_key(database, data / KEY_FILE)
-        bridge = await _bridge(settings, database)
-        stack.push_async_callback(bridge.close)
+        opening = asyncio.create_task(_bridge(settings, database))  # a process starts meanwhile
+        stack.push_async_callback(_close, opening)
         volumes = await _volumes(settings, database)
         stack.push_async_callback(volumes.close)
         roots = Roots(data / "roots")
@@ -118,6 +118,7 @@ async def start(settings: Settings) -> AsyncIterator[App]:
             sandboxes.record(sandbox_id, kind, facts)
 
         seal = await asyncio.to_thread(Seal.kept_in, data / SEAL_FILE)
+        bridge = await opening
         shore = Shore(
             Policy(settings.allowed_networks),
             lambda sandbox_id, event: _at_the_shore(record, sandbox_id, event),
@@ -300,6 +301,13 @@ async def _bridge(settings: Settings, database: Database) -> Bridge:
         now_us,
         trust,
     )
+
+
+async def _close(opening: asyncio.Task[Bridge]) -> None:
+    """Whatever has become of it by now."""
+    opening.cancel()
+    with suppress(asyncio.CancelledError, WardianError):
+        await (await opening).close()
 
 
 async def _volumes(settings: Settings, database: Database) -> Volumes:

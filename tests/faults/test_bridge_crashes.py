@@ -89,12 +89,20 @@ class World:
     database: Database
     box: Sandbox = BOX
     events: list[Mapping[str, Any]] = field(default_factory=list)
-    _heard: asyncio.Event = field(default_factory=asyncio.Event)
+    noted: asyncio.Condition = field(default_factory=asyncio.Condition)
+    telling: list[asyncio.Task[None]] = field(default_factory=list)
 
-    def hear(self, sandbox_id: str, kind: str, facts: Mapping[str, Any]) -> None:
-        """What the bridge tells of a sandbox."""
+    @property
+    def answers(self) -> list[Mapping[str, Any]]:
+        return [each for each in self.events if each["type"] == "bridge.answer"]
+
+    def record(self, sandbox_id: str, kind: str, facts: Mapping[str, Any]) -> None:
         self.events.append({"type": kind, **facts})
-        self._heard.set()
+        self.telling.append(asyncio.create_task(self._tell()))
+
+    async def _tell(self) -> None:
+        async with self.noted:
+            self.noted.notify_all()
 
     async def post(self, body: str, step: str = "", path: str = "/api/do") -> tuple[int, Any]:
         """What a program inside gets; status 0 when the connection breaks."""
@@ -121,9 +129,8 @@ class World:
 
     async def accounted(self, calls: int) -> None:
         """Once so many answers are on the books."""
-        while len([each for each in self.events if each["type"] == "bridge.answer"]) < calls:
-            self._heard.clear()
-            await self._heard.wait()
+        async with self.noted:
+            await self.noted.wait_for(lambda: len(self.answers) >= calls)
         await self.database.write(lambda conn: None)
 
     async def _stream(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -179,7 +186,7 @@ async def world(tmp_path: Path, point: str, policy: InDoubt) -> AsyncIterator[Wo
         bridge.attach(
             dial=dial,
             locate=lambda sandbox_id: made.box,
-            record=made.hear,
+            record=made.record,
         )
         await bridge.vault.create("t", "key", SECRET, {})
         grant = Grant(

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Connection
 from tests.lifecycle.fakes import ROOT, SMALL, MemoryDriver, World
 from tests.lifecycle.house import TENANT, House
-from tests.unit.control_plane.bridges import idle_bridge
+from tests.unit.bridges import unstarted_bridge
 
 import wardian.api
 from wardian.api.auth import Keyring, new_key
@@ -118,7 +118,7 @@ async def fort_on(data: Path, weak: World, strong: World) -> Fort:
         seal=lambda text, context: text,
         vault=await Vault.open(database, MasterKey(bytes(32)).sealing),
         volumes=volumes,
-        bridge=await idle_bridge(database, data),
+        bridge=await unstarted_bridge(database, data),
     )
 
     async def find_key(key: str) -> ApiKey | None:

@@ -10,7 +10,7 @@ from uuid import uuid4
 import httpx
 import pytest
 from sqlalchemy import Connection
-from tests.unit.control_plane.bridges import idle_bridge
+from tests.unit.bridges import unstarted_bridge
 from tests.unit.control_plane.double import BASE, KEY, MADE_AT, OTHER_KEY, Service, api_key
 
 from wardian.api.auth import Keyring
@@ -55,7 +55,7 @@ async def vault(database: Database) -> Vault:
 
 @pytest.fixture
 async def bridge(database: Database, tmp_path: Path) -> Bridge:
-    return await idle_bridge(database, tmp_path)
+    return await unstarted_bridge(database, tmp_path)
 
 
 @pytest.fixture

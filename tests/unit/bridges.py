@@ -1,4 +1,4 @@
-"""A bridge for what only asks the server's half of it."""
+"""The server's half of a bridge whose process is not started: enough for an API that asks nothing of it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from wardian.bridge.grants import Grants
 from wardian.bridge.passes import Mint
 from wardian.bridge.service import Bridge
 from wardian.bridge.supervisor import Keys, Supervisor
-from wardian.sandboxes.workshop import now_us
 from wardian.store.database import Database
 
 
-async def idle_bridge(database: Database, directory: Path) -> Bridge:
-    """The server's half; its process is not started."""
-
+async def unstarted_bridge(database: Database, directory: Path) -> Bridge:
     async def handle(what: str, facts: Facts, sock: socket.socket | None) -> Answer:
         raise AssertionError(what)
 
@@ -24,4 +21,5 @@ async def idle_bridge(database: Database, directory: Path) -> Bridge:
         raise AssertionError
 
     supervisor = Supervisor(directory / "bridge", Keys(), handle, configure, lambda: None)
-    return Bridge(database, await Grants.open(database, now_us), Mint(bytes(32), 60), supervisor, now_us)
+    grants = await Grants.open(database, lambda: 1)
+    return Bridge(database, grants, Mint(bytes(32), 60), supervisor, lambda: 1)
