@@ -37,10 +37,11 @@ from wardian.builds.service import Builds, House, Limits
 from wardian.config import DATABASE, Settings
 from wardian.guest.guest import ProcessConfig
 from wardian.images.bases import Bases
-from wardian.images.catalog import Catalog, base_image
+from wardian.images.catalog import Catalog, base_image, default_cache
 from wardian.images.indexes import host_indexes
 from wardian.images.oci.outlet import Allows, Outlet
 from wardian.images.roots import Roots
+from wardian.isolation import qemu
 from wardian.isolation.drivers import Drivers, Make
 from wardian.isolation.gvisor import GvisorDriver, Tools
 from wardian.isolation.port import Driver
@@ -66,6 +67,7 @@ from wardian.volumes.mounts import Mounts
 from wardian.volumes.service import Volumes
 from wardian.volumes.tree import Limits as VolumeLimits
 
+FIRMWARE = Path("/usr/share/qemu/qboot.rom")
 NODE = "local"
 TENANT = "default"
 BASE = "base"
@@ -199,6 +201,7 @@ def drivers_of(settings: Settings) -> Mapping[str, Make]:
     """The isolation drivers there are, by name; of equally strong ones the first is preferred."""
     return {
         GvisorDriver.name: lambda: _gvisor(settings),
+        qemu.QemuDriver.name: lambda: _qemu(settings),
     }
 
 
@@ -215,6 +218,24 @@ def _gvisor(settings: Settings) -> Driver:
         if not os.access(program, os.X_OK):
             raise Unavailable(f"{program} is missing", code="program_missing", hint="run `make setup`")
     return GvisorDriver(settings.data_dir / "gvisor", tools)
+
+
+def _qemu(settings: Settings) -> Driver:
+    launcher, guest = settings.programs / "launcher/build", settings.programs / "guest/build"
+    cache = settings.cache_dir or default_cache()
+    tools = qemu.Tools(
+        qemu=settings.qemu,
+        firmware=FIRMWARE,
+        launcher=launcher / "wardian-launch",
+        ram=launcher / "wardian-ram",
+        tsc=launcher / "wardian-tsc",
+        init=guest / "wardian-init",
+        agent=guest / "wardian-guest",
+        kernels=cache / "kernels",
+        kernel=settings.kernel,
+        kernel_arguments=settings.kernel_arguments,
+    )
+    return qemu.QemuDriver(settings.data_dir / "qemu", tools, host_dir=cache / "qemu")
 
 
 def pool_limits(settings: Settings) -> PoolLimits:

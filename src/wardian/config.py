@@ -70,6 +70,14 @@ class Settings:
 
     runsc: Path = Path("/usr/bin/runsc")
 
+    qemu: Path = Path("/usr/bin/qemu-system-x86_64")
+
+    kernel: Path | None = None
+    """A kernel (``vmlinux`` or ``bzImage``) that microVMs boot instead of Debian's: see docs/isolation.md."""
+
+    kernel_arguments: str = ""
+    """Words for the command line of the kernel that microVMs boot."""
+
     pool_hot: int = 2
     """Frozen machines with a template inside that always wait; up to eight times as many under demand."""
 
@@ -198,6 +206,9 @@ _READERS: Mapping[str, Any] = {
     "proxy_port": _whole,
     "programs": Path,
     "runsc": Path,
+    "qemu": Path,
+    "kernel": Path,
+    "kernel_arguments": str,
     "pool_hot": _whole,
     "pool_hot_of": _numbers,
     "pool_created": _whole,

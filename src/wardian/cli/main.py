@@ -94,6 +94,12 @@ def serve(
     proxy_port: Annotated[
         int | None, typer.Option(help="Port for a proxy to the domain, for clients without DNS for it.")
     ] = None,
+    kernel: Annotated[
+        Path | None, typer.Option(help="Kernel that microVMs boot (vmlinux or bzImage); default: Debian's.")
+    ] = None,
+    kernel_arguments: Annotated[
+        str | None, typer.Option(help="Words for that kernel's command line.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run the server, in the foreground, until Ctrl-C.
@@ -116,6 +122,8 @@ def serve(
             tls_cert=tls_cert,
             tls_key=tls_key,
             proxy_port=proxy_port,
+            kernel=kernel,
+            kernel_arguments=kernel_arguments,
         )
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         server.serve(settings, as_json=as_json)

@@ -43,14 +43,14 @@ def empty_root(scratch: Path) -> RootImage:
     return RootImage(path=image, digest="sha256:" + "0" * 64)
 
 
-async def boot_and_ask(driver: Driver, root: RootImage) -> float:
+async def boot_and_ask(driver: Driver, root: RootImage, *, patience_s: float = ANSWER_TIMEOUT_S) -> float:
     """Boot a machine whose agent echoes, and exchange a byte with it; how many milliseconds that took."""
     begin = time.monotonic()
     prepared = await driver.prepare(MachineSpec(root=root, resources=_PROBE_RESOURCES))
     try:
         machine = await prepared.start()
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+        async with asyncio.timeout(patience_s):
             await loop.sock_sendall(machine.link, b"?")
             answer = await loop.sock_recv(machine.link, 16)
         if answer != b"?":

@@ -43,12 +43,16 @@ from wardian.model.resources import Resources
 OWN_MIB = 128 + TRANSLATED_MIB
 """What QEMU needs beside the guest's memory, at most."""
 
+EMULATED_BOOT_S = 60.0
+"""How long an emulated machine may take to answer, on a host that has other things to do as well."""
+
 
 class QemuDriver(Driver):
     """Machines in ``state_dir/machines``, control groups in ``<cgroup_parent>-<state_dir's mark>``.
 
     ``accelerator`` forces what runs the guest's instructions; by default it is KVM if a kernel boots under
     it. ``level`` is the emulated one until that is known: never too strong. ``echo`` is for probes.
+    ``host_dir`` is for what is made and found out once per host, so that several servers may share it.
     """
 
     name = DRIVER_NAME
@@ -62,17 +66,19 @@ class QemuDriver(Driver):
         cgroup_parent: str = "wardian",
         accelerator: Accelerator | None = None,
         echo: bool = False,
+        host_dir: Path | None = None,
     ) -> None:
         self._state_dir = state_dir.resolve()
+        self._host_dir = host_dir or self._state_dir / "qemu"
         self._machines_dir = self._state_dir / "machines"
         self._tools = tools
         mark = hashlib.sha256(os.fsencode(self._state_dir)).hexdigest()[:12]
         self._cgroup_name = cgroup_parent
         self._cgroup_parent = f"{cgroup_parent}-{mark}"
         self._echo = echo
-        self._grounds = GroundReader(tools, self._state_dir / "qemu")
+        self._grounds = GroundReader(tools, self._host_dir)
         self._disks = DiskTemplates(self._state_dir / "disks", MANY_FILES)
-        self._choice_file = self._state_dir / "qemu/accelerator.json"
+        self._choice_file = self._host_dir / "accelerator.json"
         self._choice: Choice | None = None
         self._choosing = asyncio.Lock()
         self._hierarchies: cgroups.Hierarchies | None = None
@@ -87,12 +93,7 @@ class QemuDriver(Driver):
             check_host(self._tools)
             choice = await self._chosen()
             ground = await self._grounds.read(choice.accelerator)
-            scratch = self._state_dir / "probe"
-            echoing = self._echoing(choice.accelerator)
-            try:
-                boot_ms = await boot_and_ask(echoing, await asyncio.to_thread(empty_root, scratch))
-            finally:
-                await echoing.close()
+            boot_ms = choice.boot_ms or await self._boot(choice)
         except (WardianError, OSError, TimeoutError) as error:
             hint = error.hint if isinstance(error, WardianError) else None
             reason = error.message if isinstance(error, WardianError) else str(error) or type(error).__name__
@@ -108,6 +109,19 @@ class QemuDriver(Driver):
             cpu_features=ground.substrate.cpu_features,
             details={**ground_details(ground), "boot_ms": boot_ms, "why_not_kvm": choice.reason},
         )
+
+    async def _boot(self, choice: Choice) -> float:
+        """Boot a machine, which takes seconds under emulation; remember that it did."""
+        scratch = self._state_dir / "probe"
+        echoing = self._echoing(choice.accelerator)
+        try:
+            root = await asyncio.to_thread(empty_root, scratch)
+            boot_ms = await boot_and_ask(echoing, root, patience_s=EMULATED_BOOT_S)
+        finally:
+            await echoing.close()
+        self._choose(replace(choice, boot_ms=boot_ms))
+        remember(self._choice_file, self._tools, replace(choice, boot_ms=boot_ms))
+        return boot_ms
 
     async def prepare(self, spec: MachineSpec) -> Prepared:
         ground = await self._grounds.read((await self._chosen()).accelerator)
@@ -199,6 +213,7 @@ class QemuDriver(Driver):
             cgroup_parent=self._cgroup_name,
             accelerator=accelerator,
             echo=True,
+            host_dir=self._host_dir,
         )
 
     async def _ground_of(self, record: Mapping[str, Any]) -> Ground:

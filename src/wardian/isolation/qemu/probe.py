@@ -22,10 +22,11 @@ _KVM = Path("/dev/kvm")
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which accelerator machines get here, and why not the faster one."""
+    """What runs machines here, and why nothing faster does. ``boot_ms``: how long one took to boot."""
 
     accelerator: Accelerator
     reason: str = ""
+    boot_ms: float = 0
 
 
 async def try_kvm(driver: Driver, scratch: Path) -> Choice:
@@ -46,11 +47,11 @@ async def try_kvm(driver: Driver, scratch: Path) -> Choice:
 
 
 def remembered(file: Path, tools: Tools) -> Choice | None:
-    """The choice made since the host was started, with this QEMU."""
+    """The choice made since the host was started, with these programs."""
     try:
         told = json.loads(file.read_text())
         if told["boot"] == _BOOT_ID.read_text().strip() and told["qemu"] == _mark(tools):
-            return Choice(Accelerator(told["accelerator"]), str(told["reason"]))
+            return Choice(Accelerator(told["accelerator"]), str(told["reason"]), float(told["boot_ms"]))
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None
@@ -60,13 +61,20 @@ def remember(file: Path, tools: Tools, choice: Choice) -> None:
     """Keep the choice in ``file``."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_suffix(f".{os.getpid()}.draft")
-    told = {"boot": _BOOT_ID.read_text().strip(), "qemu": _mark(tools)}
-    draft.write_text(json.dumps(told | {"accelerator": str(choice.accelerator), "reason": choice.reason}))
+    told = {
+        "boot": _BOOT_ID.read_text().strip(),
+        "qemu": _mark(tools),
+        "accelerator": str(choice.accelerator),
+        "reason": choice.reason,
+        "boot_ms": choice.boot_ms,
+    }
+    draft.write_text(json.dumps(told))
     draft.rename(file)
 
 
 def _mark(tools: Tools) -> str:
-    return str(file_identity(tools.qemu))
+    files = (tools.qemu, tools.launcher, tools.init, tools.agent, tools.kernel or tools.kernels)
+    return f"{[file_identity(path) for path in files]} {tools.kernel_arguments}"
 
 
 def check_host(tools: Tools) -> None:

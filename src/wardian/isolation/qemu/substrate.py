@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ def _kept(archive: bytes, directory: Path) -> Path:
     path = directory / f"{hashlib.sha256(archive).hexdigest()}.cpio"
     if not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".draft")
+        draft = path.with_suffix(f".{os.getpid()}.draft")
         draft.write_bytes(archive)
         draft.chmod(0o644)  # QEMU, which is nobody, opens it by descriptor
         draft.rename(path)
