@@ -30,7 +30,7 @@ test: setup lint native
 	@$(BIN)/python -m pytest
 
 test-sdks: setup
-	@$(BIN)/python -m pytest -m 'sdks or not sdks' tests/acceptance/test_sdk_matrix.py
+	@$(BIN)/python -m pytest -m 'sdks or not sdks' tests/acceptance/test_sdk_matrix.py tests/acceptance/test_sdk_templates.py
 
 test-slow: setup
 	@$(BIN)/python -m pytest -m slow --timeout 900

@@ -6,24 +6,23 @@ The default suite drives the ones marked short; ``make test-sdks`` drives all an
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.metadata import version
 
 import pytest
 from tests.acceptance.conftest import Server
 from tests.acceptance.sdks.matrix import table
-from tests.acceptance.sdks.releases import RELEASES, REPOSITORY, SDKS, Release, run_beside, run_program
-
-
-def _of(*languages: str) -> list[object]:
-    """The releases in these languages; those that are not short are left to ``make test-sdks``."""
-    return [
-        pytest.param(release, id=release.name, marks=() if release.short else pytest.mark.sdks)
-        for release in RELEASES
-        if release.language in languages
-    ]
+from tests.acceptance.sdks.releases import (
+    RELEASES,
+    REPOSITORY,
+    SDKS,
+    Release,
+    environment,
+    of,
+    run_beside,
+    run_program,
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,7 @@ def test_the_newest_sdk_is_the_one_we_depend_on() -> None:
     assert version("e2b") == next(release.version for release in RELEASES if release.package == "e2b")
 
 
-@pytest.mark.parametrize("release", _of("python"))
+@pytest.mark.parametrize("release", of("python"))
 def test_a_python_sdk(server: Server, release: Release, outcomes: dict[Release, dict[str, str]]) -> None:
     python = release.installed() / "bin/python"
     done = _drive(server, str(python), str(SDKS / "tour.py"), release.package)
@@ -49,13 +48,13 @@ def test_a_python_sdk(server: Server, release: Release, outcomes: dict[Release, 
         _drive(server, str(python), str(SDKS / "tour_async.py"), release.package)
 
 
-@pytest.mark.parametrize("release", _of("javascript"))
+@pytest.mark.parametrize("release", of("javascript"))
 def test_a_javascript_sdk(server: Server, release: Release, outcomes: dict[Release, dict[str, str]]) -> None:
-    outcomes[release] = done = _outcome(run_beside(release, SDKS / "tour.mjs", _environment(server)))
+    outcomes[release] = done = _outcome(run_beside(release, SDKS / "tour.mjs", environment(server)))
     assert {step for step, outcome in done.items() if outcome != "ok"} == release.lacks
 
 
-@pytest.mark.parametrize("release", _of("command line"))
+@pytest.mark.parametrize("release", of("command line"))
 def test_the_command_line(server: Server, release: Release, outcomes: dict[Release, dict[str, str]]) -> None:
     program = str(release.installed() / "node_modules/.bin/e2b")
 
@@ -89,10 +88,4 @@ def _outcome(said: str) -> dict[str, str]:
 
 
 def _run(server: Server, *command: str) -> str:
-    return run_program(*command, env=_environment(server))
-
-
-def _environment(server: Server) -> Mapping[str, str]:
-    settings = {"API_URL": server.url, "SANDBOX_URL": server.url, "API_KEY": server.key}
-    brands = ("E2B", "AGENTSPHERE")
-    return dict(os.environ) | {f"{brand}_{key}": value for brand in brands for key, value in settings.items()}
+    return run_program(*command, env=environment(server))

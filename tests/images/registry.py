@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -19,21 +19,19 @@ def registry(
     *,
     user: str = "",
     password: str = "",
-    repository: str = REPOSITORY,
+    names: Sequence[str] = (f"{REPOSITORY}:{TAG}",),
     blobs_at: str = "",
     tokens_at: str = "",
 ) -> Iterator[str]:
-    """Serve the image; yields ``host:port``. With a password, only who knows it is answered.
+    """Serve the image under ``names``; yields ``host:port``. With a password, only who knows it is answered.
 
     With ``blobs_at``, whoever asks for a blob is sent there; with ``tokens_at``, everybody is, for a token.
     """
     manifest, blobs = made
-    manifests: Mapping[str, Blob] = {TAG: manifest, manifest.digest: manifest}
-    found = {
-        "/v2/": Blob(b"{}", "application/json"),
-        **{f"/v2/{repository}/manifests/{name}": blob for name, blob in manifests.items()},
-        **{f"/v2/{repository}/blobs/{blob.digest}": blob for blob in blobs},
-    }
+    found = {"/v2/": Blob(b"{}", "application/json")}
+    for repository, _, tag in (name.partition(":") for name in names):
+        found |= {f"/v2/{repository}/manifests/{each}": manifest for each in (tag, manifest.digest)}
+        found |= {f"/v2/{repository}/blobs/{blob.digest}": blob for blob in blobs}
     wanted = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
     class Handler(BaseHTTPRequestHandler):

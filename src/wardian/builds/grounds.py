@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from threading import Event
@@ -106,7 +106,9 @@ class Grounds:
         finally:
             stop.set()
         config = built.config
-        around = Surroundings(dict(config.env), config.workdir or "/", config.user or "root")
+        around = Surroundings(dict(config.env))
+        if not base.plain:
+            around = replace(around, workdir=config.workdir or "/", user=config.user or "root")
         return await self._adopted(built, {"reference": base.reference}, around)
 
     async def _made(self, make: Callable[..., BuiltImage], *arguments: Any, **options: Any) -> BuiltImage:

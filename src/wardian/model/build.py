@@ -62,11 +62,15 @@ class BaseKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What a stage stands on. ``packages`` (Debian only) are names, or ``name=version`` when pinned."""
+    """What a stage stands on. ``packages`` (Debian only) are names, or ``name=version`` when pinned.
+
+    Steps upon an image begin as whom and where the image says; with ``plain``, as ``user`` at home.
+    """
 
     kind: BaseKind
     reference: str
     packages: tuple[str, ...] = ()
+    plain: bool = False
     username: str = ""  # of a registry
     password: str = field(default="", repr=False)
 

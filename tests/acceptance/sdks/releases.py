@@ -1,7 +1,8 @@
 """The releases of the official clients that this server is tested with, and where they are installed.
 
 Each gets a place of its own under ``build/sdks``, once. ``lacks`` are the steps of the tour for which a
-release has no call. ``short`` ones are driven by the default suite, all by ``make test-sdks``.
+release has no call, ``lacks_of_templates`` those of the tour of templates. ``short`` ones are driven by the
+default suite, all by ``make test-sdks``.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.acceptance.conftest import Server
 
 SDKS = Path(__file__).parent
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -26,6 +28,8 @@ INSTALL_S, DRIVE_S = 100, 100
 
 OLD = frozenset({"file metadata", "fork"})
 OLDER = OLD | {"network rules"}
+OLDEST = OLDER | {"git", "snapshot"}
+NO_NAMES = frozenset({"names", "tags"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class Release:
     language: str = "python"
     short: bool = False
     lacks: frozenset[str] = frozenset()
+    lacks_of_templates: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -78,7 +83,9 @@ RELEASES = (
     Release("e2b", "2.38.0"),
     Release("e2b", "2.26.0", lacks=OLD),
     Release("e2b", "2.20.3", lacks=OLDER),
-    Release("e2b", "2.10.2", lacks=OLDER | {"git", "snapshot"}),
+    Release(
+        "e2b", "2.10.2", lacks=OLDER | {"git", "snapshot"}, lacks_of_templates=frozenset({"names", "tags"})
+    ),
     Release("agentsphere", "3.0.0", short=True, lacks=OLDER),
     Release("e2b", "2.51.0", "javascript", short=True),
     Release("e2b", "2.45.0", "javascript", short=True),
@@ -96,13 +103,36 @@ def release(package: str, version: str, language: str = "python") -> Release:
     return next(r for r in RELEASES if (r.package, r.version, r.language) == (package, version, language))
 
 
-def run_beside(release: Release, program: Path, env: Mapping[str, str]) -> str:
+def of(*languages: str, short: Callable[[Release], bool] = lambda each: each.short) -> list[object]:
+    """The releases in these languages, as parameters; those that are not short are for ``make test-sdks``."""
+    return [
+        pytest.param(release, id=release.name, marks=() if short(release) else pytest.mark.sdks)
+        for release in RELEASES
+        if release.language in languages
+    ]
+
+
+def is_newest(release: Release) -> bool:
+    """Whether it is the newest one of its client in its language."""
+    return release == next(
+        each for each in RELEASES if (each.package, each.language) == (release.package, release.language)
+    )
+
+
+def environment(server: Server) -> Mapping[str, str]:
+    """The variables that lead every client to a server."""
+    settings = {"API_URL": server.url, "SANDBOX_URL": server.url, "API_KEY": server.key}
+    brands = ("E2B", "AGENTSPHERE")
+    return dict(os.environ) | {f"{brand}_{key}": value for brand in brands for key, value in settings.items()}
+
+
+def run_beside(release: Release, program: Path, env: Mapping[str, str], timeout: float = DRIVE_S) -> str:
     """What ``program`` says, run where a JavaScript client is installed: node looks beside the file."""
     copied = shutil.copy(program, release.installed())
-    return run_program("node", str(copied), env=env)
+    return run_program("node", str(copied), env=env, timeout=timeout)
 
 
-def run_program(*command: str, env: Mapping[str, str]) -> str:
+def run_program(*command: str, env: Mapping[str, str], timeout: float = DRIVE_S) -> str:
     """What a program that drives a client wrote; it must succeed."""
     done = subprocess.run(
         command,
@@ -110,7 +140,7 @@ def run_program(*command: str, env: Mapping[str, str]) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=DRIVE_S,
+        timeout=timeout,
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
@@ -173,10 +174,11 @@ class BuildStart(Body):
         image = (self.fromImage or "").strip().removeprefix("docker://")
         if not _IMAGE.fullmatch(image):
             raise Invalid(f"invalid image name {image[:64]!r}", code="bad_image")
+        fetched = Base(BaseKind.IMAGE, f"docker://{image}", plain=True)
         if self.fromImageRegistry is not None:
             username, password = self.fromImageRegistry.credentials()
-            return Base(BaseKind.IMAGE, f"docker://{image}", username=username, password=password)
-        return well_known(image) or Base(BaseKind.IMAGE, f"docker://{image}")
+            return replace(fetched, username=username, password=password)
+        return well_known(image) or fetched
 
 
 def well_known(image: str) -> Base | None:
