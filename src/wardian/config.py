@@ -70,6 +70,9 @@ class Settings:
 
     runsc: Path = Path("/usr/bin/runsc")
 
+    drivers: tuple[str, ...] = ("gvisor",)
+    """Which isolation drivers serve, of those that ``wardian doctor`` shows; the first of equally strong ones."""
+
     pool_hot: int = 2
     """Frozen machines with a template inside that always wait; up to eight times as many under demand."""
 
@@ -144,6 +147,8 @@ class Settings:
         for name, number in self.pool_hot_of.items():
             if not 0 <= number <= 1000:
                 raise BadSetting(f"pool_hot_of must be between 0 and 1000, not {number} for {name!r}")
+        if not self.drivers:
+            raise BadSetting("drivers: one at least must serve")
         self._check_domain()
 
     def _check_domain(self) -> None:
@@ -175,6 +180,10 @@ def _numbers(text: str) -> Mapping[str, int]:
     return {name.strip(): _whole(number) for name, _, number in pairs}
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
 def _networks(text: str) -> tuple[Network, ...]:
     return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
 
@@ -198,6 +207,7 @@ _READERS: Mapping[str, Any] = {
     "proxy_port": _whole,
     "programs": Path,
     "runsc": Path,
+    "drivers": _names,
     "pool_hot": _whole,
     "pool_hot_of": _numbers,
     "pool_created": _whole,
