@@ -34,17 +34,18 @@ from wardian.builds.builder import Builder, Yard
 from wardian.builds.cache import LayerCache
 from wardian.builds.grounds import Grounds, Known
 from wardian.builds.service import Builds, House, Limits
-from wardian.config import DATABASE, Settings
+from wardian.config import DATABASE, BadSetting, Settings
 from wardian.guest.guest import ProcessConfig
 from wardian.images.bases import Bases
 from wardian.images.catalog import Catalog, base_image, default_cache
 from wardian.images.indexes import host_indexes
 from wardian.images.oci.outlet import Allows, Outlet
 from wardian.images.roots import Roots
-from wardian.isolation import qemu
 from wardian.isolation.drivers import Drivers, Make
 from wardian.isolation.gvisor import GvisorDriver, Tools
 from wardian.isolation.port import Driver
+from wardian.isolation.qemu import QemuDriver
+from wardian.isolation.qemu import Tools as QemuTools
 from wardian.model.errors import Unavailable, WardianError
 from wardian.model.resources import Resources
 from wardian.model.template import Edition
@@ -107,7 +108,7 @@ async def start(settings: Settings) -> AsyncIterator[App]:
         roots = Roots(data / "roots")
         base = await asyncio.to_thread(_base_template, settings, roots)
 
-        drivers = await Drivers.probe(drivers_of(settings))
+        drivers = await Drivers.probe(serving(settings))
         stack.push_async_callback(drivers.close)
         drivers.check_usable()
         lease = await NodeLease.take(database, NODE, now_us=now_us)
@@ -197,11 +198,19 @@ async def start(settings: Settings) -> AsyncIterator[App]:
         yield App(asgi, sandboxes, key, settings.domain, drivers, taken_over, lease.lost)
 
 
+def serving(settings: Settings) -> Mapping[str, Make]:
+    """The drivers that the operator wants, in that order."""
+    known = drivers_of(settings)
+    if unknown := [name for name in settings.drivers if name not in known]:
+        raise BadSetting(f"there is no driver {unknown[0][:32]!r}", hint=f"there are {', '.join(known)}")
+    return {name: known[name] for name in settings.drivers}
+
+
 def drivers_of(settings: Settings) -> Mapping[str, Make]:
-    """The isolation drivers there are, by name; of equally strong ones the first is preferred."""
+    """The isolation drivers there are, by name."""
     return {
         GvisorDriver.name: lambda: _gvisor(settings),
-        qemu.QemuDriver.name: lambda: _qemu(settings),
+        QemuDriver.name: lambda: _qemu(settings),
     }
 
 
@@ -223,7 +232,7 @@ def _gvisor(settings: Settings) -> Driver:
 def _qemu(settings: Settings) -> Driver:
     launcher, guest = settings.programs / "launcher/build", settings.programs / "guest/build"
     cache = settings.cache_dir or default_cache()
-    tools = qemu.Tools(
+    tools = QemuTools(
         qemu=settings.qemu,
         firmware=FIRMWARE,
         launcher=launcher / "wardian-launch",
@@ -235,7 +244,7 @@ def _qemu(settings: Settings) -> Driver:
         kernel=settings.kernel,
         kernel_arguments=settings.kernel_arguments,
     )
-    return qemu.QemuDriver(settings.data_dir / "qemu", tools, host_dir=cache / "qemu")
+    return QemuDriver(settings.data_dir / "qemu", tools, host_dir=cache / "qemu")
 
 
 def pool_limits(settings: Settings) -> PoolLimits:

@@ -78,6 +78,9 @@ class Settings:
     kernel_arguments: str = ""
     """Words for the command line of the kernel that microVMs boot."""
 
+    drivers: tuple[str, ...] = ("gvisor", "qemu")
+    """Which isolation drivers serve, of those that ``wardian doctor`` shows; the first of equals."""
+
     pool_hot: int = 2
     """Frozen machines with a template inside that always wait; up to eight times as many under demand."""
 
@@ -152,6 +155,8 @@ class Settings:
         for name, number in self.pool_hot_of.items():
             if not 0 <= number <= 1000:
                 raise BadSetting(f"pool_hot_of must be between 0 and 1000, not {number} for {name!r}")
+        if not self.drivers:
+            raise BadSetting("drivers: one at least must serve")
         self._check_domain()
 
     def _check_domain(self) -> None:
@@ -183,6 +188,10 @@ def _numbers(text: str) -> Mapping[str, int]:
     return {name.strip(): _whole(number) for name, _, number in pairs}
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
 def _networks(text: str) -> tuple[Network, ...]:
     return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
 
@@ -209,6 +218,7 @@ _READERS: Mapping[str, Any] = {
     "qemu": Path,
     "kernel": Path,
     "kernel_arguments": str,
+    "drivers": _names,
     "pool_hot": _whole,
     "pool_hot_of": _numbers,
     "pool_created": _whole,

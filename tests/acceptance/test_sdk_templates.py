@@ -7,7 +7,6 @@ of, one wants a password. The default suite drives the newest ones of `e2b`, ``m
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from tests.acceptance.conftest import Server, serve, stop
-from tests.acceptance.sdks.releases import SDKS, Release, is_newest, of, run_program
+from tests.acceptance.sdks.releases import SDKS, Release, environment, is_newest, of, run_program
 from tests.acceptance.templates import Api, is_over, messages
 from tests.images.busybox import busybox_layers
 from tests.images.oci_images import image
@@ -46,11 +45,7 @@ class Place:
 
     def drive(self, *command: str | Path) -> dict[str, str]:
         """What a program that drives a client says at its end."""
-        urls = {"API_URL": self.server.url, "SANDBOX_URL": self.server.url, "API_KEY": self.server.key}
-        settings = {
-            f"{brand}_{name}": each for brand in ("E2B", "AGENTSPHERE") for name, each in urls.items()
-        }
-        said = run_program(*map(str, command), self.private, env={**os.environ, **settings}, timeout=DRIVE_S)
+        said = run_program(*map(str, command), self.private, env=environment(self.server), timeout=DRIVE_S)
         outcome: dict[str, str] = json.loads(said.splitlines()[-1])
         return outcome
 

@@ -16,7 +16,7 @@ from wardian.config import Settings
 from wardian.isolation.drivers import Make
 from wardian.isolation.port import IsolationLevel
 
-SECOND = "second"
+FIRST, SECOND = "gvisor", "second"
 _drivers_of = wardian.app.drivers_of
 
 
@@ -24,11 +24,11 @@ def two_drivers_of(settings: Settings) -> Mapping[str, Make]:
     def second() -> RenamedGvisor:
         return RenamedGvisor(SECOND, IsolationLevel.MICROVM_KVM, settings.data_dir / SECOND, gvisor_tools())
 
-    return {**_drivers_of(settings), SECOND: second}
+    return {FIRST: _drivers_of(settings)[FIRST], SECOND: second}
 
 
 if __name__ == "__main__":
-    wardian.app.drivers_of = two_drivers_of
+    wardian.app.drivers_of = wardian.app.serving = two_drivers_of
     from wardian.cli.main import app
 
     app()

@@ -10,7 +10,7 @@ import pytest
 
 from wardian import app
 from wardian.api.auth import KEY_FORM
-from wardian.config import Settings
+from wardian.config import BadSetting, Settings
 from wardian.images.catalog import BuiltImage, Catalog, Manifest
 from wardian.images.roots import Roots
 from wardian.isolation.drivers import Drivers
@@ -87,12 +87,22 @@ def test_a_damaged_image_is_not_taken(tmp_path: Path) -> None:
 
 
 async def test_missing_programs_say_how_to_get_them(tmp_path: Path) -> None:
-    drivers = await Drivers.probe(app.drivers_of(Settings(tmp_path, programs=tmp_path)))
+    drivers = await Drivers.probe(app.serving(Settings(tmp_path, programs=tmp_path)))
     (host,) = drivers.hosts
     assert (host.driver, host.usable) == ("gvisor", False)
     with pytest.raises(Unavailable, match=r"wardian-launch is missing.*make setup") as refused:
         drivers.check_usable()
     assert refused.value.code == "isolation_unusable"
+
+
+def test_the_operator_says_which_drivers_serve_and_in_what_order(tmp_path: Path) -> None:
+    settings = Settings.load({"WARDIAN_DRIVERS": "qemu, gvisor,qemu"}, data_dir=tmp_path)
+    assert list(app.serving(settings)) == ["qemu", "gvisor"]
+    assert list(app.serving(Settings(tmp_path))) == ["gvisor"]
+    with pytest.raises(BadSetting, match="there is no driver 'docker'"):
+        app.serving(Settings(tmp_path, drivers=("gvisor", "docker")))
+    with pytest.raises(BadSetting, match="one at least"):
+        Settings.load({"WARDIAN_DRIVERS": ","}, data_dir=tmp_path)
 
 
 async def test_a_missing_base_image_is_said_before_anything_runs(tmp_path: Path) -> None:
