@@ -23,7 +23,7 @@
 
 enum { WAIT_MS = 20000, MODULES_MAX = 64 };
 static const char ROOT_DISK[] = "/dev/vda", OWN_DISK[] = "/dev/vdb", PORT[] = "/dev/vport0p1";
-static int port = -1;
+static int port = -1, upper = -1;
 
 static void need(int ok, const char *what)
 {
@@ -84,7 +84,7 @@ static void mount_root(void)
     need(!mount(ROOT_DISK, "/lower", "erofs", MS_RDONLY | MS_NODEV, NULL), "the root image");
     need(!mount(OWN_DISK, "/disk", "ext4", MS_NOATIME, "discard"), "the disk");
     need(!mkdir("/disk/upper", 0755) && !mkdir("/disk/work", 0700), "the disk is not empty");
-    /* xino=off: a file that is the image's has another device number than one of the disk, which PACK relies on. */
+    need((upper = open("/disk/upper", O_PATH | O_DIRECTORY)) >= 0, "/disk/upper"); /* PACK looks there */
     need(!mount("overlay", "/new", "overlay", 0, "lowerdir=/lower,upperdir=/disk/upper,workdir=/disk/work,xino=off"), "overlay");
     need(!umount2("/lower", MNT_DETACH) && !umount2("/disk", MNT_DETACH), "detach");
 }
@@ -147,7 +147,8 @@ static void processes_max(char *out, size_t size)
 
 int main(void)
 {
-    char processes[16], stream[16], *argv[] = {"wardian-guest", "--processes-max", processes, "--stream", stream, NULL};
+    char processes[16], stream[16], changes[16];
+    char *argv[] = {"wardian-guest", "--processes-max", processes, "--stream", stream, "--upper", changes, NULL};
     char *environment[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", NULL};
     need(!mount("dev", "/dev", "devtmpfs", MS_NOSUID, "mode=0755") || errno == EBUSY, "/dev");
     need(!mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL), "/proc");
@@ -163,6 +164,7 @@ int main(void)
     int agent = sealed_agent();
     enter_root();
     snprintf(stream, sizeof stream, "%d", port);
+    snprintf(changes, sizeof changes, "%d", upper);
     syscall(SYS_execveat, agent, "", argv, environment, AT_EMPTY_PATH);
     need(0, "the agent cannot be run");
 }

@@ -57,7 +57,9 @@ static _Noreturn void help(void (*work)(void), int in, int out) {
     sigprocmask(SIG_SETMASK, &none, NULL); /* SIGPIPE ends us when the agent has lost interest */
     int high_in = fcntl(in, F_DUPFD, 10), high_out = fcntl(out, F_DUPFD, 10);
     if (dup2(high_in, 0) < 0 || dup2(high_out, 1) < 0) _exit(1);
-    if (syscall(SYS_close_range, 3u, (unsigned)INT_MAX, 0u)) _exit(1);
+    if (settings.upper >= 0 && dup2(settings.upper, 3) < 0) _exit(1);
+    if (settings.upper >= 0) settings.upper = 3;
+    if (syscall(SYS_close_range, settings.upper >= 0 ? 4u : 3u, (unsigned)INT_MAX, 0u)) _exit(1);
     if (getrlimit(RLIMIT_NOFILE, &files) == 0) { /* one descriptor for each level of the tree */
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);

@@ -234,6 +234,12 @@ static void tell_directory(int parent, const char *name, size_t length) {
     close(fd);
 }
 
+/* Linux lets a changed file of the image go on with the device number that it had; so there we look where changes are kept. */
+static bool is_changed(const struct stat *info) {
+    return info->st_dev == changed_device
+           || (settings.upper >= 0 && !faccessat(settings.upper, path, F_OK, AT_SYMLINK_NOFOLLOW));
+}
+
 static void tell(int parent, const char *name, size_t length) {
     struct stat info;
     if (fstatat(parent, name, &info, AT_SYMLINK_NOFOLLOW)) {
@@ -242,7 +248,7 @@ static void tell(int parent, const char *name, size_t length) {
     }
     if (S_ISDIR(info.st_mode)) {
         tell_directory(parent, name, length);
-    } else if (info.st_dev != changed_device) {
+    } else if (!is_changed(&info)) {
         put_text(&out, RECORD_SAME, path);
         finish();
     } else if (S_ISREG(info.st_mode)) {

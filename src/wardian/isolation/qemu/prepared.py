@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from wardian.isolation.host.directory import DISK
 from wardian.isolation.host.disk import DiskTemplates, copy_sparse_to
+from wardian.isolation.host.kept import destroy_remains
 from wardian.isolation.host.launching import BootFailed
 from wardian.isolation.port import ImageRefused, Machine, MachineGone, MachineImage, Prepared
 from wardian.isolation.qemu import image as images
@@ -74,6 +75,8 @@ class QemuPrepared(Prepared):
     async def discard(self) -> None:
         await self._vmm.kill()
         self._vmm.link.close()
+        # Between the one that waited and the one that boots nobody holds them.
+        await destroy_remains(self._plan.directory, self._plan.cgroup)
 
     def _consume(self) -> None:
         if self._consumed:
