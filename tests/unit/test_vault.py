@@ -21,7 +21,8 @@ from wardian.store.sealing import Unsealable
 from wardian.store.tables import secret, secret_version
 from wardian.vault import keys, vault
 from wardian.vault.keys import MasterKey, parse
-from wardian.vault.seal import reseal, seal, unseal
+from wardian.vault.opening import reseal, unseal
+from wardian.vault.seal import seal
 from wardian.vault.vault import Vault
 
 VALUE = "correct-horse-battery-staple"

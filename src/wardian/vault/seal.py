@@ -8,46 +8,29 @@ and a new key means sealing the small data keys anew, never the values.
 
 from __future__ import annotations
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from wardian.model.secret import Place, Sealed
 from wardian.store import sealing
 from wardian.store.sealing import KEY_BYTES
-from wardian.vault.keys import MasterKey, SealingKey
+from wardian.vault.keys import SealingKey
 
 
 def seal(key: SealingKey, place: Place, value: bytes) -> Sealed:
     data_key = sealing.new_key()
-    return Sealed(key.id, _lock(key, data_key, place), sealing.seal(data_key, value, place.bound("value")))
+    return Sealed(key.id, lock(key, data_key, place), sealing.seal(data_key, value, place.bound("value")))
 
 
-def unseal(key: MasterKey, place: Place, sealed: Sealed) -> bytes:
-    """The value. Raises :class:`~wardian.store.sealing.Unsealable`."""
-    return sealing.unseal(_unlock(key, sealed.data_key, place), sealed.value, place.bound("value"))
-
-
-def reseal(old: MasterKey, new: SealingKey, place: Place, sealed: Sealed) -> Sealed:
-    """The same value, its data key sealed to another key. Raises as :func:`unseal` does."""
-    return Sealed(new.id, _lock(new, _unlock(old, sealed.data_key, place), place), sealed.value)
-
-
-def _lock(key: SealingKey, data_key: bytes, place: Place) -> bytes:
+def lock(key: SealingKey, data_key: bytes, place: Place) -> bytes:
+    """A data key, sealed."""
     once = X25519PrivateKey.generate()
     shown = once.public_key().public_bytes_raw()
-    shared = _derive(once.exchange(key.public), shown, key)
+    shared = derive(once.exchange(key.public), shown, key)
     return shown + sealing.seal(shared, data_key, place.bound("key"))
 
 
-def _unlock(key: MasterKey, locked: bytes, place: Place) -> bytes:
-    shown, body = locked[:KEY_BYTES], locked[KEY_BYTES:]
-    try:
-        secret = key.private.exchange(X25519PublicKey.from_public_bytes(shown))
-    except ValueError:
-        raise sealing.Unsealable("a sealed secret does not open: it was changed") from None
-    return sealing.unseal(_derive(secret, shown, key.sealing), body, place.bound("key"))
-
-
-def _derive(secret: bytes, shown: bytes, key: SealingKey) -> bytes:
+def derive(secret: bytes, shown: bytes, key: SealingKey) -> bytes:
+    """The key that both sides of one exchange come to."""
     return HKDF(SHA256(), KEY_BYTES, salt=shown + key.raw, info=b"wardian vault").derive(secret)

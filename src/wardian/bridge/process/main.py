@@ -32,7 +32,7 @@ from wardian.model.errors import Invalid
 from wardian.model.secret import Place
 from wardian.vault import keys
 from wardian.vault.keys import MasterKey
-from wardian.vault.seal import reseal
+from wardian.vault.opening import reseal
 
 KEY_FILE = Path("vault.key")
 _CLONE_NEWNET = 0x40000000

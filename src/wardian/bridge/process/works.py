@@ -16,7 +16,7 @@ from wardian.bridge.values import place_values, sealed_of
 from wardian.model.errors import Unavailable
 from wardian.model.secret import Place
 from wardian.vault.keys import MasterKey
-from wardian.vault.seal import unseal
+from wardian.vault.opening import unseal
 
 VALUES_MAX = 256
 BLOB_DIRECTORY = "blobs"
