@@ -68,7 +68,7 @@ class Channel:
         self._send({"n": 0, "ask": what, **facts}, sock)
 
     def close(self) -> None:
-        """Idempotent. Whoever waits for an answer gets :class:`BridgeGone`; nothing that was asked goes on."""
+        """Idempotent. Whoever waits for an answer gets :class:`BridgeGone`; what was asked of us is ended."""
         self._end()
         for task in self._tasks:
             task.cancel()
