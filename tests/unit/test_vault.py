@@ -265,6 +265,20 @@ async def test_tokens_that_were_renewed_follow_their_version_and_no_other(opened
     assert await reveal(opened, "t1", "n") == b"new"
 
 
+async def test_the_current_version_is_the_newest_and_goes_with_its_secret(opened: Vault) -> None:
+    made = await opened.create("t1", "n", "one", {})
+    assert await opened.current("t1", made.id) == 1
+    await opened.update("t1", "n", "two", None)
+    assert await opened.current("t1", made.id) == 2
+    await opened.follow(Place("t1", made.id, 2), seal(KEY.sealing, Place("t1", made.id, 3), b"three"))
+    assert await opened.current("t1", made.id) == 3
+    with pytest.raises(NotFound):
+        await opened.current("t2", made.id)
+    await opened.remove("t1", "n")
+    with pytest.raises(NotFound):
+        await opened.current("t1", made.id)
+
+
 def test_what_seals_cannot_open() -> None:
     sealed = seal(KEY.sealing, HERE, VALUE.encode())
     with pytest.raises(Unsealable):

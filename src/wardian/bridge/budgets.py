@@ -34,9 +34,16 @@ class Budgets:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._capped: set[str] = set()  # tenants that have budgets: nobody else waits for the database
+
+    async def load(self) -> None:
+        """Learn who has budgets. Before the first call."""
+        self._capped = set(await self._database.read(rows.tenants))
 
     async def admit(self, holder: Holder) -> None:
         """Count a call. Raises :class:`OverBudget`."""
+        if holder.tenant not in self._capped:
+            return
         subjects = _subjects(holder)
 
         def look(conn: Connection) -> Budget | None:
@@ -54,6 +61,8 @@ class Budgets:
 
     def spend(self, holder: Holder, used: Used) -> None:
         """Count what a call used. Does not wait."""
+        if holder.tenant not in self._capped:
+            return
         subjects, tokens = _subjects(holder), used.tokens_in + used.tokens_out
 
         def transaction(conn: Connection) -> None:
@@ -71,9 +80,11 @@ class Budgets:
     async def set(self, budget: Budget) -> None:
         budget.check()
         await self._database.write(lambda conn: rows.put(conn, budget), durable=True)
+        self._capped.add(budget.tenant)
 
     async def remove(self, budget: Budget) -> None:
         await self._database.write(lambda conn: rows.remove(conn, budget), durable=True)
+        await self.load()
 
     async def list(self, tenant: str) -> Sequence[Budget]:
         return await self._database.read(lambda conn: rows.of_tenant(conn, tenant))

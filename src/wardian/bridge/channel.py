@@ -68,7 +68,13 @@ class Channel:
         self._send({"n": 0, "ask": what, **facts}, sock)
 
     def close(self) -> None:
-        """Idempotent. Whoever waits for an answer gets :class:`BridgeGone`."""
+        """Idempotent. Whoever waits for an answer gets :class:`BridgeGone`; what was asked of us is ended."""
+        self._end()
+        for task in self._tasks:
+            task.cancel()
+
+    def _end(self) -> None:
+        """The other end is gone. What it asked for last is done all the same."""
         if self.closed.is_set():
             return
         self.closed.set()
@@ -82,8 +88,6 @@ class Channel:
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(_gone())
-        for task in self._tasks:
-            task.cancel()
 
     # ── out
 
@@ -109,7 +113,7 @@ class Channel:
                 self._loop.add_writer(self._sock.fileno(), self._flush)
                 return
             except OSError:
-                self.close()
+                self._end()
                 return
             self._queue.popleft()
             if sock is not None:
@@ -128,7 +132,7 @@ class Channel:
                 packet, fds = b"", []
             sock = socket.socket(fileno=fds[0]) if fds else None
             if not packet:
-                self.close()
+                self._end()
                 return
             self._take(json.loads(packet), sock)
 
@@ -144,7 +148,7 @@ class Channel:
             if sock is not None:
                 sock.close()
         elif "error" in message:
-            future.set_exception(_error_of(message["error"]))
+            future.set_exception(error_of(message["error"]))
         else:
             future.set_result((message["is"], sock))
 
@@ -154,12 +158,7 @@ class Channel:
         try:
             reply["is"], given = await self._handle(what, facts, sock)
         except WardianError as error:
-            reply["error"] = {
-                "message": error.message,
-                "code": error.code,
-                "kind": error.kind.value,
-                "hint": error.hint,
-            }
+            reply["error"] = told(error)
         except Exception as error:
             _log.exception("the answer to %r failed", what)
             reply["error"] = {"message": f"internal error: {type(error).__name__}"}
@@ -172,10 +171,16 @@ def _gone() -> BridgeGone:
     return BridgeGone("the bridge is not there", hint="it is being started again; try again")
 
 
-def _error_of(told: Facts) -> WardianError:
+def told(error: WardianError) -> Facts:
+    """An error as it crosses; :func:`error_of` makes it one again."""
+    return {"message": error.message, "code": error.code, "kind": error.kind.value, "hint": error.hint}
+
+
+def error_of(facts: Facts) -> WardianError:
+    kind = facts.get("kind")
     return WardianError(
-        told["message"],
-        code=told.get("code"),
-        kind=Kind(told["kind"]) if told.get("kind") else None,
-        hint=told.get("hint"),
+        facts["message"],
+        code=facts.get("code"),
+        kind=Kind(kind) if kind else None,
+        hint=facts.get("hint"),
     )

@@ -120,6 +120,7 @@ class Bridge:
             directory, keys, handle, configure, lambda: bridge.ledger.interrupted(), command
         )
         bridge = cls(database, grants, mint, supervisor, now_us)
+        await bridge.budgets.load()
         sealed = await database.read(key_ids)
         hello = await supervisor.start(may_make_key=not sealed)
         try:
@@ -284,7 +285,7 @@ class Bridge:
             event |= {"grant": grant.name, "host": grant.host}
             _check(facts["verdict"], grant)
             await self.budgets.admit(holder_of(sandbox))
-            secret = await self.vault.describe(sandbox.tenant, grant.secret_id)
+            version = await self.vault.current(sandbox.tenant, grant.secret_id)
         except WardianError as error:
             self._note(sandbox.id, {**event, "allowed": False, "reason": error.code})
             raise
@@ -308,7 +309,7 @@ class Bridge:
                 "region": grant.injector.region,
                 "service": grant.injector.service,
             },
-            "secret": {"tenant": sandbox.tenant, "secret": secret.id, "version": secret.version},
+            "secret": {"tenant": sandbox.tenant, "secret": grant.secret_id, "version": version},
         }
 
     def _find(self, sandbox: Sandbox, facts: Facts) -> tuple[Grant, str]:

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wardian.bridge.channel import Answer, BridgeGone, Channel, Facts, Handle
-from wardian.model.errors import Unavailable
+from wardian.bridge.channel import Answer, BridgeGone, Channel, Facts, Handle, error_of
+from wardian.model.errors import Unavailable, WardianError
 
 USER = "wardian-bridge"
 UID = 0x6F00_0000
@@ -147,6 +147,7 @@ class Supervisor:
                     code="bridge_unavailable",
                     hint="most often the vault's key is missing, or not the one that sealed",
                 )
+            self._hello.result()  # or what it failed with
             await self._configure(channel)
         except BaseException:
             channel.close()
@@ -158,11 +159,14 @@ class Supervisor:
         return self._hello.result()
 
     async def _take(self, what: str, facts: Facts, sock: socket.socket | None) -> Answer:
-        if what == "hello":
-            if self._hello is not None and not self._hello.done():
-                self._hello.set_result(Hello(bytes.fromhex(facts["key"]), facts["ca"], facts["pid"]))
-            return {}, None
-        return await self._handle_ask(what, facts, sock)
+        hello = self._hello
+        if what not in ("hello", "failed") or hello is None:
+            return await self._handle_ask(what, facts, sock)
+        if not hello.done() and what == "failed":
+            hello.set_exception(error_of(facts))
+        elif not hello.done():
+            hello.set_result(Hello(bytes.fromhex(facts["key"]), facts["ca"], facts["pid"]))
+        return {}, None
 
     async def _keep(self) -> None:
         """Start it again whenever it ends, a little later each time."""
@@ -180,7 +184,7 @@ class Supervisor:
             began = loop.time()
             try:
                 await self._start_one()
-            except (Unavailable, BridgeGone) as error:
+            except WardianError as error:
                 _log.error("%s", error)
                 self._channel, wait = None, min(2 * wait, BACKOFF_S[1])
 

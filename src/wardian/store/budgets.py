@@ -40,6 +40,11 @@ def of_tenant(conn: Connection, tenant: str) -> Sequence[Budget]:
     return [_budget_of(row) for row in rows]
 
 
+def tenants(conn: Connection) -> Sequence[str]:
+    """Who has any."""
+    return list(conn.execute(select(table.c.tenant_id).distinct()).scalars())
+
+
 def over(conn: Connection, tenant: str, subjects: Sequence[tuple[Scope, str]]) -> Budget | None:
     """The first of these subjects' budgets that is used up."""
     rows = conn.execute(

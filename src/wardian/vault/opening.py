@@ -1,4 +1,4 @@
-"""How a value is opened. Only the bridge's process does, which alone has the key (an import contract says so)."""
+"""How a value is opened. Only the bridge's process does it, which alone has the key: a contract says so."""
 
 from __future__ import annotations
 

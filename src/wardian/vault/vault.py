@@ -50,6 +50,8 @@ class Vault:
 
     def __init__(self, database: Database, key: SealingKey, now_us: Callable[[], int] = now_us) -> None:
         self._database, self._key, self._now_us = database, key, now_us
+        self._current: dict[tuple[str, str], int] = {}  # versions, of secrets that are in use
+        self._changes = 0
 
     @classmethod
     async def open(
@@ -119,11 +121,26 @@ class Vault:
             rows.add_version(conn, new, seal(self._key, _place(new), data), keep=VERSIONS_KEPT)
             return new
 
-        return await self._database.write(transaction, durable=True)
+        return self._noted(await self._database.write(transaction, durable=True))
+
+    def _noted(self, changed: Secret) -> Secret:
+        self._changes += 1
+        self._current.pop((changed.tenant, changed.id), None)
+        return changed
 
     async def describe(self, tenant: str, reference: str) -> Secret:
         """What is told of a secret, by id or name."""
         return await self._database.read(lambda conn: _found(conn, tenant, reference))
+
+    async def current(self, tenant: str, secret_id: str) -> int:
+        """The number of a secret's current version: asked for every request, so remembered."""
+        known = self._current.get((tenant, secret_id))
+        if known is None:
+            changes = self._changes
+            known = (await self.describe(tenant, secret_id)).version
+            if changes == self._changes:  # else what was read may be old already
+                self._current[tenant, secret_id] = known
+        return known
 
     async def list(self, tenant: str, *, after: str | None, limit: int) -> Sequence[Secret]:
         """The tenant's secrets by name, beyond the name ``after``."""
@@ -132,10 +149,12 @@ class Vault:
     async def remove(self, tenant: str, reference: str) -> None:
         """Forget a secret with all its versions."""
 
-        def transaction(conn: Connection) -> None:
-            rows.remove(conn, _found(conn, tenant, reference).id)
+        def transaction(conn: Connection) -> Secret:
+            known = _found(conn, tenant, reference)
+            rows.remove(conn, known.id)
+            return known
 
-        await self._database.write(transaction, durable=True)
+        self._noted(await self._database.write(transaction, durable=True))
 
     async def sealed(self, tenant: str, reference: str, version: int | None = None) -> tuple[Place, Sealed]:
         """What the bridge opens: a version, or the current one, as it is stored."""
@@ -166,7 +185,8 @@ class Vault:
             rows.add_version(conn, new, sealed, keep=VERSIONS_KEPT)
             return new
 
-        return await self._database.write(transaction, durable=True)
+        new = await self._database.write(transaction, durable=True)
+        return None if new is None else self._noted(new)
 
     async def _rotate(self, previous: str, reseal: Reseal) -> None:
         """Have every data key that ``previous`` sealed sealed with ours; one transaction: all or none."""

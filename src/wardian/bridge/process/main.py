@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import json
 import logging
 import os
 import resource
@@ -21,14 +22,14 @@ from typing import Any
 
 import uvloop
 
-from wardian.bridge.channel import Answer, Channel, Facts
+from wardian.bridge.channel import Answer, Channel, Facts, told
 from wardian.bridge.passes import Holder, Inspector
 from wardian.bridge.process import exchange
 from wardian.bridge.process.authority import Authority
 from wardian.bridge.process.oauth import Tokens
 from wardian.bridge.process.works import Link, Works
 from wardian.bridge.values import sealed_of, sealed_values
-from wardian.model.errors import Invalid
+from wardian.model.errors import Invalid, WardianError
 from wardian.model.secret import Place
 from wardian.vault import keys
 from wardian.vault.keys import MasterKey
@@ -69,8 +70,12 @@ def run(descriptor: int, checkpoint: Callable[[str], None] = lambda name: None) 
     orders = Orders.read(os.environ)
     for name in [name for name in os.environ if name.startswith("WARDIAN_VAULT")]:
         del os.environ[name]
-    key = _master_key(orders)
-    previous = None if orders.previous is None else keys.parse(orders.previous)
+    try:
+        key = _master_key(orders)
+        previous = None if orders.previous is None else keys.parse(orders.previous)
+    except WardianError as error:
+        socket.socket(fileno=descriptor).send(json.dumps({"n": 0, "ask": "failed", **told(error)}).encode())
+        return
     trust = ssl.create_default_context()
     _warm_up()
     _give_up_rights(orders.user)
