@@ -87,7 +87,7 @@ def test_a_damaged_image_is_not_taken(tmp_path: Path) -> None:
 
 
 async def test_missing_programs_say_how_to_get_them(tmp_path: Path) -> None:
-    drivers = await Drivers.probe(app.serving(Settings(tmp_path, programs=tmp_path)))
+    drivers = await Drivers.probe(app.serving(Settings(tmp_path, programs=tmp_path, drivers=("gvisor",))))
     (host,) = drivers.hosts
     assert (host.driver, host.usable) == ("gvisor", False)
     with pytest.raises(Unavailable, match=r"wardian-launch is missing.*make setup") as refused:
@@ -98,7 +98,7 @@ async def test_missing_programs_say_how_to_get_them(tmp_path: Path) -> None:
 def test_the_operator_says_which_drivers_serve_and_in_what_order(tmp_path: Path) -> None:
     settings = Settings.load({"WARDIAN_DRIVERS": "qemu, gvisor,qemu"}, data_dir=tmp_path)
     assert list(app.serving(settings)) == ["qemu", "gvisor"]
-    assert list(app.serving(Settings(tmp_path))) == ["gvisor"]
+    assert list(app.serving(Settings(tmp_path))) == ["gvisor", "qemu"]
     with pytest.raises(BadSetting, match="there is no driver 'docker'"):
         app.serving(Settings(tmp_path, drivers=("gvisor", "docker")))
     with pytest.raises(BadSetting, match="one at least"):

@@ -24,7 +24,7 @@ from wardian.isolation.firecracker.prepared import FirecrackerPrepared, Ground, 
 from wardian.isolation.firecracker.requests import Rate
 from wardian.isolation.firecracker.tools import FirecrackerUnusable, Tools, checked_versions, version_of
 from wardian.isolation.firecracker.vmm import CGROUPS, Group, Vmm, destroy_remains, launch
-from wardian.isolation.host.disk import DiskTemplates
+from wardian.isolation.host.disk import MANY_FILES, DiskTemplates
 from wardian.isolation.host.probing import boot_and_ask, empty_root
 from wardian.isolation.host.process import HeldProcess, start_time
 from wardian.isolation.host.substrate import cpu_features
@@ -76,7 +76,7 @@ class FirecrackerDriver(Driver):
         self._cgroup_parent = f"{cgroup_parent}-{mark}"
         self._start = Start(rate, tools.kernel_arguments, echo)
         self._kvm = kvm
-        self._disks = DiskTemplates(self._state_dir / "disks")
+        self._disks = DiskTemplates(self._state_dir / "disks", MANY_FILES)
         self._known: dict[tuple[object, ...], Ground] = {}
         self._held: dict[str, Vmm] = {}
 
