@@ -83,7 +83,8 @@ async def test_a_cell_is_told_in_the_order_in_which_it_happened(kernel: PipedKer
 
 
 async def test_programs_and_forks_print_too(kernel: PipedKernel) -> None:
-    assert await printed(kernel, "import os; os.system('echo program; echo error >&2');") == "program\nerror\n"
+    code = "import os; os.system('echo program; echo error >&2');"
+    assert await printed(kernel, code) == "program\nerror\n"
     fork = "if os.fork() == 0:\n    print('child'); os._exit(0)\nos.wait();"
     assert await printed(kernel, fork) == "child\n"
 
@@ -111,7 +112,7 @@ async def test_what_a_thread_prints_is_told_while_a_cell_runs_and_else_dropped(k
         ("print('begun', flush=True)\nwhile True: print('y' * 1000)", "KeyboardInterrupt"),
     ],
 )
-async def test_a_cell_is_interrupted_and_the_kernel_goes_on(kernel: PipedKernel, code: str, name: str) -> None:
+async def test_a_cell_is_interrupted(kernel: PipedKernel, code: str, name: str) -> None:
     last: Message | None = None
     async for said in kernel.execute(code):
         if said.kind == "stream" and last is not None and last.kind == "execute_input":
@@ -156,7 +157,8 @@ async def test_java(java: PipedKernel) -> None:
     assert error.content["ename"] == "CompilationError"
     await run(java, '//env {"GIVEN": "it\'s \\"so\\"", "PATH": null}', silent=True)
     assert await result(java, 'System.getenv("GIVEN") + System.getenv("PATH")') == r'''"it's \"so\"null"'''
-    assert await printed(java, 'new ProcessBuilder("/bin/echo", "raw").inheritIO().start().waitFor();') == "raw\n"
+    code = 'new ProcessBuilder("/bin/echo", "raw").inheritIO().start().waitFor();'
+    assert await printed(java, code) == "raw\n"
 
 
 async def test_java_is_interrupted(java: PipedKernel) -> None:
@@ -166,5 +168,3 @@ async def test_java_is_interrupted(java: PipedKernel) -> None:
             java.interrupt()
     assert (said.kind, said.content["ename"]) == ("error", "KeyboardInterrupt")
     assert await result(java, "1 + 1") == "2"
-
-
