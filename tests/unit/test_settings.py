@@ -29,12 +29,19 @@ def test_networks_are_listed_with_commas() -> None:
     assert settings.allowed_networks == (ip_network("10.1.0.0/16"), ip_network("fd00::/8"))
 
 
+def test_templates_of_the_house_may_be_kept_hot_in_other_numbers() -> None:
+    settings = Settings.load({"WARDIAN_POOL_HOT_OF": "desktop=0, code-interpreter-v1=4"}, data_dir=DATA)
+    assert settings.pool_hot_of == {"desktop": 0, "code-interpreter-v1": 4}
+
+
 @pytest.mark.parametrize(
     "env",
     [
         {"WARDIAN_PORT": "many"},
         {"WARDIAN_PORT": "65536"},
         {"WARDIAN_POOL_HOT": "-1"},
+        {"WARDIAN_POOL_HOT_OF": "desktop"},
+        {"WARDIAN_POOL_HOT_OF": "desktop=-1"},
         {"WARDIAN_TIMEOUT_MAX_HOURS": "0"},
         {"WARDIAN_ALLOWED_NETWORKS": "10.0.0.1/8"},
     ],
