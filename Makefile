@@ -9,7 +9,7 @@ help:
 	@echo 'make demo     set everything up, then show it: create, run, pause, kill the server, resume, fork'
 	@echo 'make test     set everything up, then prove it: lint, types, import contracts, native checks, tests'
 	@echo 'make test-sdks   drive every release of the official clients that we are for, and write docs/sdks.md'
-	@echo 'make test-slow what builds whole Debian systems (many minutes)'
+	@echo 'make test-slow what builds whole Debian systems, and what runs in the built-in templates (many minutes)'
 	@echo 'make bench    set everything up, then measure it, side by side with the raw substrates'
 	@echo 'make setup    only set everything up (packages, Python, guest agent, launcher, base image)'
 	@echo 'make builtin  build the templates code-interpreter-v1 and desktop, for tests and benchmarks (minutes, once)'
@@ -32,8 +32,9 @@ test: setup lint native
 test-sdks: setup
 	@$(BIN)/python -m pytest -m 'sdks or not sdks' tests/acceptance/test_sdk_matrix.py tests/acceptance/test_sdk_templates.py
 
-test-slow: setup
+test-slow: builtin
 	@$(BIN)/python -m pytest -m slow --timeout 900
+	@$(BIN)/python -m pytest --timeout 300 $(wildcard tests/acceptance/test_code_interpreter.py tests/acceptance/test_desktop*.py)
 
 bench: setup
 	@$(BIN)/python -m bench

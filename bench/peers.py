@@ -196,6 +196,18 @@ class Oci:
         return f"bench-{os.getpid()}-{self._made:05}"  # no name may begin another
 
 
+def runsc(scratch: Path) -> tuple[str, ...]:
+    """gVisor's runtime, with its state below ``scratch``."""
+    state = f"--root={scratch / 'runsc-state'}"
+    return ("runsc", state, "--network=none", "--ignore-cgroups", "--platform=systrap")
+
+
+def by_hand(scratch: Path, name: str, image: Path, argv: Sequence[str]) -> Oci:
+    """A runtime whose ``run`` does ``argv`` in a new gVisor container on an image file."""
+    root = Root(image, image.with_suffix(""))
+    return Oci(runsc(scratch), {"true": bundle(scratch / name, root, argv, gvisor=True)})
+
+
 @dataclass(frozen=True, slots=True)
 class Peers:
     """All of them, on one base image."""
@@ -209,13 +221,7 @@ class Peers:
         """Lay out bundles and state directories below ``scratch``. ``shield`` goes before every ``crun``."""
         become_subreaper()
         commands = {
-            "runsc": (
-                "runsc",
-                f"--root={scratch / 'runsc-state'}",
-                "--network=none",
-                "--ignore-cgroups",
-                "--platform=systrap",
-            ),
+            "runsc": runsc(scratch),
             "crun": (*shield, "crun", f"--root={scratch / 'crun-state'}", "--cgroup-manager=disabled"),
         }
         made = {

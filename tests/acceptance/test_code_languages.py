@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,9 +21,10 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples/template-languages"
 
 
 @pytest.fixture(scope="module")
-def box(house: Server) -> Iterator[Sandbox]:
+def box(house: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     require(house, "code-interpreter-v1")
-    build(house, EXAMPLE)
+    place = tmp_path_factory.mktemp("languages")  # a lock is written there
+    build(house, shutil.copytree(EXAMPLE, place, dirs_exist_ok=True))
     try:
         with Sandbox.create("languages", timeout=900, envs={"WHO": "me"}) as sandbox:
             yield sandbox
@@ -32,8 +34,12 @@ def box(house: Server) -> Iterator[Sandbox]:
 
 def test_java(box: Sandbox) -> None:
     assert box.run_code("1+1", language="java").text == "2"
-    code = "record Point(int x, int y) {}\nvar p = new Point(1, 2);\n"
-    code += 'System.out.println(System.getenv("WHO"));\np'
+    code = (
+        "record Point(int x, int y) {}\n"
+        "var p = new Point(1, 2);\n"
+        'System.out.println(System.getenv("WHO"));\n'
+        "p"
+    )
     execution = box.run_code(code, language="java")
     assert (execution.text, execution.logs.stdout) == ("Point[x=1, y=2]", ["me\n"])
     assert box.run_code('System.getenv("WHO")', language="java", envs={"WHO": "you"}).text == "you"

@@ -34,12 +34,19 @@ def test_registries_are_listed_with_commas() -> None:
     assert Settings.load(env, data_dir=DATA).private_registries == ("127.0.0.1:5000", "registry.lan:443")
 
 
+def test_templates_of_the_house_may_be_kept_hot_in_other_numbers() -> None:
+    settings = Settings.load({"WARDIAN_POOL_HOT_OF": "desktop=0, code-interpreter-v1=4"}, data_dir=DATA)
+    assert settings.pool_hot_of == {"desktop": 0, "code-interpreter-v1": 4}
+
+
 @pytest.mark.parametrize(
     "env",
     [
         {"WARDIAN_PORT": "many"},
         {"WARDIAN_PORT": "65536"},
         {"WARDIAN_POOL_HOT": "-1"},
+        {"WARDIAN_POOL_HOT_OF": "desktop"},
+        {"WARDIAN_POOL_HOT_OF": "desktop=-1"},
         {"WARDIAN_TIMEOUT_MAX_HOURS": "0"},
         {"WARDIAN_ALLOWED_NETWORKS": "10.0.0.1/8"},
         {"WARDIAN_PRIVATE_REGISTRIES": "https://x"},

@@ -20,6 +20,7 @@ class Kernel {
     static final List<Gathered> outputs = List.of(new Gathered("stdout"), new Gathered("stderr"));
     static JShell shell;
     static int count = 0;
+    static volatile boolean running, interrupted;
 
     public static void main(String... arguments) throws Exception {
         System.setOut(new PrintStream(outputs.get(0), false, StandardCharsets.UTF_8));
@@ -27,13 +28,18 @@ class Kernel {
         shell = JShell.builder().executionEngine("local").out(System.out).err(System.err).build();
         for (String wanted : List.of("java.io.*", "java.math.*", "java.util.*", "java.util.function.*", "java.util.stream.*"))
             shell.eval("import " + wanted + ";");
-        sun.misc.Signal.handle(new sun.misc.Signal("INT"), signal -> shell.stop());
-        flushNowAndThen();
+        sun.misc.Signal.handle(new sun.misc.Signal("INT"), signal -> interrupted = running);
+        daemon(Kernel::flush);
+        daemon(() -> { // again and again: while it compiles, a shell does not heed it
+            if (interrupted) shell.stop();
+        });
         var requests = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
         System.setIn(InputStream.nullInputStream());
         for (String line; (line = requests.readLine()) != null; ) {
             Map<String, Object> request = new Json(line).object();
+            running = true;
             answer((String) request.get("code"), (Boolean) request.get("silent"));
+            running = interrupted = false;
             flush();
             say("{\"kind\":\"idle\",\"id\":" + request.get("id") + "}");
         }
@@ -54,7 +60,12 @@ class Kernel {
             String source = next.completeness().isComplete() ? next.source() : rest;
             rest = next.completeness().isComplete() ? next.remaining() : "";
             value = null;
-            for (SnippetEvent event : shell.eval(source)) {
+            List<SnippetEvent> events = interrupted ? List.of() : shell.eval(source);
+            if (interrupted) {
+                error("KeyboardInterrupt", "interrupted", source);
+                return;
+            }
+            for (SnippetEvent event : events) {
                 if (event.causeSnippet() != null) continue; // an earlier snippet that this one made valid
                 if (failed(event)) return;
                 if (event.snippet().kind() == Snippet.Kind.VAR && event.snippet().subKind() != Snippet.SubKind.TEMP_VAR_EXPRESSION_SUBKIND) continue;
@@ -122,19 +133,13 @@ class Kernel {
         System.err.flush();
     }
 
-    static void flushNowAndThen() {
-        var flusher = new Thread(() -> {
-            while (true) {
-                try {
-                    Thread.sleep(PAUSE_MS);
-                } catch (InterruptedException e) {
-                    return;
-                }
-                flush();
+    /** Do it every now and then, for as long as the kernel lives. */
+    static void daemon(Runnable work) {
+        new java.util.Timer(true).schedule(new TimerTask() {
+            public void run() {
+                work.run();
             }
-        });
-        flusher.setDaemon(true);
-        flusher.start();
+        }, PAUSE_MS / 2, PAUSE_MS);
     }
 
     static String quoted(String text) {

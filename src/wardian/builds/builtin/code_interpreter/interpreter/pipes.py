@@ -60,13 +60,14 @@ class PipedKernel:
         self._requests = requests
         self._said: asyncio.Queue[Any] = asyncio.Queue()
         self._count = 0
+        self._ended = False
         self._raw: list[_Raw] = []
         self._reader: asyncio.Task[None] | None = None
         process.exited.add_done_callback(self._note_exit)
 
     @property
     def alive(self) -> bool:
-        return self._process.alive
+        return self._process.alive and not self._ended
 
     @classmethod
     async def start(cls, launch: Launch) -> Self:
@@ -130,6 +131,7 @@ class PipedKernel:
                         raw.drain()
                 self._said.put_nowait(message)
         finally:
+            self._ended = True
             self._said.put_nowait(None)
             transport.close()
 

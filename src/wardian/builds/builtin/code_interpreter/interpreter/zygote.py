@@ -161,12 +161,13 @@ def _answer(request: dict[str, Any], ends: Ends, answers: Any, own: set[int]) ->
         os.environ.clear()
         os.environ.update(request["env"])
         os.chdir(request["cwd"])
-        _become_kernel(request["kernel"], ends)
+        become_kernel(request["kernel"], ends)
     finally:
         os._exit(1)
 
 
-def _become_kernel(kernel: str, ends: Ends) -> None:
+def become_kernel(kernel: str, ends: Ends) -> NoReturn:
+    """Be a ``python`` or ``bash`` kernel until the end of its requests."""
     from . import inside
     from .piped import Channel, PipedApp, serve
 
