@@ -85,17 +85,20 @@ class BareClient:
     def kill(self, sandbox: Mapping[str, str]) -> None:
         self._call("DELETE", f"/sandboxes/{sandbox['sandboxID']}", b"", self._key)
 
+    def get(self, path: str) -> bytes:
+        """An answer of the control plane."""
+        return self._call("GET", path, b"", self._key)
+
+    def stat(self, sandbox: Mapping[str, str], path: str) -> bytes:
+        """What is at a path, as the SDK would ask."""
+        headers = {**_to_agent(sandbox), "Content-Type": "application/json"}
+        return self._call("POST", "/filesystem.Filesystem/Stat", json.dumps({"path": path}).encode(), headers)
+
     def run_true(self, sandbox: Mapping[str, str]) -> float:
         """One command, as the SDK would send it (ms)."""
         started = time.perf_counter()
         config = {"cmd": BASH[0], "args": [*BASH[1:], "true"]}
-        headers = {
-            "Content-Type": "application/connect+json",
-            "Connect-Protocol-Version": "1",
-            "E2b-Sandbox-Id": sandbox["sandboxID"],
-            "E2b-Sandbox-Port": "49983",
-            "X-Access-Token": sandbox.get("envdAccessToken") or "",
-        }
+        headers = {**_to_agent(sandbox), "Content-Type": "application/connect+json"}
         message = envelope({"process": config, "stdin": False})
         answer = self._call("POST", "/process.Process/Start", message, headers)
         end = next(event["event"]["end"] for event in _messages(answer) if "end" in event.get("event", {}))
@@ -110,6 +113,16 @@ class BareClient:
         if response.status >= 300:
             raise RuntimeError(f"{method} {path}: {response.status} {answer[:200]!r}")
         return answer
+
+
+def _to_agent(sandbox: Mapping[str, str]) -> dict[str, str]:
+    """The headers that lead to a sandbox's agent."""
+    return {
+        "Connect-Protocol-Version": "1",
+        "E2b-Sandbox-Id": sandbox["sandboxID"],
+        "E2b-Sandbox-Port": "49983",
+        "X-Access-Token": sandbox.get("envdAccessToken") or "",
+    }
 
 
 def _messages(stream: bytes) -> list[dict[str, Any]]:

@@ -97,8 +97,21 @@ def reap(pid: int) -> None:
 
 def bundle(directory: Path, root: Root, argv: Sequence[str], *, gvisor: bool) -> Path:
     """An OCI bundle that runs ``argv`` as the image's user."""
+    return _bundle(directory, _spec(root, argv, gvisor=gvisor, empty=directory))
+
+
+def changing(directory: Path, root: Root, tree: Path, argv: Sequence[str]) -> Path:
+    """An OCI bundle for gVisor that runs ``argv`` as root on the files of ``tree``, and may change them."""
+    spec = dict(_spec(root, argv, gvisor=True, empty=directory))
+    del spec["annotations"]
+    spec["process"] = {**spec["process"], "user": {"uid": 0, "gid": 0}}
+    spec["root"] = {"path": str(tree), "readonly": False}
+    return _bundle(directory, spec)
+
+
+def _bundle(directory: Path, spec: Mapping[str, Any]) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(_spec(root, argv, gvisor=gvisor, empty=directory)))
+    (directory / "config.json").write_text(json.dumps(spec))
     return directory
 
 
@@ -140,12 +153,16 @@ class Oci:
     bundles: Mapping[str, Path]
     _made: int = field(default=0, init=False)
 
-    def run(self) -> float:
-        """Start, run the command, end, clean up: one command of the runtime."""
-        return run((*self.command, "run", f"--bundle={self.bundles['true']}", self._name()))
+    def run(self, made: Path | None = None) -> float:
+        """Start, run the command of a bundle, end, clean up: one command of the runtime."""
+        return run((*self.command, "run", f"--bundle={made or self.bundles['true']}", self._name()))
+
+    def inside(self, name: str, *argv: str) -> tuple[str, ...]:
+        """The command line that runs ``argv`` in a container as its user."""
+        return (*self.command, "exec", "--user=1000:1000", name, *argv)
 
     def exec(self, name: str) -> float:
-        return run((*self.command, "exec", "--user=1000:1000", name, *BASH, "true"))
+        return run(self.inside(name, *BASH, "true"))
 
     @contextmanager
     def idle(self) -> Iterator[str]:

@@ -31,6 +31,17 @@ SANDBOX = {
 }
 
 
+DETAIL = SANDBOX | {
+    "startedAt": "2026-01-01T00:00:00Z",
+    "endAt": "2026-01-02T00:00:00Z",
+    "cpuCount": 2,
+    "memoryMB": 512,
+    "diskSizeMB": 2048,
+    "state": "running",
+}
+ENTRY = {"name": "hosts", "type": "FILE_TYPE_FILE", "path": "/etc/hosts", "size": "55", "mode": 420}
+
+
 def application(directory: Path) -> Starlette:
     """Files go below ``directory``, which should be in memory, as a sandbox's disk is."""
     stored = directory / "file"
@@ -41,6 +52,13 @@ def application(directory: Path) -> Starlette:
 
     async def kill(request: Request) -> Response:
         return Response(status_code=204)
+
+    async def describe(request: Request) -> Response:
+        return JSONResponse(DETAIL)
+
+    async def stat(request: Request) -> Response:
+        await request.body()
+        return JSONResponse({"entry": ENTRY})
 
     async def start(request: Request) -> Response:
         await request.body()
@@ -59,6 +77,8 @@ def application(directory: Path) -> Starlette:
         routes=[
             Route("/v2/sandboxes", create, methods=["POST"]),
             Route("/sandboxes/{id}", kill, methods=["DELETE"]),
+            Route("/sandboxes/{id}", describe, methods=["GET"]),
+            Route("/filesystem.Filesystem/Stat", stat, methods=["POST"]),
             Route("/process.Process/Start", start, methods=["POST"]),
             Route("/files", upload, methods=["POST"]),
             Route("/files", download, methods=["GET"]),

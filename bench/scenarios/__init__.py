@@ -6,7 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 
 from bench.lab import Lab
 from bench.measure import Section
-from bench.scenarios import builtin, burst, create, domain, execute, idle, lifecycle, transfer
+from bench.scenarios import (
+    build,
+    builtin,
+    burst,
+    calls,
+    create,
+    domain,
+    execute,
+    idle,
+    lifecycle,
+    small_files,
+    transfer,
+    watch,
+)
 
 SCENARIOS: Mapping[str, Callable[[Lab], Sequence[Section]]] = {
     "create": create.run,
@@ -14,6 +27,10 @@ SCENARIOS: Mapping[str, Callable[[Lab], Sequence[Section]]] = {
     "lifecycle": lifecycle.run,
     "burst": burst.run,
     "transfer": transfer.run,
+    "files": small_files.run,
+    "watch": watch.run,
+    "calls": calls.run,
+    "build": build.run,
     "domain": domain.run,
     "idle": idle.run,
     "builtin": builtin.run,

@@ -57,9 +57,10 @@ from wardian.sandboxes.pool import Bounds, Pool, PoolLimits
 from wardian.sandboxes.reconciler import Outcome
 from wardian.sandboxes.service import Sandboxes
 from wardian.sandboxes.templates import Templates, house_edition
-from wardian.sandboxes.workshop import Options, Workshop, now_us
+from wardian.sandboxes.workshop import Options, Workshop
 from wardian.snapshots.store import SnapshotStore
 from wardian.store import keys, private
+from wardian.store.clock import now_us
 from wardian.store.database import Database
 from wardian.store.keys import ApiKey
 from wardian.store.sealing import Seal

@@ -24,8 +24,9 @@ from wardian.sandboxes.pool import Bounds, Pool, PoolLimits
 from wardian.sandboxes.reconciler import Outcome
 from wardian.sandboxes.service import Sandboxes
 from wardian.sandboxes.templates import Templates, house_edition
-from wardian.sandboxes.workshop import Options, Workshop, no_checkpoint, now_us
+from wardian.sandboxes.workshop import Options, Workshop, no_checkpoint
 from wardian.snapshots.store import SnapshotStore
+from wardian.store.clock import now_us
 from wardian.store.database import Database
 
 

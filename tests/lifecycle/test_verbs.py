@@ -210,7 +210,7 @@ async def test_a_pause_on_a_full_disk_leaves_the_sandbox_running(
         def full(path: Path) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        patch.setattr(stores, "_sync", full)
+        patch.setattr(stores, "sync", full)
         assert await refusal(house.sandboxes.pause(TENANT, sandbox.id)) == "disk_full"
     assert (await house.sandboxes.get(TENANT, sandbox.id)).state is State.RUNNING
     async with house.sandboxes.guest(sandbox.id) as guest:

@@ -156,7 +156,7 @@ async def test_a_full_disk_publishes_nothing(
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(stores, "_sync", full)
+    monkeypatch.setattr(stores, "sync", full)
     with pytest.raises(WardianError) as refused:
         await publish(store, "s1")
     assert refused.value.code == "disk_full"

@@ -47,8 +47,8 @@ from wardian.model.template import (
 from wardian.sandboxes.identity import new_id
 from wardian.sandboxes.service import Sandboxes
 from wardian.sandboxes.templates import Templates, assign, unknown
-from wardian.sandboxes.workshop import now_us
 from wardian.store import builds, snapshots, templates
+from wardian.store.clock import now_us
 from wardian.store.database import Database
 
 TAGS_MAX = 32

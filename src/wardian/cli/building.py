@@ -221,17 +221,6 @@ def _write_lock(path: Path, lock: Lock) -> None:
     draft.rename(path)
 
 
-def build_arguments(pairs: Sequence[str]) -> Mapping[str, str]:
-    """``NAME=value`` words as a mapping. Raises :class:`Invalid`."""
-    found = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise Invalid(f"--build-arg takes NAME=value, not {pair!r}")
-        found[name] = value
-    return found
-
-
 def facts_of(outcome: Outcome) -> Mapping[str, Any]:
     """What ``--json`` prints."""
     told = outcome.told

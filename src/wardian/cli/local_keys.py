@@ -14,8 +14,8 @@ from wardian.config import DATABASE
 from wardian.model.errors import NotFound
 from wardian.model.isolation import IsolationLevel
 from wardian.sandboxes.identity import new_id
-from wardian.sandboxes.workshop import now_us
 from wardian.store import keys
+from wardian.store.clock import now_us
 from wardian.store.database import Database
 from wardian.store.keys import ApiKey
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from wardian.builds import builtin as builtins
 from wardian.cli import building, remote
-from wardian.cli.arguments import address
+from wardian.cli.arguments import address, pairs
 from wardian.cli.output import EXIT_CODES, Json, err, errors, note, out, print_json, table
 from wardian.cli.remote import Address
 from wardian.images.base import base_recipe
@@ -192,7 +192,7 @@ def build(
             file=file,
             name=name,
             tags=tags or (),
-            arguments=building.build_arguments(arguments or ()),
+            arguments=pairs(arguments or (), "--build-arg"),
             cpus=cpus,
             memory_mib=memory,
             disk_mib=disk,

@@ -12,7 +12,6 @@ next one removes. One build runs at a time. :meth:`Catalog.prune` removes what n
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -35,9 +34,11 @@ from wardian.images.base import (
     installed_packages,
     unpack,
 )
+from wardian.images.digests import file_digest
 from wardian.images.oci.config import ImageConfig
 from wardian.isolation.port import RootImage
 from wardian.model.errors import Conflict, Unavailable
+from wardian.store.durable import sync
 
 ROOTFS, MANIFEST = "rootfs.erofs", "manifest.json"
 
@@ -159,7 +160,7 @@ class Catalog:
 
     def verify(self, image: BuiltImage) -> None:
         """Read the whole image. Raises :class:`Conflict` when it is not what its manifest says."""
-        if (found := _file_digest(image.root.path)) != image.manifest.digest:
+        if (found := file_digest(image.root.path)) != image.manifest.digest:
             raise Conflict(
                 f"{image.root.path} is damaged: {found} instead of {image.manifest.digest}",
                 code="image_damaged",
@@ -196,7 +197,7 @@ class Catalog:
     def _keep(self, key: str, made: Path, manifest: Manifest) -> None:
         with erofs.Image(made / ROOTFS) as image:
             tree = image.tree_digest()
-        size, digest = (made / ROOTFS).stat().st_size, _file_digest(made / ROOTFS)
+        size, digest = (made / ROOTFS).stat().st_size, file_digest(made / ROOTFS)
         full = replace(manifest, digest=digest, tree=tree, size_bytes=size)
         (made / MANIFEST).write_text(json.dumps(asdict(full), indent=1))
         name = digest.removeprefix("sha256:")
@@ -289,26 +290,13 @@ def _layer_of(image: Path) -> str:
 def _publish(made: Path, place: Path) -> None:
     """Move a finished file or directory into its place, durably: contents first, then the name."""
     for path in sorted(made.rglob("*")) if made.is_dir() else [made]:
-        _sync(path)
+        sync(path)
     place.parent.mkdir(parents=True, exist_ok=True)
     made.rename(place)
-    _sync(place.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(place.parent)
 
 
 def _remove(directory: Path) -> None:
     if as_root():  # a tree unpacked in a user namespace belongs to ids that only exist there
         subprocess.run([*as_root(), "rm", "-rf", str(directory)], check=True)
     shutil.rmtree(directory, ignore_errors=True)
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

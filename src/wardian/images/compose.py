@@ -7,7 +7,6 @@ the same. Extended attributes do not go into images: gVisor cannot read an image
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import tempfile
@@ -18,9 +17,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from wardian.images import tar
+from wardian.images.digests import file_digest
 from wardian.images.erofs import TIMESTAMP, Image, ImageUnusable
 from wardian.images.erofs_writer import write_image_file
 from wardian.images.tree import Inode, Span, Tree, lay_over, tree_of_image
+from wardian.store.durable import sync
 
 SIZE_MAX = 1 << 40
 
@@ -122,7 +123,7 @@ def write_root(tree: Tree, sources: Sequence[Path], out: Path) -> Composed:
         write_image_file(tree, sources, draft)
         composed = _checked(draft)
         draft.replace(out)
-    _sync_directory(out.parent)
+    sync(out.parent)
     return composed
 
 
@@ -132,17 +133,7 @@ def _checked(image: Path) -> Composed:
         for problem in opened.problems():
             raise ImageUnusable(problem)
         tree = opened.tree_digest()
-    with image.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Composed(f"sha256:{digest}", tree, image.stat().st_size)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return Composed(file_digest(image), tree, image.stat().st_size)
 
 
 # -- cleaning

@@ -28,6 +28,7 @@ from wardian.images import tar
 from wardian.images.erofs import Image
 from wardian.isolation.port import RootImage
 from wardian.model.errors import GuestFault, LimitExceeded
+from wardian.store.durable import sync
 
 WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"
@@ -306,11 +307,7 @@ class _LayerWriter:
 
 def _publish(name: str, out: Path) -> None:
     os.replace(name, out)
-    descriptor = os.open(out.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(out.parent)
 
 
 def _shown(path: bytes) -> str:

@@ -17,6 +17,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from wardian.store.durable import sync
+
 RECORD_BYTES_MAX = 16 * 1024
 TEXT_CHARS_MAX = 4096
 ITEMS_MAX = 256
@@ -117,11 +119,7 @@ class SandboxLog:
 
     def sync(self) -> None:
         """Make everything appended so far survive a power cut. Blocks; may be called from another thread."""
-        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync(self._path)
 
     def release(self) -> None:
         """Let go of the file until the next append."""

@@ -18,8 +18,8 @@ from wardian.model.build import BuildStatus, Surroundings
 from wardian.model.errors import Conflict, Forbidden, Invalid, NotFound
 from wardian.model.resources import Resources
 from wardian.model.template import DEFAULT_TAG, Assignment, Build, Edition, Listed, Reference, Template
-from wardian.sandboxes.workshop import now_us
 from wardian.store import builds, snapshots, templates
+from wardian.store.clock import now_us
 from wardian.store.database import Database
 
 REMEMBERED_MAX = 4096

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,6 +16,7 @@ from wardian.recorder.log import Recorder
 from wardian.sandboxes.leases import NodeLease
 from wardian.sandboxes.pool import Pool
 from wardian.snapshots.store import SnapshotStore
+from wardian.store.clock import now_us
 from wardian.store.database import Database
 
 
@@ -106,11 +106,6 @@ class Options:
     sample_every_s: float = 5
     guest_timeout_s: float = 10
     hot: Mapping[str, int] = field(default_factory=dict)  # machines that always wait, by name of the house's
-
-
-def now_us() -> int:
-    """Microseconds since the epoch."""
-    return time.time_ns() // 1000
 
 
 def no_checkpoint(_name: str) -> None:

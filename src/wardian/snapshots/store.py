@@ -32,6 +32,7 @@ from wardian.snapshots.manifest import (
     SnapshotDamaged,
     digest_of,
 )
+from wardian.store.durable import sync
 
 SCRATCH = ".scratch"
 FULL_BYTES = 64 * 1024
@@ -106,7 +107,7 @@ class SnapshotStore:
         try:
             hashes = await asyncio.gather(
                 *(self._run(_hash, image.directory / name) for name in image.files),
-                *(self._run(_sync, image.directory / name) for name in image.files),
+                *(self._run(sync, image.directory / name) for name in image.files),
             )
             manifest = Manifest(
                 id=snapshot_id,
@@ -134,12 +135,12 @@ class SnapshotStore:
     def _publish(self, snapshot_id: str, directory: Path, raw: bytes) -> _Identity:
         path = directory / MANIFEST_NAME
         path.write_bytes(raw)
-        _sync(path)
-        _sync(directory)
+        sync(path)
+        sync(directory)
         self._checkpoint("snapshot.manifest")
         final = self._path(snapshot_id)
         directory.rename(final)
-        _sync(self._root)
+        sync(self._root)
         self._checkpoint("snapshot.renamed")
         return _identity(final)
 
@@ -250,11 +251,3 @@ def _hash(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return "sha256:" + digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

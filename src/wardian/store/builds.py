@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, or_, select, update
 
 from wardian.model.build import BuildStatus, Lock
 from wardian.model.isolation import Isolation
 from wardian.model.template import Assignment, Build, Failure
 from wardian.store.codec import resources_of, surroundings_of, surroundings_values
+from wardian.store.pages import in_order
 from wardian.store.tables import template_build as table
 from wardian.store.tables import template_tag
 
@@ -68,10 +69,7 @@ def page(
 ) -> Sequence[Build]:
     """A template's builds, newest first, beyond the position ``after``."""
     query = select(table).where(table.c.template_id == template_id)
-    if after is not None:
-        at, last = after
-        query = query.where(or_(table.c.created_at < at, and_(table.c.created_at == at, table.c.id < last)))
-    query = query.order_by(table.c.created_at.desc(), table.c.id.desc()).limit(limit)
+    query = in_order(query, table.c.created_at, table.c.id, after=after).limit(limit)
     return [build_of(row) for row in conn.execute(query)]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from wardian.model.errors import Unavailable
+from wardian.store.durable import sync
 
 
 class Exposed(Unavailable):
@@ -44,6 +45,7 @@ def publish(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     except BaseException:
         draft.unlink()
         raise
+    sync(path.parent)
 
 
 def new_file(directory: Path, name: str) -> tuple[int, Path]:

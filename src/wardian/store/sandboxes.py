@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, exists, func, insert, or_, select, update
 
 from wardian.model.sandbox import Sandbox, SandboxSpec, State
 from wardian.store.codec import sandbox_of, sandbox_values, spec_values
+from wardian.store.pages import in_order
 from wardian.store.tables import sandbox as table
 from wardian.store.tables import sandbox_metadata
 
@@ -95,27 +96,12 @@ def page(
         )
     if started_from is not None:
         query = query.where(table.c.started_at >= started_from)
-    return [
-        sandbox_of(row)
-        for row in conn.execute(_ordered(query, after=after, ascending=ascending).limit(limit))
-    ]
+    query = in_order(query, table.c.started_at, table.c.id, after=after, ascending=ascending)
+    return [sandbox_of(row) for row in conn.execute(query.limit(limit))]
 
 
 def _in(states: Collection[State]) -> ColumnElement[bool]:
     return table.c.state.in_(sorted(state.value for state in states))
-
-
-def _ordered(query: Select[Any], *, after: tuple[int, str] | None, ascending: bool) -> Select[Any]:
-    started, key = table.c.started_at, table.c.id
-    if after is not None:
-        at, last = after
-        beyond = (
-            or_(started > at, and_(started == at, key > last))
-            if ascending
-            else or_(started < at, and_(started == at, key < last))
-        )
-        query = query.where(beyond)
-    return query.order_by(started, key) if ascending else query.order_by(started.desc(), key.desc())
 
 
 def using_snapshot(conn: Connection, snapshot_id: str) -> int:

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, and_, delete, func, insert, or_, select
 
 from wardian.model.sandbox import Snapshot
 from wardian.store.codec import snapshot_of, surroundings_values
+from wardian.store.pages import in_order
 from wardian.store.tables import snapshot as table
 from wardian.store.tables import template_build
 
@@ -79,10 +80,7 @@ def page(
         query = query.where(table.c.sandbox_id == sandbox_id)
     if name is not None:
         query = query.where(table.c.name == name)
-    if after is not None:
-        at, last = after
-        query = query.where(or_(table.c.created_at < at, and_(table.c.created_at == at, table.c.id < last)))
-    query = query.order_by(table.c.created_at.desc(), table.c.id.desc()).limit(limit)
+    query = in_order(query, table.c.created_at, table.c.id, after=after).limit(limit)
     return [snapshot_of(row) for row in conn.execute(query)]
 
 

@@ -7,7 +7,6 @@ Who can is the bridge, a process of its own that holds the private key. It gets 
 from __future__ import annotations
 
 import secrets as random
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace as dataclass_replace
 
@@ -25,6 +24,7 @@ from wardian.model.secret import (
     checked_value,
 )
 from wardian.store import secrets as rows
+from wardian.store.clock import now_us
 from wardian.store.database import Database
 from wardian.vault.keys import SealingKey
 from wardian.vault.seal import seal
@@ -39,10 +39,6 @@ Reseal = Callable[[Place, Sealed], Awaitable[Sealed]]
 
 class SecretUnknown(NotFound):
     code = "secret_not_found"
-
-
-def now_us() -> int:
-    return time.time_ns() // 1000
 
 
 class Vault:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import shutil
-import time
 from base64 import urlsafe_b64encode
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from wardian.model.errors import Conflict, Invalid, LimitExceeded, NotFound, Unauthenticated
 from wardian.model.volume import Volume, VolumeMount, checked_volume_name
 from wardian.store import volumes as rows
+from wardian.store.clock import now_us
 from wardian.store.database import Database
 from wardian.volumes.tree import Limits, Tree
 
@@ -37,10 +37,6 @@ InUse = Callable[[str], bool]
 
 class VolumeUnknown(NotFound):
     code = "volume_not_found"
-
-
-def now_us() -> int:
-    return time.time_ns() // 1000
 
 
 class Volumes:

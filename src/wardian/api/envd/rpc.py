@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,16 +212,13 @@ async def _streamed(
 
 async def _first_message(exchange: Exchange) -> Fields:
     """The one message of a server-streaming request; it may come before the body is over."""
-    reader = EnvelopeReader()
-    async for chunk in exchange.body():
-        reader.feed(chunk)
-        for payload in reader:
-            return Fields.parse(payload)
-    reader.finish()
+    async with aclosing(_messages(exchange)) as messages:
+        async for message in messages:
+            return message
     raise invalid("protocol error: the request carries no message")
 
 
-async def _messages(exchange: Exchange) -> AsyncIterator[Fields]:
+async def _messages(exchange: Exchange) -> AsyncGenerator[Fields]:
     reader = EnvelopeReader()
     async for chunk in exchange.body():
         reader.feed(chunk)

@@ -8,12 +8,12 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import IO, Any
 
 import zstandard
 
+from wardian.images.digests import file_digest
 from wardian.images.oci.config import ImageConfig, ImageInvalid, read_config
 
 DOCUMENT_MAX = 4 << 20
@@ -54,7 +54,7 @@ def read_layout(layout: Path, into: Path, *, plain_max: int = PLAIN_MAX) -> Cont
     for number, (layer, digest) in enumerate(zip(descriptors, wanted, strict=True)):
         plain = into / f"{number}.tar"
         left -= _unpack(_checked_blob(layout, layer), plain, left, plain_max)
-        if _digest_of(plain) != digest:
+        if file_digest(plain) != digest:
             raise ImageInvalid(f"layer {number + 1} of the image is not what its configuration says")
         layers.append(plain)
     return Contents(config, tuple(layers))
@@ -101,7 +101,7 @@ def _checked_blob(layout: Path, descriptor: object) -> Path:
     path = layout / "blobs/sha256" / digest.removeprefix("sha256:")
     if not path.is_file() or path.is_symlink() or path.stat().st_size != descriptor.get("size"):
         raise ImageInvalid(f"{digest} of the image is missing, or not as long as its descriptor says")
-    if _digest_of(path) != digest:
+    if file_digest(path) != digest:
         raise ImageInvalid(f"{digest} of the image is damaged")
     return path
 
@@ -130,8 +130,3 @@ def _list(document: Mapping[str, Any], name: str, most: int) -> Sequence[Any]:
     if not isinstance(found, list) or not 0 < len(found) <= most:
         raise ImageInvalid(f"the image's {name} is no list of up to {most}")
     return found
-
-
-def _digest_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return f"sha256:{file_digest(file, sha256).hexdigest()}"
