@@ -134,6 +134,7 @@ def _egress_of(values: dict[str, Any]) -> Egress:
         deny=tuple(values.get("deny", ())),
         dns_servers=None if servers is None else tuple(servers),
         proxy=None if proxy is None else EgressProxy(**proxy),
+        rules=tuple(values.get("rules", ())),
     )
 
 

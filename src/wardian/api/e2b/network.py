@@ -79,6 +79,8 @@ class EgressBody(Body):
     rules: dict[str, Any] | None = None
     egressProxy: Proxy | None = None
     dnsServers: list[str] | None = None
+    egressRules: list[str] | None = None
+    """Wardian's own: finer rules, as docs/egress.md says."""
 
     def egress(self, *, internet: bool, seal: SealText) -> Egress:
         """The rules, checked by themselves. Raises :class:`Invalid` or :class:`Unsupported`."""
@@ -94,6 +96,7 @@ class EgressBody(Body):
             deny=tuple(self.denyOut or ()),
             dns_servers=None if self.dnsServers is None else tuple(self.dnsServers),
             proxy=None if self.egressProxy is None else self.egressProxy.checked(seal),
+            rules=tuple(self.egressRules or ()),
         )
         egress.check(internet=internet)
         return egress
@@ -161,6 +164,8 @@ def told_network(spec: SandboxSpec) -> dict[str, Any]:
         told["dnsServers"] = list(egress.dns_servers)
     if egress.proxy is not None:
         told["egressProxy"] = _told_proxy(egress.proxy)
+    if egress.rules:
+        told["egressRules"] = list(egress.rules)
     if spec.mask_request_host:
         told["maskRequestHost"] = spec.mask_request_host
     if spec.https_ports:
