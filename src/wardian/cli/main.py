@@ -18,6 +18,7 @@ from wardian.cli import (
     sandbox,
     secret,
     server_file,
+    snapshot,
     template,
     volume,
 )
@@ -170,6 +171,7 @@ for group in (sandbox.app, template.app, secret.app, grant.app, effects.app, bud
     group.callback()(server_options)
 
 app.add_typer(sandbox.app, name="sandbox")
+app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(template.app, name="template")
 app.add_typer(secret.app, name="secret")
 app.add_typer(grant.app, name="grant")

@@ -4,8 +4,8 @@ An address that the sandbox's rules open is dialled as it is. Where it takes a n
 the connection's first bytes must show an allowed one, and everything that is said must agree: the name inside
 a request with the one it is sent to, and both with the address, which our DNS gave out for that name or
 *the host* finds for it now. Every further request of a plain HTTP connection is judged like the first. What
-shows no name, being neither TLS nor HTTP, goes to an address that we gave out for an allowed name, on whatever
-port.
+shows no name, being neither TLS nor HTTP, goes to an address that we gave out for an allowed name, on
+whatever port.
 """
 
 from __future__ import annotations

@@ -286,6 +286,14 @@ class Sandboxes:
             self._works, tenant, sandbox_id=sandbox_id, name=name, limit=limit, cursor=cursor
         )
 
+    async def open_snapshot(self, tenant: str, reference: str) -> tuple[Snapshot, MachineImage]:
+        """A kept snapshot, by id or name, and its verified files. Raises NotFound."""
+        row = await self.find_snapshot(tenant, reference)
+        if row is None:
+            raise NotFound(f"snapshot '{reference[:128]}' not found", code="snapshot_not_found")
+        _, image = await self._works.snapshots.load(row.id, digest=row.digest)
+        return row, image
+
     async def delete_snapshot(self, tenant: str, snapshot_id: str) -> None:
         """Delete a kept snapshot, by id or name. Refused while a sandbox or template stands on it."""
         await kept.delete(self._works, tenant, snapshot_id)
