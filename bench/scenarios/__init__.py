@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from bench.lab import Lab
 from bench.measure import Section
-from bench.scenarios import builtin, burst, create, domain, execute, idle, lifecycle, transfer
+from bench.scenarios import builtin, burst, create, domain, execute, idle, lifecycle, scan, transfer
 
 SCENARIOS: Mapping[str, Callable[[Lab], Sequence[Section]]] = {
     "create": create.run,
@@ -17,4 +17,5 @@ SCENARIOS: Mapping[str, Callable[[Lab], Sequence[Section]]] = {
     "domain": domain.run,
     "idle": idle.run,
     "builtin": builtin.run,
+    "scan": scan.run,
 }

@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 
 from wardian.cli.main import app
 from wardian.isolation.gvisor.image import FILES
-from wardian.sandboxes.inspecting import PAGES, Places
+from wardian.bridge.searching import PAGES
+from wardian.sandboxes.inspecting import Places
 from wardian.snapshots.needles import Needle
 from wardian.snapshots.scan import FileSource, Report, scan
 

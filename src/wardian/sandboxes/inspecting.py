@@ -1,7 +1,6 @@
 """Nothing that holds a secret is published: what is kept on purpose is searched first, and attested then.
 
-Where secrets come from is a port: whoever keeps them gives the needles of a tenant, and may as well run the
-search itself.
+The search itself is a port: only the process that keeps the secrets knows what to look for.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ import bisect
 import json
 import mmap
 import os
+import re
 import stat
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +25,12 @@ from wardian.sandboxes.benches import tenant_of
 from wardian.sandboxes.files import LAYER
 from wardian.sandboxes.workshop import now_us
 from wardian.snapshots.attest import SigningKey
-from wardian.snapshots.needles import Needle
-from wardian.snapshots.scan import FileSource, Report, scan
-from wardian.vault.vault import Vault
+from wardian.snapshots.scan import Hit, Report
 
-NeedlesOf = Callable[[str], Awaitable[Sequence[Needle]]]
-"""Everything of a tenant that must be in no snapshot."""
+Search = Callable[[str, Sequence[Path]], Awaitable[Report]]
+"""Searches files for everything of a tenant that must be in none of them: done by whoever keeps that."""
 
-VERSIONS_MAX = 16
-"""Of one secret: what the vault keeps."""
-PAGES = "pages.data"
-"""The file of a memory image that is memory, page by page in any order."""
+_STREAM = re.compile(r"(\w+ at (0x[0-9a-f]+))")
 TOLD_MAX = 5
 
 
@@ -46,37 +40,18 @@ class SecretFound(Conflict):
     code = "secret_in_snapshot"
 
 
-def needles_in(vault: Vault, canaries: Sequence[bytes] = ()) -> NeedlesOf:
-    """Every version of a tenant's secrets, and the operator's canaries."""
-    planted = [Needle(f"canary:{number}", value) for number, value in enumerate(canaries, 1)]
-
-    async def needles_of(tenant: str) -> Sequence[Needle]:
-        found: list[Needle] = []
-        after: str | None = None
-        while page := await vault.list(tenant, after=after, limit=100):
-            after = page[-1].name
-            for secret in page:
-                for version in range(max(1, secret.version - VERSIONS_MAX + 1), secret.version + 1):
-                    with suppress(NotFound):  # removed meanwhile
-                        value = await vault.reveal(tenant, secret.id, version)
-                        found.append(Needle(f"secret:{secret.name}:{version}", value))
-        return [*found, *planted]
-
-    return needles_of
-
-
 class SnapshotInspector:
     """Searches what a tenant publishes, one thing at a time, and keeps signed attestations of it."""
 
     def __init__(
         self,
-        needles_of: NeedlesOf,
+        search: Search,
         key: SigningKey,
         directory: Path,
         *,
         now_us: Callable[[], int] = now_us,
     ) -> None:
-        self._needles_of, self._key, self._directory, self._now_us = needles_of, key, directory, now_us
+        self._search, self._key, self._directory, self._now_us = search, key, directory, now_us
         self._turn = asyncio.Lock()
 
     async def inspect(self, tenant: str, snapshot_id: str, image: MachineImage) -> Inspected:
@@ -87,28 +62,27 @@ class SnapshotInspector:
 
     async def inspect_root(self, tenant: str, root: RootImage) -> None:
         """Search and attest a root image that a build made. Raises :class:`SecretFound`."""
-        needles = await self._needles_of(tenant_of(tenant))
-        report = await self._scan([root.path], needles)
+        report = await self._scan(tenant, [root.path])
         name = f"root-{root.digest.removeprefix('sha256:')}"
-        seen = Inspected(self, name, report, needles)
+        seen = Inspected(self, name, report)
         seen.check("the image")
         await seen.attest(root.digest)
 
     async def search(self, tenant: str, snapshot_id: str, image: MachineImage) -> Inspected:
         """The same as :meth:`inspect`, whatever it finds."""
-        needles = await self._needles_of(tenant_of(tenant))
-        report = await self._scan([image.directory / name for name in image.files], needles)
-        return Inspected(self, snapshot_id, report, needles)
+        report = await self._scan(tenant, [image.directory / name for name in image.files])
+        return Inspected(self, snapshot_id, report)
 
-    async def _scan(self, paths: Sequence[Path], needles: Sequence[Needle]) -> Report:
+    async def _scan(self, tenant: str, paths: Sequence[Path]) -> Report:
         async with self._turn:  # one at a time takes all there is
-            return await asyncio.to_thread(_scan_files, paths, needles)
+            report = await self._search(tenant_of(tenant), paths)
+        places = {path.name: Places(path) for path in paths}
+        hits = await asyncio.to_thread(lambda: [_placed(hit, places[hit.source]) for hit in report.hits])
+        return replace(report, hits=hits)
 
-    async def keep(
-        self, name: str, digest: str, report: Report, needles: Sequence[Needle]
-    ) -> Mapping[str, Any]:
+    async def keep(self, name: str, digest: str, report: Report) -> Mapping[str, Any]:
         """Sign what came of a search, and keep it."""
-        attestation = self._key.attest(name, digest, report, needles, at_us=self._now_us())
+        attestation = self._key.attest(name, digest, report, at_us=self._now_us())
         await asyncio.to_thread(self._write, name, attestation)
         return attestation
 
@@ -139,7 +113,6 @@ class Inspected:
     inspector: SnapshotInspector
     name: str
     report: Report
-    needles: Sequence[Needle]
 
     def check(self, what: str) -> None:
         """Raise :class:`SecretFound` for a hit."""
@@ -158,18 +131,16 @@ class Inspected:
 
     async def sign(self, digest: str) -> Mapping[str, Any]:
         """The attestation, kept as well."""
-        return await self.inspector.keep(self.name, digest, self.report, self.needles)
+        return await self.inspector.keep(self.name, digest, self.report)
 
 
-def _scan_files(paths: Sequence[Path], needles: Sequence[Needle]) -> Report:
-    with ExitStack() as stack:
-        sources = [
-            stack.enter_context(
-                FileSource(path, name=path.name, paged=path.name == PAGES, locate=Places(path).at)
-            )
-            for path in paths
-        ]
-        return scan(sources, needles)
+def _placed(hit: Hit, places: Places) -> Hit:
+    """The hit, with the file inside the archive or image that it is in."""
+    if not hit.inside:
+        return replace(hit, place=places.at(hit.offset))
+    match = _STREAM.fullmatch(hit.inside[0])
+    place = places.at(int(match[2], 16)) if match else ""
+    return replace(hit, inside=(f"{hit.inside[0]} ({place})", *hit.inside[1:])) if place else hit
 
 
 class Places:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from hashlib import sha256
 from hmac import digest as hmac
@@ -20,7 +20,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from wardian.model.errors import Conflict, Invalid, Unavailable
-from wardian.snapshots.needles import FORMS, Needle
+from wardian.snapshots.needles import FORMS
 from wardian.snapshots.scan import VERSION, Report
 
 KIND = "wardian.scan/1"
@@ -38,7 +38,7 @@ class SigningKey:
 
     def __init__(self, seed: bytes) -> None:
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
-        self._fingerprints = hmac(seed, b"wardian fingerprints", sha256)
+        self.fingerprints = hmac(seed, b"wardian fingerprints", sha256)
 
     @classmethod
     def kept_in(cls, path: Path) -> SigningKey:
@@ -70,7 +70,7 @@ class SigningKey:
         return sha256(self._key.public_key().public_bytes_raw()).hexdigest()[:16]
 
     def attest(
-        self, snapshot_id: str, digest: str, report: Report, needles: Sequence[Needle], *, at_us: int
+        self, snapshot_id: str, digest: str, report: Report, *, at_us: int
     ) -> dict[str, Any]:
         """The signed attestation of a scan. ``digest`` is the snapshot's, of its manifest."""
         document = {
@@ -80,9 +80,7 @@ class SigningKey:
             "at_us": at_us,
             "scanner": {"version": VERSION, "forms": list(FORMS)},
             "searched": [
-                {"id": needle.id, "fingerprint": needle.fingerprint(self._fingerprints)}
-                for needle in needles
-                if needle.searchable
+                {"id": name, "fingerprint": fingerprint} for name, fingerprint in report.searched.items()
             ],
             "unsearchable": report.unsearchable,
             "sources": report.sources,

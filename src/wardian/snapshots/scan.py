@@ -63,14 +63,20 @@ class Source(Protocol):
 
 
 class FileSource:
-    """A file on the host. ``locate`` says what lies at an offset, where anybody knows."""
+    """A file on the host, by its path or an open descriptor, which stays the caller's. ``locate`` says what
+    lies at an offset, where anybody knows."""
 
     def __init__(
-        self, path: Path, *, name: str = "", paged: bool = False, locate: Callable[[int], str] | None = None
+        self,
+        file: Path | int,
+        *,
+        name: str = "",
+        paged: bool = False,
+        locate: Callable[[int], str] | None = None,
     ) -> None:
-        self.name, self.paged = name or path.name, paged
+        self.name, self.paged = name or (file.name if isinstance(file, Path) else ""), paged
         self._locate = locate
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._fd = os.dup(file) if isinstance(file, int) else os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         self.size = os.fstat(self._fd).st_size
 
     def close(self) -> None:
@@ -147,7 +153,7 @@ class Hit:
 class Report:
     """What was searched, for what, and what was found."""
 
-    searched: list[str] = field(default_factory=list)
+    searched: dict[str, str] = field(default_factory=dict)  # ids, and fingerprints of the values
     unsearchable: list[str] = field(default_factory=list)  # too short
     sources: dict[str, int] = field(default_factory=dict)  # bytes
     streams: int = 0
@@ -160,11 +166,20 @@ class Report:
         return not self.hits
 
 
-def scan(sources: Sequence[Source], needles: Sequence[Needle], limits: Limits | None = None) -> Report:
-    """Look for every needle in every source. Blocks; uses ``limits.threads`` threads."""
+def scan(
+    sources: Sequence[Source],
+    needles: Sequence[Needle],
+    limits: Limits | None = None,
+    *,
+    fingerprints: bytes = b"",
+) -> Report:
+    """Look for every needle in every source. Blocks; uses ``limits.threads`` threads.
+
+    ``fingerprints`` is the key by which the report names values.
+    """
     limits = limits or Limits()
     report = Report(
-        searched=[needle.id for needle in needles if needle.searchable],
+        searched={needle.id: needle.fingerprint(fingerprints) for needle in needles if needle.searchable},
         unsearchable=[needle.id for needle in needles if not needle.searchable],
         sources={source.name: source.size for source in sources},
     )

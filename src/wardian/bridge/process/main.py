@@ -23,7 +23,7 @@ import uvloop
 
 from wardian.bridge.channel import Answer, Channel, Facts
 from wardian.bridge.passes import Holder, Inspector
-from wardian.bridge.process import exchange
+from wardian.bridge.process import exchange, search
 from wardian.bridge.process.authority import Authority
 from wardian.bridge.process.oauth import Tokens
 from wardian.bridge.process.works import Link, Works
@@ -139,6 +139,10 @@ class _Bridge:
             case "stream":
                 assert sock is not None
                 self._begin(facts, sock)
+            case "search":
+                assert sock is not None
+                assert self._works is not None
+                await search.search(self._works, sock)
             case "reseal":
                 place = Place(facts["tenant"], facts["secret"], facts["version"])
                 old = self._previous
