@@ -24,9 +24,7 @@ def run(lab: Lab) -> Sequence[Section]:
     memory = lab.scratch / "memory"
     _write(memory)
     one = secrets.token_urlsafe(24).encode()
-    field = [
-        Contender(SUBJECT.format(count), _search(memory, count), Kind.WARDIAN) for count in COUNTS
-    ]
+    field = [Contender(SUBJECT.format(count), _search(memory, count), Kind.WARDIAN) for count in COUNTS]
     field.append(Contender("bytes.find, one secret in every form", _find(memory, one)))
     with lab.progress("scan", rounds) as tick:
         rows = take_turns(field, rounds=rounds, tick=tick, warm_up=1)

@@ -200,7 +200,12 @@ async def start(settings: Settings) -> AsyncIterator[App]:
         control_plane = build_control_plane(
             plane,
             Keyring(find_key),
-            more=[own_builds.router, own_bridge.router, differences.router, own_snapshots.router_of(inspector)],
+            more=[
+                own_builds.router,
+                own_bridge.router,
+                differences.router,
+                own_snapshots.router_of(inspector),
+            ],
         )
         asgi = Dispatch(control=control_plane, data=data_plane, content=build_content_plane(volumes))
         yield App(asgi, sandboxes, key, settings.domain, drivers, taken_over, lease.lost)

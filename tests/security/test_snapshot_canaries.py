@@ -18,9 +18,9 @@ from e2b.exceptions import SandboxException
 from tests.acceptance.conftest import Server, serve, stop
 from typer.testing import CliRunner
 
+from wardian.bridge.searching import PAGES
 from wardian.cli.main import app
 from wardian.isolation.gvisor.image import FILES
-from wardian.bridge.searching import PAGES
 from wardian.sandboxes.inspecting import Places
 from wardian.snapshots.needles import Needle
 from wardian.snapshots.scan import FileSource, Report, scan

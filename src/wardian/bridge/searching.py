@@ -1,7 +1,7 @@
 """Files searched for a tenant's secrets, by the one process that can open these.
 
-A search has a socket of its own: what is wanted goes out over it, with a descriptor of every file, and what was
-found comes back. Values never do.
+A search has a socket of its own: what is wanted goes out over it, with a descriptor of every file, and what
+was found comes back. Values never do.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from wardian.cli import remote
+from wardian.cli.arguments import Id, address
 from wardian.cli.output import EXIT_CODES, ExitCode, Json, errors, note, out, print_json, table
 from wardian.cli.remote import Address
-from wardian.cli.arguments import Id, address
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -11,9 +11,9 @@ from urllib.parse import quote
 import typer
 
 from wardian.cli import remote
+from wardian.cli.arguments import address
 from wardian.cli.output import EXIT_CODES, ExitCode, Json, errors, note, out, print_json
 from wardian.cli.remote import Address
-from wardian.cli.arguments import address
 from wardian.model.errors import Invalid
 
 app = typer.Typer(

@@ -69,9 +69,7 @@ class SigningKey:
     def id(self) -> str:
         return sha256(self._key.public_key().public_bytes_raw()).hexdigest()[:16]
 
-    def attest(
-        self, snapshot_id: str, digest: str, report: Report, *, at_us: int
-    ) -> dict[str, Any]:
+    def attest(self, snapshot_id: str, digest: str, report: Report, *, at_us: int) -> dict[str, Any]:
         """The signed attestation of a scan. ``digest`` is the snapshot's, of its manifest."""
         document = {
             "kind": KIND,

@@ -96,6 +96,7 @@ def _warm_up() -> None:
     from joserfc import jwt  # noqa: F401
 
     "wardian.internal".encode("idna")
+    "a form of secrets".encode("utf-16-le")
 
 
 def _give_up_rights(user: int | None) -> None:
