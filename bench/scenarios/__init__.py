@@ -16,6 +16,7 @@ from bench.scenarios import (
     execute,
     idle,
     lifecycle,
+    scan,
     small_files,
     transfer,
     watch,
@@ -34,4 +35,5 @@ SCENARIOS: Mapping[str, Callable[[Lab], Sequence[Section]]] = {
     "domain": domain.run,
     "idle": idle.run,
     "builtin": builtin.run,
+    "scan": scan.run,
 }

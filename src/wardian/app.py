@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from wardian.api.volumes import build_content_plane
 from wardian.api.wardian import bridge as own_bridge
 from wardian.api.wardian import builds as own_builds
 from wardian.api.wardian import differences
+from wardian.api.wardian import snapshots as own_snapshots
 from wardian.bridge.passes import Mint
 from wardian.bridge.service import Bridge
 from wardian.bridge.supervisor import Keys as BridgeKeys
@@ -52,12 +53,15 @@ from wardian.model.template import Edition
 from wardian.network.policy import Policy
 from wardian.network.shore import Shore
 from wardian.recorder.log import Recorder
+from wardian.sandboxes.inspecting import SnapshotInspector
 from wardian.sandboxes.leases import DirectoryLock, NodeLease
 from wardian.sandboxes.pool import Bounds, Pool, PoolLimits
 from wardian.sandboxes.reconciler import Outcome
 from wardian.sandboxes.service import Sandboxes
 from wardian.sandboxes.templates import Templates, house_edition
 from wardian.sandboxes.workshop import Options, Workshop
+from wardian.snapshots.attest import SigningKey
+from wardian.snapshots.scan import Report
 from wardian.snapshots.store import SnapshotStore
 from wardian.store import keys, private
 from wardian.store.clock import now_us
@@ -75,6 +79,7 @@ TENANT = "default"
 BASE = "base"
 KEY_FILE = "key"
 SEAL_FILE = "seal.key"
+ATTEST_FILE = "attest.key"
 TOKEN_KEY_FILE = "tokens.key"
 VOLUME_KEY_FILE = "volumes.key"
 
@@ -131,6 +136,7 @@ async def start(settings: Settings) -> AsyncIterator[App]:
         )
         stack.callback(shore.close)
         mounts = Mounts(volumes)
+        inspector = await _inspector(settings, bridge)
         works = Workshop(
             database=database,
             drivers=drivers,
@@ -142,6 +148,7 @@ async def start(settings: Settings) -> AsyncIterator[App]:
             outbound=shore,
             volumes=mounts,
             bridge=bridge,
+            inspector=inspector,
             options=Options(
                 timeout_max_s=settings.timeout_max_hours * 3600,
                 sandboxes_max=settings.sandboxes_max,
@@ -159,7 +166,7 @@ async def start(settings: Settings) -> AsyncIterator[App]:
 
         data_plane = build_data_plane(sandboxes, record=record, passes=bridge.environment)
         stack.push_async_callback(data_plane.aclose)
-        builder = builder_of(settings, sandboxes, templates, works, roots, shore.allows)
+        builder = builder_of(settings, sandboxes, templates, works, roots, shore.allows, inspector)
         builds = Builds(
             House(
                 database=database,
@@ -193,7 +200,14 @@ async def start(settings: Settings) -> AsyncIterator[App]:
             return await database.read(lambda conn: keys.find(conn, key))
 
         control_plane = build_control_plane(
-            plane, Keyring(find_key), more=[own_builds.router, own_bridge.router, differences.router]
+            plane,
+            Keyring(find_key),
+            more=[
+                own_builds.router,
+                own_bridge.router,
+                differences.router,
+                own_snapshots.router_of(inspector),
+            ],
         )
         asgi = Dispatch(control=control_plane, data=data_plane, content=build_content_plane(volumes))
         yield App(asgi, sandboxes, key, settings.domain, drivers, taken_over, lease.lost)
@@ -268,6 +282,7 @@ def builder_of(
     works: Workshop,
     roots: Roots,
     allows: Allows,
+    inspector: SnapshotInspector,
 ) -> Builder:
     """What carries plans out, with this server's own parts."""
     catalog = Catalog(settings.cache_dir)
@@ -303,6 +318,7 @@ def builder_of(
         scratch=settings.data_dir / "builds" / "scratch",
         now_us=works.now_us,
         house=TENANT,
+        inspect=inspector.inspect_root,
     )
     return Builder(yard)
 
@@ -339,6 +355,20 @@ async def _close(opening: asyncio.Task[Bridge]) -> None:
     opening.cancel()
     with suppress(asyncio.CancelledError, WardianError):
         await (await opening).close()
+
+
+async def _inspector(settings: Settings, bridge: Bridge) -> SnapshotInspector:
+    """What has everything that is published searched, for the vault's secrets and the operator's canaries."""
+    canaries: list[bytes] = []
+    if settings.scan_canaries is not None:
+        text = await asyncio.to_thread(settings.scan_canaries.read_bytes)
+        canaries = [line for line in text.splitlines() if line.strip()]
+    key = await asyncio.to_thread(SigningKey.kept_in, settings.data_dir / ATTEST_FILE)
+
+    async def search(tenant: str, paths: Sequence[Path]) -> Report:
+        return await bridge.search(tenant, paths, canaries, key.fingerprints)
+
+    return SnapshotInspector(search, key, settings.data_dir / "attestations")
 
 
 async def _volumes(settings: Settings, database: Database) -> Volumes:

@@ -110,6 +110,8 @@ class Settings:
 
     bridge_ca: Path | None = None
     """Certificates (PEM) that the bridge trusts in upstreams, beside the public authorities."""
+    scan_canaries: Path | None = None
+    """A file whose lines must be in no published snapshot or image, beside every tenant's own secrets."""
 
     volume_size_gib: int = 10
     """How much one volume holds."""
@@ -230,6 +232,7 @@ _READERS: Mapping[str, Any] = {
     "vault_key": str,
     "vault_key_command": str,
     "vault_key_previous": str,
+    "scan_canaries": Path,
     "volume_size_gib": _whole,
     "bridge_ca": Path,
 }

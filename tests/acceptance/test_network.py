@@ -85,12 +85,11 @@ def test_only_allowed_names_are_reached_and_only_where_the_host_finds_them(make:
     box = make(network=only(far, GOOD, "*.good.test"))
     assert run(box, f"{CURL} http://{GOOD}/") == (0, f"{far.home} {GOOD}")
     assert run(box, f"{CURL} -k https://{OTHER}/") == (0, f"{far.home} {OTHER}")
-    # A name on an address of the program's own choosing: it is taken to where the name really is.
-    assert run(box, f"{CURL} --resolve {GOOD}:80:{far.elsewhere} http://{GOOD}/") == (0, f"{far.home} {GOOD}")
-    spoofed = f"{CURL} -k --resolve {GOOD}:443:{far.elsewhere} https://{GOOD}/"
-    assert run(box, spoofed) == (0, f"{far.home} {GOOD}")
     far.reached.clear()
     for denied in (
+        # An allowed name on an address of the program's own choosing.
+        f"{CURL} --resolve {GOOD}:80:{far.elsewhere} http://{GOOD}/",
+        f"{CURL} -k --resolve {GOOD}:443:{far.elsewhere} https://{GOOD}/",
         f"{CURL} http://{DENIED}/",  # not even resolved
         f"{CURL} --resolve {DENIED}:80:{far.elsewhere} http://{DENIED}/",
         f"{CURL} -k --resolve {DENIED}:443:{far.home} https://{DENIED}/",  # fronted on an allowed address

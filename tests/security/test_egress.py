@@ -141,9 +141,11 @@ REFUSED = errno.ECONNREFUSED
 
 
 @pytest.mark.parametrize("says", [hello("good.test"), request("also.good.test"), request("GOOD.test.:99")])
-async def test_an_allowed_name_leads_home_wherever_it_is_addressed(coast: Coast, says: bytes) -> None:
-    """A spoofed name on an address of the attacker's goes where the name really is."""
-    assert await coast.fate(await coast.open(ELSEWHERE, says)) == HOME.encode()
+async def test_an_allowed_name_is_reached_on_its_own_address_only(coast: Coast, says: bytes) -> None:
+    """A spoofed name on an address of the attacker's is refused, and the record says so."""
+    assert await coast.fate(await coast.open(ELSEWHERE, says)) == REFUSED
+    assert (coast.reason, coast.heard) == ("address_disagrees", [])
+    assert await coast.fate(await coast.open(HOME, says)) == HOME.encode()
     assert coast.heard == [(HOME, says)]
     assert coast.reason == "allowed_name"
 
@@ -156,14 +158,17 @@ async def test_an_allowed_name_leads_home_wherever_it_is_addressed(coast: Coast,
         (with_names(b"good.test", b"evil.test"), "malformed_tls"),
         (with_names(b"good.test\0evil.test"), "malformed_tls"),
         (request("evil.test"), "denied_name"),
-        (request("127.0.0.1"), "malformed_http"),
+        (request("127.0.0.1"), "denied_name"),
         (request("good.test\r\nHost: evil.test"), "malformed_http"),
         (request("good.test", "http://evil.test/"), "names_disagree"),
         (b"CONNECT evil.test:443 HTTP/1.1\r\nHost: good.test\r\n\r\n", "names_disagree"),
         (b"GET / HTTP/1.0\r\n\r\n", "no_name"),
         (request("good.test.evil.test"), "denied_name"),
         (request("notgood.test"), "denied_name"),
-        (request("inward.good.test"), "denied_address"),  # rebinding
+        (request("inward.good.test"), "address_disagrees"),  # rebinding
+        (b"CONNECT good.test:443 HTTP/1.1\r\nHost: good.test\r\n\r\n", "relayed_connect"),
+        (b"GET / HTTP/1.1\r\nHost: good.test\r\nUpgrade: h2c\r\n\r\n", "upgrade_refused"),
+        (b"GET / HTTP/1.1\nHost: good.test\n\n", "malformed_http"),
         (request("nowhere.good.test"), "name_unresolved"),
         (b"SSH-2.0-x\r\n", "no_name"),
         (b"\0\0\0\x08", "no_name"),
@@ -267,6 +272,90 @@ async def test_a_change_cuts_what_it_forbids_and_nothing_else(coast: Coast) -> N
     coast.sandbox = rules(Egress(proxy=EgressProxy("good.test:1080")))
     coast.shore.changed(coast.sandbox)
     assert await coast.fate(also) == errno.ECONNRESET  # all is allowed now, but only by way of the proxy
+
+
+# ── finer rules
+
+
+async def test_every_request_of_a_connection_is_judged(coast: Coast) -> None:
+    """Another host, in a later request of an allowed connection, reaches nobody."""
+    for second in (
+        request("evil.test"),
+        request("also.good.test"),
+        b"CONNECT good.test:1 HTTP/1.1\r\nHost: good.test\r\n\r\n",
+        b"\0\0\0",
+    ):
+        coast.heard.clear()
+        post = b"POST / HTTP/1.1\r\nHost: good.test\r\nContent-Length: 4\r\n\r\nbo"
+        stream = await coast.open(HOME, post)
+        assert await coast.fate(stream) == HOME.encode()
+        await coast.peer.send(wire.DATA, stream, b"dy" + second)
+        assert await coast.fate(stream) == REFUSED
+        assert coast.heard == [(HOME, post)]
+
+
+def fine(*lines: str, internet: bool = False) -> Sandbox:
+    return rules(Egress(rules=lines), allow_internet=internet)
+
+
+@pytest.mark.parametrize(
+    ("line", "says", "outcome"),
+    [
+        ("allow good.test", hello("good.test"), "allowed_rule"),
+        ("allow good.test:1", hello("good.test"), "internet_off"),
+        ("allow *.good.test", hello("also.good.test"), "allowed_rule"),
+        ("allow *.good.test", hello("good.test"), "internet_off"),
+        (f"allow {HOME} GET", request(HOME), "allowed_rule"),
+        ("allow good.test GET,HEAD /v1/*", request("good.test", "/v1/x?y=/v2"), "allowed_rule"),
+        ("allow good.test GET,HEAD /v1/*", request("good.test", "/v2"), "internet_off"),
+        ("allow good.test GET,HEAD /v1/*", request("good.test", "/v1/../v2"), "internet_off"),
+        ("allow good.test GET,HEAD /v1/*", request("good.test", "/v1/%2e%2e/v2"), "internet_off"),
+        ("allow good.test POST", request("good.test"), "internet_off"),
+        ("allow good.test GET", hello("good.test"), "internet_off"),  # a request inside TLS is not seen
+    ],
+)
+async def test_a_finer_rule_opens_what_it_says_and_no_more(
+    coast: Coast, line: str, says: bytes, outcome: str
+) -> None:
+    coast.sandbox = fine(line)
+    passes = outcome == "allowed_rule"
+    fate = await coast.fate(await coast.open(HOME, says))
+    assert fate == (HOME.encode() if passes else REFUSED)
+    assert bool(coast.heard) is passes
+    assert coast.reason in (outcome, "allowed_name")
+
+
+@pytest.mark.parametrize(
+    ("line", "says", "outcome"),
+    [
+        ("deny evil.test", hello("evil.test"), "denied_rule"),
+        ("deny evil.test", hello(None), "no_name"),
+        ("deny evil.test", b"SSH-2.0-x\r\n", "denied_rule"),
+        ("deny evil.test", hello("good.test"), "address_disagrees"),
+        ("deny * DELETE", b"DELETE / HTTP/1.1\r\nHost: evil.test\r\n\r\n", "denied_rule"),
+        ("deny evil.test * /admin*", request("evil.test", "/x/../admin"), "denied_rule"),
+        ("deny evil.test * /admin*", hello("evil.test"), "request_unseen"),
+        ("deny evil.test * /admin*", request("evil.test", "/x"), ""),
+        ("deny evil.test:1", hello("evil.test"), ""),
+    ],
+)
+async def test_a_finer_rule_closes_what_it_says(coast: Coast, line: str, says: bytes, outcome: str) -> None:
+    coast.sandbox = fine(line, internet=True)
+    fate = await coast.fate(await coast.open(ELSEWHERE, says))
+    assert fate == (REFUSED if outcome else ELSEWHERE.encode())
+    assert coast.reason == outcome or not outcome
+
+
+async def test_the_first_rule_that_applies_decides(coast: Coast) -> None:
+    coast.sandbox = fine(
+        "deny also.good.test", "allow *.good.test", "allow good.test", "deny *", internet=True
+    )
+    assert await coast.fate(await coast.open(HOME, request("good.test"))) == HOME.encode()
+    assert await coast.fate(await coast.open(HOME, request("also.good.test"))) == REFUSED
+    assert await coast.fate(await coast.open(ELSEWHERE, request("evil.test"))) == REFUSED
+    assert (await coast.resolve("also.good.test")).rcode() == dns.rcode.REFUSED
+    assert (await coast.resolve("evil.test")).rcode() == dns.rcode.REFUSED
+    assert (await coast.resolve("good.test")).answer
 
 
 # ── what the server grants

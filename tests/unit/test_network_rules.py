@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wardian.model.egress import ALL_TRAFFIC, Egress, EgressProxy, GrantedHost, name_of
+from wardian.model.egress import (
+    ALL_TRAFFIC,
+    Egress,
+    EgressGrant,
+    EgressMode,
+    EgressProxy,
+    EgressRule,
+    GrantedHost,
+    name_of,
+)
 from wardian.model.errors import Invalid
 from wardian.model.sandbox import SandboxSpec
 from wardian.network.rules import Rules, Verdict, grant_for, rules_of, stand_in
@@ -86,6 +95,14 @@ def test_the_order_of_entries_means_nothing(allow: list[IPv4Address], deny: list
         (Egress(allow=("a.test",)), "you must include 'ALL_TRAFFIC' in deny out"),
         (Egress(allow=("a.test",), deny=("10.0.0.0/8",)), "you must include 'ALL_TRAFFIC' in deny out"),
         (Egress(dns_servers=("dns.test",)), "invalid DNS server dns.test"),
+        (Egress(rules=("permit a.test",)), "a rule is 'allow' or 'deny'"),
+        (Egress(rules=("allow a.test:0",)), "its ports are not between"),
+        (Egress(rules=("allow a.test:9-8",)), "its ports are not between"),
+        (Egress(rules=("allow a.test:http",)), "its host is no address"),
+        (Egress(rules=("allow 1.2.3",)), "its host is no address"),
+        (Egress(rules=("allow a.test G=T",)), "its methods are no methods"),
+        (Egress(rules=("allow a.test GET v1",)), "a path begins with"),
+        (Egress(rules=("allow a.test GET /*/x",)), "a path begins with"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(egress: Egress, message: str) -> None:
@@ -108,6 +125,44 @@ def test_a_name_has_one_spelling(text: str) -> None:
 def test_no_spelling_of_an_address_is_a_name(address: IPv4Address) -> None:
     for text in (str(address), str(int(address)), hex(int(address)), f"0x7f.{address}"):
         assert name_of(text) is None
+
+
+def test_a_rule_says_hosts_ports_methods_and_paths() -> None:
+    rule = EgressRule.parse("Allow [2001:DB8::/32]:80,8000-8100 get,HEAD /v1/* /x")
+    assert rule == EgressRule(
+        True, "2001:db8::/32", ((80, 80), (8000, 8100)), ("GET", "HEAD"), ("/v1/*", "/x")
+    )
+    assert EgressRule.parse("deny * * /x") == EgressRule(False, "*", (), (), ("/x",))
+
+
+def test_what_a_grant_covers() -> None:
+    grant = EgressGrant(EgressMode.GRANTED, ("*.good.test", "8.8.8.0/24"))
+    for egress, covered in (
+        (Egress(), True),
+        (Egress(allow=("a.good.test", "*.b.good.test", "8.8.8.8")), True),
+        (Egress(rules=("allow a.good.test:443", "deny *")), True),
+        (Egress(allow=("good.test",)), False),
+        (Egress(allow=("8.8.0.0/16",)), False),
+        (Egress(rules=("allow *",)), False),
+        (Egress(proxy=EgressProxy("p.test:1")), False),
+        (Egress(dns_servers=("8.8.8.8",)), False),
+    ):
+        assert grant.covers(egress, internet=False) is covered
+        assert EgressGrant().covers(egress, internet=True)
+        assert not grant.covers(egress, internet=True)
+    assert not EgressGrant(EgressMode.NONE).covers(Egress(allow=("a.test",)), internet=False)
+    assert EgressGrant(EgressMode.NONE).covers(Egress(deny=(ALL_TRAFFIC,)), internet=True)
+
+
+def test_of_two_grants_the_narrower_counts() -> None:
+    none, internet = EgressGrant(EgressMode.NONE), EgressGrant()
+    one = EgressGrant(EgressMode.GRANTED, ("*.good.test", "other.test"))
+    two = EgressGrant(EgressMode.GRANTED, ("a.good.test", "third.test"))
+    assert internet.narrowed(one) == one == one.narrowed(internet)
+    assert one.narrowed(none) == none == none.narrowed(internet)
+    assert one.narrowed(two).hosts == ("a.good.test",) == two.narrowed(one).hosts
+    with pytest.raises(Invalid, match="granted"):
+        EgressGrant(EgressMode.NONE, ("a.test",)).check()
 
 
 # ── grants
@@ -147,7 +202,11 @@ def test_a_spec_is_kept_whole() -> None:
     spec = SandboxSpec(
         https_ports=(8443,),
         egress=Egress(
-            ("a.test",), (ALL_TRAFFIC,), (), EgressProxy("p.test:1", "u", "sealed", True, "s", "PEM")
+            ("a.test",),
+            (ALL_TRAFFIC,),
+            (),
+            EgressProxy("p.test:1", "u", "sealed", True, "s", "PEM"),
+            ("deny *:22",),
         ),
         granted_hosts=(GrantedHost("index.test", 443, "127.0.0.1"),),
     )

@@ -18,7 +18,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from wardian.bridge import equipping
+from wardian.bridge import equipping, searching
 from wardian.bridge.budgets import Budgets, Used
 from wardian.bridge.channel import Answer, BridgeGone, Channel, Facts
 from wardian.bridge.effects import Ledger, response_of, response_values
@@ -29,15 +29,16 @@ from wardian.bridge.values import place_values, sealed_of, sealed_values
 from wardian.guest.guest import Guest, Tunnel
 from wardian.guest.pace import Bucket
 from wardian.model.effect import Effect, EffectState
-from wardian.model.errors import Forbidden, Invalid, NotFound, Unauthenticated, WardianError
+from wardian.model.errors import Forbidden, Invalid, NotFound, Unauthenticated, Unavailable, WardianError
 from wardian.model.grant import BRIDGE_HOST, Admission, Grant, InDoubt
 from wardian.model.sandbox import LIVE, Sandbox, State
 from wardian.model.secret import Place, Sealed
 from wardian.network.outbound import PlainRemote, join
+from wardian.snapshots.scan import Report
 from wardian.store.database import Database
 from wardian.store.secrets import key_ids
 from wardian.vault.keys import SealingKey
-from wardian.vault.vault import Vault
+from wardian.vault.vault import VERSIONS_KEPT, Vault
 
 BRIDGE_PORT = 80
 BRIDGE_ADDRESS = "198.19.255.254"
@@ -238,6 +239,44 @@ class Bridge:
         if now is None or now.state not in LIVE | {State.PAUSING}:
             raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         return now
+
+    # ── searches
+
+    async def search(
+        self, tenant: str, paths: Sequence[Path], canaries: Sequence[bytes], fingerprints: bytes
+    ) -> Report:
+        """Search files for every kept version of a tenant's secrets, and for canaries.
+
+        ``fingerprints`` is the key by which the report names values. Raises :class:`Unavailable`.
+        """
+        secrets = await self._every_version(tenant)
+        if not secrets and not canaries:
+            return Report(sources={path.name: path.stat().st_size for path in paths})
+        ours, theirs = socket.socketpair()
+        with ours:
+            asking = asyncio.ensure_future(self._supervisor.channel.ask("search", theirs))
+            try:
+                await asyncio.to_thread(searching.send, ours, paths, secrets, canaries, fingerprints)
+                report = await asyncio.to_thread(searching.receive, ours)
+            except OSError:
+                report = None
+            await asking
+        if report is None:
+            raise Unavailable("the search broke off", code="search_broke_off", hint="try again")
+        return report
+
+    async def _every_version(self, tenant: str) -> Sequence[tuple[str, Place]]:
+        found: list[tuple[str, Place]] = []
+        after: str | None = None
+        while page := await self.vault.list(tenant, after=after, limit=100):
+            after = page[-1].name
+            for secret in page:
+                first = max(1, secret.version - VERSIONS_KEPT + 1)
+                found += [
+                    (f"secret:{secret.name}:{version}", Place(tenant, secret.id, version))
+                    for version in range(first, secret.version + 1)
+                ]
+        return found
 
     # ── for the process
 

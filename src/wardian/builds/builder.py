@@ -11,7 +11,7 @@ import asyncio
 import logging
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,8 +78,8 @@ class Yard:
     """Where builds are done: what a builder needs of the house.
 
     ``make_bench`` makes a machine, by one of ``drivers``; ``indexes`` are the host's package indexes;
-    ``scratch`` is a directory on the same file system as ``roots``; ``house`` is the tenant whose the house's
-    own templates are.
+    ``scratch`` is a directory on the same file system as ``roots``; ``inspect`` raises for an image that must
+    not be published; ``house`` is the tenant whose the house's own templates are.
     """
 
     make_bench: MakeBench
@@ -90,6 +90,7 @@ class Yard:
     cache: LayerCache
     scratch: Path
     now_us: Callable[[], int]
+    inspect: Callable[[str, RootImage], Awaitable[None]]
     house: str = ""
 
 
@@ -354,6 +355,7 @@ class _Job:
     async def _finish(self, ground: Ground, record: Record) -> Built:
         """Compose the image, check it against the lock, start what is to be started."""
         root = await self._compose(ground)
+        await self.yard.inspect(self.tenant, root)
         made = await asyncio.to_thread(record.lock, root)
         if self.lock is not None:
             locks.check(self.lock, made)

@@ -5,6 +5,7 @@
     [[step]]     run | copy + to (+ owner, mode) | env | workdir | user
     [start]      command, ready, ready_timeout, ports
     [resources]  cpu, memory_mib, disk_mib
+    [network]    egress (none, granted, internet), allow
 
 ``docs/manifests.md`` says what each means.
 """
@@ -21,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from wardian.builds.errors import BadManifest
 from wardian.builds.packing import Files, Unpackable
 from wardian.model.build import Base, BaseKind, Plan, Stage, Step, StepKind
+from wardian.model.egress import EgressGrant, EgressMode
 from wardian.model.errors import Invalid
 from wardian.model.isolation import Isolation
 from wardian.model.resources import Resources
@@ -101,12 +103,26 @@ class _Resources(_Table):
     disk_mib: int = Resources().disk_mib
 
 
+class _Network(_Table):
+    egress: Literal["none", "granted", "internet"] | None = None
+    allow: list[Text] = []
+
+    @property
+    def grant(self) -> EgressGrant:
+        """What it says. Raises :class:`Invalid`."""
+        mode = self.egress or ("granted" if self.allow else "internet")
+        grant = EgressGrant(EgressMode(mode), tuple(self.allow))
+        grant.check()
+        return grant
+
+
 class _Manifest(_Table):
     template: _Template = _Template()
     base: _Base = _Base()
     step: list[_Step] = []
     start: _Start = _Start()
     resources: _Resources = _Resources()
+    network: _Network = _Network()
 
 
 def read_wardian_toml(text: str, files: Files, *, file: str = "wardian.toml") -> tuple[str, Plan]:
@@ -138,6 +154,10 @@ def _plan(manifest: _Manifest, steps: Sequence[Step], text: str, file: str) -> P
         resources = Resources(asked.cpu, asked.memory_mib, asked.disk_mib)
     except Invalid as error:
         raise BadManifest(error.message, file=file, line=_line_of(text, ("resources",))) from None
+    try:
+        egress = manifest.network.grant
+    except Invalid as error:
+        raise BadManifest(error.message, file=file, line=_line_of(text, ("network",))) from None
     start = manifest.start
     return Plan(
         (Stage(STAGE, _base(manifest.base), tuple(steps)),),
@@ -147,6 +167,7 @@ def _plan(manifest: _Manifest, steps: Sequence[Step], text: str, file: str) -> P
         ready_timeout_s=start.ready_timeout,
         ports=tuple(start.ports),
         isolation=manifest.template.isolation and Isolation(manifest.template.isolation),
+        egress=egress,
     )
 
 

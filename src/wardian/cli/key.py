@@ -12,6 +12,7 @@ import typer
 
 from wardian.cli import server_file
 from wardian.cli.output import EXIT_CODES, Json, errors, note, out, print_json, table
+from wardian.model.egress import EgressGrant, EgressMode
 from wardian.model.errors import Invalid
 from wardian.model.isolation import minimum_of
 
@@ -39,6 +40,18 @@ def create(
         str | None,
         typer.Option(help="The weakest isolation it may be used with: microvm (under KVM) or gvisor."),
     ] = None,
+    egress: Annotated[
+        EgressMode,
+        typer.Option(
+            help="The most that may leave its sandboxes: nothing, the hosts of --allow, or anything."
+        ),
+    ] = EgressMode.INTERNET,
+    allow: Annotated[
+        list[str],
+        typer.Option(
+            help="With --egress granted: a domain, '*.' and a domain, an address or a CIDR. Repeat it."
+        ),
+    ] = [],  # noqa: B006 - typer copies it
     data: Data = None,
     as_json: Json = False,
 ) -> None:
@@ -53,7 +66,9 @@ def create(
                 f"a tenant's name is up to 63 of a-z, 0-9 and '-', not {tenant!r}", code="bad_tenant"
             )
         minimum = None if minimum_isolation is None else minimum_of(minimum_isolation)
-        key, record = local_keys.make(_directory(data), tenant, name, minimum)
+        grant = EgressGrant(egress, tuple(allow))
+        grant.check()
+        key, record = local_keys.make(_directory(data), tenant, name, minimum, grant)
         if as_json:
             print_json({"key": key, **asdict(record)})
             return
@@ -77,12 +92,13 @@ def list_(*, tenant: Tenant = "default", data: Data = None, as_json: Json = Fals
                 key.prefix + "…",
                 key.name or "-",
                 key.minimum_isolation or "-",
+                _egress(key.egress),
                 _minute(key.created_at),
                 _minute(key.revoked_at),
             )
             for key in found
         ]
-        table(("ID", "KEY", "NAME", "AT LEAST", "CREATED", "REVOKED"), rows)
+        table(("ID", "KEY", "NAME", "AT LEAST", "EGRESS", "CREATED", "REVOKED"), rows)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -104,6 +120,10 @@ def revoke(
 
 def _directory(data: Path | None) -> Path:
     return data or server_file.default_data_dir()
+
+
+def _egress(grant: EgressGrant) -> str:
+    return f"{grant.mode}: {', '.join(grant.hosts)}" if grant.hosts else grant.mode.value
 
 
 def _minute(at_us: int | None) -> str:

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from wardian.api.auth import new_key
 from wardian.config import DATABASE
+from wardian.model.egress import EgressGrant
 from wardian.model.errors import NotFound
 from wardian.model.isolation import IsolationLevel
 from wardian.sandboxes.identity import new_id
@@ -23,7 +24,11 @@ T = TypeVar("T")
 
 
 def make(
-    data: Path, tenant: str, name: str, minimum_isolation: IsolationLevel | None = None
+    data: Path,
+    tenant: str,
+    name: str,
+    minimum_isolation: IsolationLevel | None = None,
+    egress: EgressGrant | None = None,
 ) -> tuple[str, ApiKey]:
     """A new key, and its record; the key itself is kept nowhere."""
     key, key_id, at = new_key(), new_id("k"), now_us()
@@ -38,6 +43,7 @@ def make(
             name=name,
             at=at,
             minimum_isolation=minimum_isolation,
+            egress=egress,
         )
 
     return key, _with_database(data, lambda database: database.write(transaction, durable=True))

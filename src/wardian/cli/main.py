@@ -11,6 +11,7 @@ import typer
 from wardian.cli import (
     budget,
     effects,
+    egress,
     grant,
     inside,
     key,
@@ -18,6 +19,7 @@ from wardian.cli import (
     sandbox,
     secret,
     server_file,
+    snapshot,
     template,
     volume,
 )
@@ -166,10 +168,13 @@ def doctor(*, as_json: Json = False) -> None:
 sandbox.app.command("exec", epilog=EXIT_CODES, context_settings=inside.WITH_OPTIONS)(inside.exec_)
 for inner in (inside.shell, inside.cp, network.network):
     sandbox.app.command(epilog=EXIT_CODES)(inner)
-for group in (sandbox.app, template.app, secret.app, grant.app, effects.app, budget.app, volume.app):
+groups = (sandbox.app, snapshot.app, egress.app, template.app, secret.app)
+for group in (*groups, grant.app, effects.app, budget.app, volume.app):
     group.callback()(server_options)
 
 app.add_typer(sandbox.app, name="sandbox")
+app.add_typer(snapshot.app, name="snapshot")
+app.add_typer(egress.app, name="egress")
 app.add_typer(template.app, name="template")
 app.add_typer(secret.app, name="secret")
 app.add_typer(grant.app, name="grant")

@@ -25,6 +25,13 @@ def network(
     deny: Annotated[
         list[str], typer.Option(help="Deny an address or a CIDR; what is allowed wins. May be repeated.")
     ] = [],  # noqa: B006
+    rule: Annotated[
+        list[str],
+        typer.Option(
+            help="A finer rule, 'allow|deny HOST[:PORTS] [METHODS [PATH ...]]'; the first that applies "
+            "decides. May be repeated."
+        ),
+    ] = [],  # noqa: B006
     dns: Annotated[
         list[str], typer.Option(help="Ask this DNS server instead of the host's. May be repeated.")
     ] = [],  # noqa: B006
@@ -48,8 +55,10 @@ def network(
     """
     with errors(as_json=as_json):
         wanted: dict[str, Any] | None = None
-        if allow or deny or dns or drop_proxy or internet is not None:
+        if allow or deny or rule or dns or drop_proxy or internet is not None:
             wanted = {"allowOut": allow, "denyOut": deny, "allow_internet_access": internet is not False}
+            if rule:
+                wanted["egressRules"] = rule
             if dns:
                 wanted["dnsServers"] = dns
         settings = remote.run(_settle(address(context), sandbox, wanted, drop_proxy=drop_proxy))
@@ -84,6 +93,7 @@ def _show(settings: Mapping[str, Any]) -> None:
         ("internet", "on" if settings["allowInternetAccess"] else "off"),
         ("allowed", ", ".join(settings.get("allowOut", ())) or "-"),
         ("denied", ", ".join(settings.get("denyOut", ())) or "-"),
+        ("rules", "; ".join(settings.get("egressRules", ())) or "-"),
         ("dns", ", ".join(settings["dnsServers"]) or "none" if "dnsServers" in settings else "the host's"),
         ("proxy", proxy["address"] if proxy else "-"),
         ("ports", "public" if settings["allowPublicTraffic"] else "only with the traffic token"),

@@ -13,6 +13,7 @@ from wardian.cli import remote
 from wardian.cli.arguments import Id, Ids, Seconds, Variables, address, pairs
 from wardian.cli.output import EXIT_CODES, Json, errors, note, out, print_json, table
 from wardian.cli.remote import Address
+from wardian.model.egress import EgressMode
 from wardian.model.errors import Invalid, Kind, WardianError
 
 app = typer.Typer(
@@ -52,6 +53,12 @@ def create(
         str | None,
         typer.Option(help="auto, microvm or gvisor (default: what the template says, else auto)."),
     ] = None,
+    egress: Annotated[
+        EgressMode | None,
+        typer.Option(
+            help="What may leave it: nothing, what is granted, or anything (default: the template's)."
+        ),
+    ] = None,
     volume: Annotated[
         list[str],
         typer.Option("--volume", "-v", metavar="NAME:PATH", help="Mount a volume. May be repeated."),
@@ -70,6 +77,8 @@ def create(
             "metadata": pairs(metadata, "--metadata"),
             "allow_internet_access": internet,
         }
+        if egress is not None:
+            body["network"] = {"egress": egress.value}
         if volume:
             body["volumeMounts"] = [_mount(each) for each in volume]
         if isolation is not None:

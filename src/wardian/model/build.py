@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from wardian.model.egress import EgressGrant
 from wardian.model.isolation import Isolation
 from wardian.model.resources import Resources
 
@@ -101,6 +102,8 @@ class Plan:
     ports: tuple[int, ...] = ()
     isolation: Isolation | None = None
     force: bool = False  # pass the whole cache by
+    egress: EgressGrant = field(default_factory=EgressGrant)
+    """What may leave its sandboxes, where whoever creates one says nothing else."""
 
 
 class BuildStatus(StrEnum):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wardian.model.build import BuildStatus, Lock, Surroundings
+from wardian.model.egress import EgressGrant, EgressMode
 from wardian.model.errors import Invalid
 from wardian.model.isolation import Isolation
 from wardian.model.resources import Resources
@@ -91,6 +92,12 @@ class Build:
     plan: Mapping[str, Any] | None = None
     lock: Lock | None = None
     failure: Failure | None = None
+
+    @property
+    def egress(self) -> EgressGrant:
+        """What may leave its sandboxes, where nothing else is said. Its plan says."""
+        told = (self.plan or {}).get("egress")
+        return EgressGrant(EgressMode(told["mode"]), tuple(told["hosts"])) if told else EgressGrant()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,24 +1,24 @@
 """The gate: decides where one connection of a sandbox may go, and finds the way there.
 
-An address that the sandbox's rules open is dialled as it is. Where only a name can open it, the connection's
-first bytes must show an allowed one, and what is dialled is where *the host* finds that name: the address
-that the program chose counts only if our DNS gave it out for it. What shows no name, being neither TLS nor
-HTTP, goes to an address that we gave out for an allowed name, on whatever port.
+An address that the sandbox's rules open is dialled as it is. Where it takes a name or a request to decide,
+the connection's first bytes must show an allowed one, and everything that is said must agree: the name inside
+a request with the one it is sent to, and both with the address, which our DNS gave out for that name or
+*the host* finds for it now. Every further request of a plain HTTP connection is judged like the first. What
+shows no name, being neither TLS nor HTTP, goes to an address that we gave out for an allowed name, on
+whatever port.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from weakref import WeakValueDictionary
 
 from wardian.guest.guest import Tunnel
-from wardian.model.egress import EgressProxy
+from wardian.model.egress import EgressProxy, name_of
 from wardian.model.errors import WardianError
 from wardian.model.sandbox import Sandbox
 from wardian.network import socks
@@ -26,8 +26,9 @@ from wardian.network.dns import Resolver, View
 from wardian.network.opening import Opening, read_opening
 from wardian.network.outbound import Remote, dial, is_own
 from wardian.network.policy import Decision, Policy
-from wardian.network.rules import Verdict, grant_for, rules_of, stand_in
-from wardian.network.told import Told
+from wardian.network.requests import Denied, RequestWatch
+from wardian.network.rules import Request, Verdict, decide, grant_for, rules_of, stand_in
+from wardian.network.told import AGREE_S, Told
 
 OPENING_S = 10.0
 """How long a connection that needs a name may take to show it."""
@@ -40,13 +41,7 @@ _PIECE = 65536
 
 Unseal = Callable[[str, str], str]
 
-
-class Denied(OSError):
-    """A connection that may not be made; ``reason`` is a stable slug."""
-
-    def __init__(self, reason: str, name: str | None = None) -> None:
-        super().__init__(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-        self.reason, self.name = reason, name
+__all__ = ["Denied", "Gate", "Route", "Unseal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +49,8 @@ class Route:
     """Where an admitted connection goes, and why it may.
 
     ``name``: the allowed name that opened it. ``head``: bytes taken from the program already. ``late``: it
-    has shown no opening yet; :meth:`Gate.late_opening` must judge its first bytes when they come.
+    has shown no opening yet; :meth:`Gate.late_opening` must judge its first bytes when they come. ``watch``
+    judges what a plain HTTP connection says after ``head``.
     """
 
     address: str
@@ -64,6 +60,7 @@ class Route:
     head: bytes = b""
     late: bool = False
     proxy: EgressProxy | None = None
+    watch: RequestWatch | None = None
 
 
 class Gate:
@@ -113,15 +110,16 @@ class Gate:
         if granted is not None:
             return Route(await self._home(granted.target or granted.host), port, "granted")
         rules = rules_of(sandbox.spec)
-        verdict = rules.address(address)
+        verdict = rules.reach(address, port)
         if verdict is Verdict.DENY:
-            raise Denied(rules.closed_reason if rules.closed else "denied_by_rule")
+            raise Denied(decide(rules, address, port, None).reason)
         server = self.server_allows(address, port)
         if not server.allowed:
             raise Denied(server.reason)
         proxy = sandbox.spec.egress.proxy
         if verdict is Verdict.ALLOW:
-            return Route(address, port, "allowed_address" if rules.closed else server.reason, proxy=proxy)
+            reason = decide(rules, address, port, None).reason
+            return Route(address, port, server.reason if reason == "internet" else reason, proxy=proxy)
         route = await self._by_name(sandbox, address, port, tunnel)
         return replace(route, proxy=proxy)
 
@@ -136,59 +134,101 @@ class Gate:
         return found.addresses[0]
 
     async def _by_name(self, sandbox: Sandbox, address: str, port: int, tunnel: Tunnel) -> Route:
-        known = self._known(sandbox, address)
+        known = self._known(sandbox, address, port)
         tunnel.accept()
         head, opening = await read_first(tunnel, SILENCE_S if known else OPENING_S)
         if opening is None and not head and known:
             return Route(address, port, "allowed_name", min(known), late=True)
-        name = self._named(sandbox, address, opening)
-        home = address if name in known else await self.find(sandbox, name, port)
-        return Route(home, port, "allowed_name", name, head)
+        name, reason = self._named(sandbox, address, port, opening)
+        watch = self._watch(sandbox, address, port, opening)
+        if watch is not None:
+            head = watch.outward(head)
+        if opening is not None and opening.name is not None:
+            await self._agree(sandbox, opening.name, address)
+        return Route(address, port, reason, name, head, watch=watch)
 
-    def _known(self, sandbox: Sandbox, address: str) -> frozenset[str]:
-        """The allowed names that this sandbox was given the address for."""
+    def _known(self, sandbox: Sandbox, address: str, port: int) -> frozenset[str]:
+        """The names that this sandbox was given the address for, and that open it by themselves."""
         rules = rules_of(sandbox.spec)
-        return frozenset(name for name in self._told.names(sandbox.id, address) if rules.name(name))
+        told = self._told.names(sandbox.id, address)
+        return frozenset(name for name in told if decide(rules, address, port, name).allowed)
 
-    def _named(self, sandbox: Sandbox, address: str, opening: Opening | None) -> str:
-        """The allowed name that an opening shows, or that its address stands for. Raises :class:`Denied`."""
+    def _named(
+        self, sandbox: Sandbox, address: str, port: int, opening: Opening | None
+    ) -> tuple[str | None, str]:
+        """The allowed name that an opening shows, or that its address stands for, and why it is allowed.
+
+        Raises :class:`Denied`.
+        """
+        if opening is not None and opening.fault is not None:
+            raise Denied(opening.fault)
+        name = None if opening is None else opening.name
+        if name is None and (known := self._known(sandbox, address, port)):
+            name = min(known)
         if opening is None:
             raise Denied("no_name")
-        if opening.fault is not None:
-            raise Denied(opening.fault)
-        if opening.name is None:
-            known = self._known(sandbox, address)
-            if not known:
-                raise Denied("no_name")
-            return min(known)
-        if not rules_of(sandbox.spec).name(opening.name):
-            raise Denied("denied_name", opening.name)
-        return opening.name
+        if opening.protocol == "http" and name is not None:
+            return name, "allowed_name"  # its requests are judged one by one
+        decision = decide(rules_of(sandbox.spec), address, port, name)
+        if not decision.allowed:
+            raise Denied(decision.reason, name)
+        return name, decision.reason
 
     async def find(self, sandbox: Sandbox, name: str, port: int) -> str:
-        """Where the host finds an allowed name now; a few at a time, so that others are found as well."""
+        """Where the host finds a name now, if the server lets anybody go there. Raises :class:`Denied`."""
+        for address in await self._look_up(sandbox, name):
+            if self.server_allows(address, port).allowed:
+                return address
+        raise Denied("denied_address", name)
+
+    async def _look_up(self, sandbox: Sandbox, name: str) -> Sequence[str]:
+        """Every address of a name; a few at a time, so that others are found as well."""
         turns = self._turns.setdefault(sandbox.id, asyncio.Semaphore(LOOKUPS_MAX))
         async with turns:
             found = await self._resolver.look_up(name, socket.AF_INET, self._servers(sandbox))
         if not found.addresses:
             raise Denied("name_unresolved", name)
-        for address in found.addresses:
-            if self.server_allows(address, port).allowed:
-                return address
-        raise Denied("denied_address", name)
+        return found.addresses
 
-    async def late_opening(self, sandbox: Sandbox, route: Route, tunnel: Tunnel) -> bytes:
+    async def _agree(self, sandbox: Sandbox, name: str, address: str) -> None:
+        """Refuse a name that is shown on an address that is not its own. Raises :class:`Denied`."""
+        if name == address or name in self._told.names(sandbox.id, address, within_s=AGREE_S):
+            return
+        if name_of(name) is None or address not in await self._look_up(sandbox, name):
+            raise Denied("address_disagrees", name)
+
+    def _watch(
+        self, sandbox: Sandbox, address: str, port: int, opening: Opening | None
+    ) -> RequestWatch | None:
+        """Who judges the requests of a connection, if it is of plain HTTP."""
+        if opening is None or opening.protocol != "http":
+            return None
+        rules = rules_of(sandbox.spec)
+
+        def judge(shown: Opening, request: Request) -> None:
+            if shown.name != opening.name:
+                raise Denied("names_disagree", shown.name)
+            decision = decide(rules, address, port, shown.name, request)
+            if not decision.allowed:
+                raise Denied(decision.reason, shown.name)
+
+        return RequestWatch(judge)
+
+    async def late_opening(
+        self, sandbox: Sandbox, route: Route, tunnel: Tunnel
+    ) -> tuple[bytes, RequestWatch | None]:
         """The first bytes of a connection that was silent when it was admitted, if they too may pass.
 
         Raises :class:`Denied`.
         """
         head, opening = await read_first(tunnel, None)
         if not head:
-            return b""
-        name = self._named(sandbox, route.address, opening)
-        if name not in self._known(sandbox, route.address):
+            return b"", None
+        name, _ = self._named(sandbox, route.address, route.port, opening)
+        if name is None or name not in self._known(sandbox, route.address, route.port):
             raise Denied("names_disagree", name)
-        return head
+        watch = self._watch(sandbox, route.address, route.port, opening)
+        return (head, None) if watch is None else (watch.outward(head), watch)
 
     def still(self, sandbox: Sandbox, address: str, route: Route) -> bool:
         """Whether a connection that was admitted may go on under the sandbox's present rules."""
@@ -196,13 +236,9 @@ class Gate:
             return True  # it decides on every request anew
         if route.reason == "granted":
             return grant_for(sandbox.spec.granted_hosts, address, route.port) is not None
-        rules = rules_of(sandbox.spec)
         if route.proxy != sandbox.spec.egress.proxy:
             return False
-        verdict = rules.address(address)
-        if verdict is Verdict.ASK_NAME:
-            return route.name is not None and rules.name(route.name)
-        return verdict is Verdict.ALLOW
+        return decide(rules_of(sandbox.spec), address, route.port, route.name).allowed
 
     # ── the way
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 import h11
 
@@ -22,12 +23,15 @@ _RECORD_MAX = 16 * 1024
 _HTTP_LINE = re.compile(rb"HTTP/|^\s*(GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|TRACE|CONNECT) ", re.IGNORECASE)
 _NOT_TEXT = re.compile(rb"[^\t\r\n -~]")
 _RECORDS_MAX = 64
-_AUTHORITY = re.compile(r"([^:@/\[\]]+)(:\d{1,5})?")
+_AUTHORITY = re.compile(r"(\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^:@/\[\]]+))(:\d{1,5})?")
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """``protocol``: tls, http or other. Of the first two either ``name`` or ``fault`` (a slug) is there."""
+    """``protocol``: tls, http or other. Of the first two either ``name`` or ``fault`` (a slug) is there.
+
+    The ``name`` that a request shows may be an address; a TLS server name may not.
+    """
 
     protocol: str
     name: str | None = None
@@ -67,9 +71,17 @@ def _http(data: bytes) -> Opening | None:
             return None
         if not isinstance(request, h11.Request):
             return Opening("http", fault="malformed_http")
+    except h11.RemoteProtocolError:
+        return Opening("http", fault="malformed_http")
+    return opening_of(request)
+
+
+def opening_of(request: h11.Request) -> Opening:
+    """What the head of a request says: one host, or a fault."""
+    try:
         hosts = [value.decode("ascii") for name, value in request.headers if name == b"host"]
         named = {_host_in(text) for text in (*hosts, *_authority(request))}
-    except (h11.RemoteProtocolError, UnicodeDecodeError, _Bad):
+    except (UnicodeDecodeError, _Bad):
         return Opening("http", fault="malformed_http")
     if not named:
         return Opening("http", fault="no_name")
@@ -92,11 +104,18 @@ def _authority(request: h11.Request) -> list[str]:
 
 
 def _host_in(text: str) -> str:
+    """The name, or the address in its one spelling. Raises :class:`_Bad` for neither."""
     match = _AUTHORITY.fullmatch(text.strip())
-    name = name_of(match[1]) if match else None
-    if name is None:
+    if match is None:
         raise _Bad
-    return name
+    host = match["v6"] or match["host"]
+    name = name_of(host)
+    if name is not None:
+        return name
+    try:
+        return str(ip_address(host))
+    except ValueError:
+        raise _Bad from None
 
 
 # ── TLS

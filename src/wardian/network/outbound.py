@@ -95,17 +95,39 @@ async def dial(address: str, port: int) -> PlainRemote:
     return PlainRemote(remote)
 
 
-async def join(remote: Remote, tunnel: Tunnel, first: Callable[[], Awaitable[bytes]] | None = None) -> None:
+class Watch(Protocol):
+    """Looks at what goes out, and may hold it back. Says no with OSError."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether nothing may pass before the far side has answered."""
+
+    def outward(self, data: bytes) -> bytes:
+        """What may pass now that ``data`` was said."""
+
+    def inward(self, data: bytes) -> None:
+        """The far side said something."""
+
+    async def answered(self) -> bytes:
+        """What may pass once the far side has answered."""
+
+
+First = Callable[[], Awaitable[tuple[bytes, Watch | None]]]
+
+
+async def join(remote: Remote, tunnel: Tunnel, first: First | None = None) -> None:
     """Carry bytes between the two until both directions have ended. Closes ``remote``.
 
     Each side is read only as fast as the other takes it. ``first`` gives what goes out before anything else:
-    bytes that were taken from the tunnel already. OSError when either side breaks, or ``first`` says no.
+    bytes that were taken from the tunnel already, and who watches what follows them. OSError when either
+    side breaks, or ``first`` or its watch says no.
     """
     try:
         tunnel.accept()
+        seen = _Seen()
         pumps = [
-            asyncio.ensure_future(_outward(tunnel, remote, first)),
-            asyncio.ensure_future(_inward(tunnel, remote)),
+            asyncio.ensure_future(_outward(tunnel, remote, first, seen)),
+            asyncio.ensure_future(_inward(tunnel, remote, seen)),
         ]
         try:
             await asyncio.gather(*pumps)
@@ -117,16 +139,41 @@ async def join(remote: Remote, tunnel: Tunnel, first: Callable[[], Awaitable[byt
         remote.close()
 
 
-async def _outward(tunnel: Tunnel, remote: Remote, first: Callable[[], Awaitable[bytes]] | None) -> None:
-    if first is not None and (data := await first()):
-        await remote.write(data)
-    while data := await tunnel.read(_PIECE):
-        await remote.write(data)
+class _Seen:
+    """Who watches, once that is known."""
+
+    watch: Watch | None = None
+
+
+async def _outward(tunnel: Tunnel, remote: Remote, first: First | None, seen: _Seen) -> None:
+    data = b""
+    if first is not None:
+        data, seen.watch = await first()
+    if seen.watch is None:
+        if data:
+            await remote.write(data)
+        while data := await tunnel.read(_PIECE):
+            await remote.write(data)
+    else:
+        await _watched(tunnel, remote, data, seen.watch)
     await remote.write_eof()
 
 
-async def _inward(tunnel: Tunnel, remote: Remote) -> None:
+async def _watched(tunnel: Tunnel, remote: Remote, passed: bytes, watch: Watch) -> None:
+    while True:
+        while passed or watch.waits:
+            if passed:
+                await remote.write(passed)
+            passed = await watch.answered() if watch.waits else b""
+        if not (data := await tunnel.read(_PIECE)):
+            return
+        passed = watch.outward(data)
+
+
+async def _inward(tunnel: Tunnel, remote: Remote, seen: _Seen) -> None:
     while data := await remote.read(_PIECE):
+        if seen.watch is not None:
+            seen.watch.inward(data)
         await tunnel.write(data)
     await tunnel.write_eof()
 

@@ -1,18 +1,34 @@
-"""What a sandbox's own rules mean for one address or one name. Pure.
+"""What a sandbox's own rules mean for one address, name or request. Pure.
 
-The order of authority: what the server denies (``policy.py``) nobody opens; below that, what the tenant
-allows beats what the tenant denies. A host that the server itself granted stands above both.
+The order of authority: what the server denies (``policy.py``) nobody opens; below that, the first of the
+tenant's finer rules that applies; below that, what the tenant allows beats what the tenant denies. A host
+that the server itself granted stands above all of the tenant's.
+
+Where a rule asks for what cannot be seen (the request inside TLS, the name of a protocol that shows none), it
+fails closed: if it allows, it does not apply; if it denies, it does. Whoever reads the requests inside TLS
+calls :func:`decide` with them, and the rules hold there as well.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv4Network
+from urllib.parse import unquote
 
-from wardian.model.egress import Egress, GrantedHost, Network, denies_all, name_of, network_of, under_wildcard
+from wardian.model.egress import (
+    Egress,
+    EgressRule,
+    GrantedHost,
+    Network,
+    denies_all,
+    name_of,
+    network_of,
+    under_wildcard,
+)
 from wardian.model.sandbox import SandboxSpec
 from wardian.network.policy import Decision, meanings
 
@@ -26,7 +42,82 @@ class Verdict(StrEnum):
 
     ALLOW = "allow"
     DENY = "deny"
-    ASK_NAME = "ask_name"  # only a name can open it
+    ASK_NAME = "ask_name"  # only a name, or a request, can decide
+
+
+_AMBIGUOUS = re.compile(r"//|/\.{1,2}(?:/|$)|%2e|%2f|%5c|%25|%00|\\|;", re.IGNORECASE)
+"""What servers disagree about in a path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a rule may ask of an HTTP request: its method, and its target's path with whatever follows."""
+
+    method: str
+    path: str
+
+    @property
+    def plain_path(self) -> str | None:
+        """The path without its query, escapes of ordinary characters undone; None when it may be read in more
+        than one way."""
+        path = re.split(r"[?#]", self.path, maxsplit=1)[0]
+        if not path.startswith("/") or _AMBIGUOUS.search(path):
+            return None
+        return unquote(path, errors="replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A finer rule, compiled: about a network, or names, or (neither) any host."""
+
+    rule: EgressRule
+    network: Network | None
+    name: str | None
+
+    @classmethod
+    def of(cls, rule: EgressRule) -> Line:
+        network = network_of(rule.host)
+        by_name = network is None and rule.host != "*"
+        return cls(rule, network, name_of(rule.host.removeprefix("*.")) if by_name else None)
+
+    def may_reach(self, address: str, port: int) -> bool:
+        """Whether it can apply to a connection to there at all."""
+        ports = self.rule.ports
+        if ports and not any(low <= port <= high for low, high in ports):
+            return False
+        return self.network is None or any(meaning in self.network for meaning in meanings(address))
+
+    def names(self, name: str) -> bool:
+        """Whether a name, in its one spelling, is among its hosts."""
+        if self.name is None:
+            return self.network is None
+        return under_wildcard(name, (self.name,)) if self.rule.host.startswith("*.") else name == self.name
+
+    @property
+    def asks_more(self) -> bool:
+        """Whether it takes more than an address and a port to know that it applies."""
+        return self.name is not None or self.rule.asks_requests
+
+    def applies(self, name: str | None, request: Request | None) -> bool:
+        """Whether it applies to what is known, which is all that will be."""
+        if self.name is not None and not (not self.rule.allow if name is None else self.names(name)):
+            return False
+        return self._applies_to(request) if self.rule.asks_requests else True
+
+    def _applies_to(self, request: Request | None) -> bool:
+        unknown = not self.rule.allow
+        if request is None:
+            return unknown
+        if self.rule.methods and request.method not in self.rule.methods:
+            return False
+        path = request.plain_path
+        if not self.rule.paths:
+            return True
+        if path is None:
+            return unknown
+        return any(
+            path.startswith(each[:-1]) if each.endswith("*") else path == each for each in self.rule.paths
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +130,20 @@ class Rules:
     internet: bool
     names: frozenset[str]
     suffixes: tuple[str, ...]
+    lines: tuple[Line, ...] = ()
 
     @property
     def has_names(self) -> bool:
         return bool(self.names or self.suffixes)
+
+    def reach(self, address: str, port: int) -> Verdict:
+        """What can be said of a connection when no more is known of it than where it goes."""
+        for line in self.lines:
+            if line.may_reach(address, port):
+                if line.asks_more:
+                    return Verdict.ASK_NAME
+                return Verdict.ALLOW if line.rule.allow else Verdict.DENY
+        return self.address(address)
 
     def address(self, address: str) -> Verdict:
         """An address in any spelling; deny entries match every IPv4 address that an IPv6 one stands for."""
@@ -60,6 +161,10 @@ class Rules:
 
     def look_up(self, name: str) -> Decision:
         """Whether a name may be asked for: any, or where everything else is closed only allowed ones."""
+        for line in self.lines:
+            whole = not line.rule.ports and not line.rule.asks_requests
+            if line.network is None and line.names(name) and (line.rule.allow or whole):
+                return Decision(line.rule.allow, "allowed_rule" if line.rule.allow else "denied_rule")
         if not self.closed:
             return Decision(True, "internet")
         if self.name(name):
@@ -93,7 +198,31 @@ def _compile(egress: Egress, internet: bool) -> Rules:
         internet=internet,
         names=frozenset(exact),
         suffixes=tuple(suffixes),
+        lines=tuple(Line.of(rule) for rule in egress.parsed_rules),
     )
+
+
+def decide(
+    rules: Rules, address: str, port: int, name: str | None, request: Request | None = None
+) -> Decision:
+    """Whether a connection to ``address`` may go on when all is known that will be.
+
+    ``name`` is what it showed (None: it shows none), ``request`` what it asks for (None: that is not seen).
+    """
+    for line in rules.lines:
+        if line.may_reach(address, port) and line.applies(name, request):
+            if line.rule.allow:
+                return Decision(True, "allowed_rule")
+            unseen = line.rule.asks_requests and request is None
+            return Decision(False, "request_unseen" if unseen else "denied_rule")
+    verdict = rules.address(address)
+    if verdict is Verdict.ALLOW:
+        return Decision(True, "allowed_address" if rules.closed else "internet")
+    if verdict is Verdict.ASK_NAME and name is not None and rules.name(name):
+        return Decision(True, "allowed_name")
+    if verdict is Verdict.DENY:
+        return Decision(False, rules.closed_reason if rules.closed else "denied_by_rule")
+    return Decision(False, "no_name" if name is None else "denied_name")
 
 
 def stand_in(granted: Sequence[GrantedHost], name: str) -> str | None:

@@ -20,7 +20,7 @@ from wardian.model.sandbox import Sandbox
 from wardian.network import socks
 from wardian.network.dns import QUERY_MAX, Resolver, View
 from wardian.network.gate import Denied, Gate, Route, Unseal
-from wardian.network.outbound import PlainRemote, join
+from wardian.network.outbound import PlainRemote, Watch, join
 from wardian.network.policy import Decision, Policy
 from wardian.network.told import Told
 
@@ -190,21 +190,17 @@ class Shore:
             raise
         self._note_connect(sandbox, live, Decision(True, route.reason), route.name)
 
-        async def first() -> bytes:
+        async def first() -> tuple[bytes, Watch | None]:
             if not route.late:
-                return route.head
-            try:
-                return await self._gate.late_opening(sandbox, route, stream)
-            except Denied as error:
-                self._note_connect(sandbox, live, Decision(False, error.reason), error.name)
-                raise
+                return route.head, route.watch
+            return await self._gate.late_opening(sandbox, route, stream)
 
         try:
             remote = await self._gate.dial(route)
+            await join(remote, stream, first)
         except Denied as error:
             self._note_connect(sandbox, live, Decision(False, error.reason), error.name)
             raise
-        await join(remote, stream, first)
 
     def _note_connect(
         self, sandbox: Sandbox, live: _Live, decision: Decision, name: str | None = None

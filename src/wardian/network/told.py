@@ -7,6 +7,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 REMEMBER_S = 600.0
+"""How long an address speaks for a name by itself."""
+AGREE_S = 86400.0
+"""How long a name that is shown agrees with its address: some programs ask once and never again."""
 PER_SANDBOX_MAX = 256
 SANDBOXES_MAX = 4096
 
@@ -30,9 +33,9 @@ class Told:
         while len(self._of) > SANDBOXES_MAX:
             self._of.popitem(last=False)
 
-    def names(self, sandbox_id: str, address: str) -> frozenset[str]:
-        """The names that a sandbox knows an address by."""
-        since = self._clock() - REMEMBER_S
+    def names(self, sandbox_id: str, address: str, *, within_s: float = REMEMBER_S) -> frozenset[str]:
+        """The names that a sandbox was told an address for."""
+        since = self._clock() - within_s
         entries = self._of.get(sandbox_id, OrderedDict())
         return frozenset(name for (at, name), told in entries.items() if at == address and told >= since)
 

@@ -35,6 +35,11 @@ def bench_tenant(tenant: str) -> str:
     return tenant + _MARK
 
 
+def tenant_of(tenant: str) -> str:
+    """Whose build it is that a bench's tenant belongs to; any other tenant is itself."""
+    return tenant.removesuffix(_MARK)
+
+
 def is_bench(sandbox: Sandbox) -> bool:
     """Whether a sandbox was made for a build."""
     return sandbox.tenant.endswith(_MARK)

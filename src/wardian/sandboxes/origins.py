@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from wardian.isolation.port import Driver, MachineImage, MachineSpec
 from wardian.meter import intervals as meter
 from wardian.model.build import Surroundings
+from wardian.model.egress import EgressGrant
 from wardian.model.errors import Unsupported
 from wardian.model.isolation import Isolation, Wanted
 from wardian.model.sandbox import Sandbox, SandboxSpec, Snapshot, State
@@ -21,7 +22,7 @@ from wardian.sandboxes.machines import source_of
 from wardian.sandboxes.pool import Source
 from wardian.sandboxes.templates import Templates, unknown
 from wardian.sandboxes.workshop import Workshop
-from wardian.store import intents, sandboxes, snapshots, templates
+from wardian.store import builds, intents, sandboxes, snapshots, templates
 from wardian.store.intents import Intent
 
 SOURCES_MAX = 1024
@@ -52,6 +53,7 @@ class Origin:
     snapshot_id: str | None = None
     parent: Sandbox | None = None
     isolation: Isolation = Isolation.AUTO
+    egress: EgressGrant = field(default_factory=EgressGrant)
 
 
 class Origins:
@@ -83,7 +85,15 @@ class Origins:
             surroundings=row.surroundings,
             snapshot_id=row.id,
             isolation=Isolation(level) if row.has_memory else Isolation.AUTO,
+            egress=await self.egress_of(row.build_id),
         )
+
+    async def egress_of(self, build_id: str | None) -> EgressGrant:
+        """What may leave the sandboxes of a build, where nothing else is said."""
+        if build_id is None:
+            return EgressGrant()
+        build = await self._works.database.read(lambda conn: builds.get(conn, build_id))
+        return EgressGrant() if build is None else build.egress
 
     async def of_template(self, edition: Edition, wanted: Wanted) -> Origin:
         """A build: restored from its warm snapshot if it has one, else booted from its root image."""
@@ -103,6 +113,7 @@ class Origins:
             tree=build.tree or None,
             surroundings=build.surroundings,
             isolation=build.isolation or Isolation.AUTO,
+            egress=build.egress,
         )
 
     async def _source(self, edition: Edition, driver: Driver) -> Source:

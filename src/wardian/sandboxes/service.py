@@ -15,9 +15,9 @@ from typing import Any
 
 from wardian.guest.guest import Guest
 from wardian.isolation.drivers import IsolationUnavailable
-from wardian.isolation.port import Driver, IsolationLevel, MachineSpec, RootImage
-from wardian.model.egress import Egress, GrantedHost
-from wardian.model.errors import Invalid, WardianError
+from wardian.isolation.port import Driver, IsolationLevel, MachineImage, MachineSpec, RootImage
+from wardian.model.egress import Egress, EgressGrant, EgressMode, GrantedHost
+from wardian.model.errors import Invalid, NotFound, WardianError
 from wardian.model.isolation import Wanted
 from wardian.model.resources import Resources
 from wardian.model.sandbox import EndReason, Sandbox, SandboxSpec, Snapshot, State
@@ -27,6 +27,7 @@ from wardian.sandboxes import benches, equipping, forks, history, kept, listing
 from wardian.sandboxes.acts import capture, create, network, pause, resume
 from wardian.sandboxes.acts import end as ending
 from wardian.sandboxes.benches import Bench
+from wardian.sandboxes.egress import NO_BOUND, check_bound, settled
 from wardian.sandboxes.listing import PUBLIC_STATES, ListQuery, Page
 from wardian.sandboxes.machines import source_of
 from wardian.sandboxes.origins import Origins, WarmUp
@@ -106,11 +107,22 @@ class Sandboxes:
 
     # ── create, get, list
 
-    async def create(self, tenant: str, spec: SandboxSpec) -> Sandbox:
-        """A new sandbox, running. With an idempotency key used before, the sandbox that use made."""
+    async def create(
+        self,
+        tenant: str,
+        spec: SandboxSpec,
+        *,
+        mode: EgressMode | None = None,
+        bound: EgressGrant = NO_BOUND,
+    ) -> Sandbox:
+        """A new sandbox, running. With an idempotency key used before, the sandbox that use made.
+
+        ``mode`` is how wide its egress was asked to be, if it was; ``bound`` is how wide it may be.
+        """
         self._check_timeout(spec.timeout_s)
         spec = replace(spec, isolation=spec.isolation.and_also(self._wanted))
         origin = await self._origins.find(tenant, spec.template, spec.isolation)
+        spec = settled(spec, mode, default=origin.egress, bound=bound)
         reservation = self._works.pool.reserve(origin.source)
         made = False
         try:
@@ -238,22 +250,43 @@ class Sandboxes:
         await owner.turn(lambda: ending.end(owner, EndReason.KILLED))
 
     async def set_network(
-        self, tenant: str, sandbox_id: str, *, egress: Egress, allow_internet: bool
+        self,
+        tenant: str,
+        sandbox_id: str,
+        *,
+        egress: Egress,
+        mode: EgressMode | None = None,
+        bound: EgressGrant = NO_BOUND,
     ) -> Sandbox:
-        """Replace the rules of what may leave a sandbox, running or paused."""
+        """Replace the rules of what may leave a sandbox, running or paused.
+
+        ``mode`` and ``bound`` are as for :meth:`create`.
+        """
         owner = self.roster.owner(tenant, sandbox_id)
-        await owner.turn(lambda: network.set_rules(owner, egress=egress, allow_internet=allow_internet))
+        default = await self._origins.egress_of(owner.sandbox.build_id)
+        asked = replace(owner.sandbox.spec, egress=egress, allow_internet=True)
+        new = settled(asked, mode, default=default, bound=bound)
+        await owner.turn(
+            lambda: network.set_rules(owner, egress=new.egress, allow_internet=new.allow_internet)
+        )
         return owner.sandbox
 
     # ── forks and snapshots
 
     async def fork(
-        self, tenant: str, sandbox_id: str, *, count: int, timeout_s: int | None
+        self,
+        tenant: str,
+        sandbox_id: str,
+        *,
+        count: int,
+        timeout_s: int | None,
+        bound: EgressGrant = NO_BOUND,
     ) -> Sequence[Sandbox | WardianError]:
         """``count`` clones of a running sandbox, which goes on. Each succeeds or fails by itself."""
         if timeout_s is not None:
             self._check_timeout(timeout_s)
         parent = self.roster.owner(tenant, sandbox_id)
+        check_bound(parent.sandbox.spec, bound)
         return await forks.fork(
             self._works,
             self.roster,
@@ -285,6 +318,14 @@ class Sandboxes:
         return await kept.page(
             self._works, tenant, sandbox_id=sandbox_id, name=name, limit=limit, cursor=cursor
         )
+
+    async def open_snapshot(self, tenant: str, reference: str) -> tuple[Snapshot, MachineImage]:
+        """A kept snapshot, by id or name, and its verified files. Raises NotFound."""
+        row = await self.find_snapshot(tenant, reference)
+        if row is None:
+            raise NotFound(f"snapshot '{reference[:128]}' not found", code="snapshot_not_found")
+        _, image = await self._works.snapshots.load(row.id, digest=row.digest)
+        return row, image
 
     async def delete_snapshot(self, tenant: str, snapshot_id: str) -> None:
         """Delete a kept snapshot, by id or name. Refused while a sandbox or template stands on it."""

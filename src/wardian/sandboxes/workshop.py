@@ -8,7 +8,7 @@ from typing import Protocol
 
 from wardian.guest.guest import Guest, Tunnel
 from wardian.isolation.drivers import Drivers
-from wardian.isolation.port import RootImage
+from wardian.isolation.port import MachineImage, RootImage
 from wardian.model.errors import Unsupported
 from wardian.model.sandbox import Sandbox
 from wardian.model.volume import VolumeMount
@@ -93,6 +93,30 @@ class NoVolumes:
             raise Unsupported("this server has no volumes", code="volumes_unsupported")
 
 
+class Inspector(Protocol):
+    """Looks for secrets in what is about to be published."""
+
+    async def inspect(self, tenant: str, snapshot_id: str, image: MachineImage) -> Inspection:
+        """Search it. Raises :class:`SecretFound`, and nothing may be published then."""
+
+
+class Inspection(Protocol):
+    """A search that found nothing."""
+
+    async def attest(self, digest: str) -> None:
+        """Say so of the snapshot whose manifest has that digest."""
+
+
+class Trusting:
+    """A server that knows no secrets."""
+
+    async def inspect(self, tenant: str, snapshot_id: str, image: MachineImage) -> Trusting:
+        return self
+
+    async def attest(self, digest: str) -> None:
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """Bounds and times of a node's lifecycle, in seconds where not said otherwise."""
@@ -126,6 +150,7 @@ class Workshop:
     outbound: Outbound = field(default_factory=Isolated)
     volumes: Mounter = field(default_factory=NoVolumes)
     bridge: Passport = field(default_factory=NoBridge)
+    inspector: Inspector = field(default_factory=Trusting)
     options: Options = field(default_factory=Options)
     now_us: Callable[[], int] = now_us
     checkpoint: Callable[[str], None] = no_checkpoint

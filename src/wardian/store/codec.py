@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from wardian.model.build import Surroundings
-from wardian.model.egress import Egress, EgressProxy, GrantedHost
+from wardian.model.egress import Egress, EgressGrant, EgressMode, EgressProxy, GrantedHost
 from wardian.model.isolation import Isolation, IsolationLevel, Wanted
 from wardian.model.resources import Resources
 from wardian.model.sandbox import EndReason, OnTimeout, Sandbox, SandboxSpec, Snapshot, State
@@ -134,7 +134,17 @@ def _egress_of(values: dict[str, Any]) -> Egress:
         deny=tuple(values.get("deny", ())),
         dns_servers=None if servers is None else tuple(servers),
         proxy=None if proxy is None else EgressProxy(**proxy),
+        rules=tuple(values.get("rules", ())),
     )
+
+
+def egress_grant_values(grant: EgressGrant) -> dict[str, Any]:
+    return {"mode": grant.mode.value, "hosts": list(grant.hosts)}
+
+
+def egress_grant_of(values: Mapping[str, Any] | None) -> EgressGrant:
+    """The value of a column; rows from before there was one reach as far as any."""
+    return EgressGrant(EgressMode(values["mode"]), tuple(values["hosts"])) if values else EgressGrant()
 
 
 def snapshot_of(row: Row[Any]) -> Snapshot:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select, update
 
+from wardian.model.egress import EgressGrant
 from wardian.model.isolation import IsolationLevel
+from wardian.store.codec import egress_grant_of, egress_grant_values
 from wardian.store.tables import api_key, tenant
 
 PREFIX_LENGTH = 8
@@ -19,7 +21,8 @@ PREFIX_LENGTH = 8
 class ApiKey:
     """A key as recorded. ``prefix`` is its first characters, for people.
 
-    ``minimum_isolation`` is the weakest wall that whoever uses it may get a sandbox behind.
+    ``minimum_isolation`` is the weakest wall that whoever uses it may get a sandbox behind, ``egress`` the
+    most that may leave one.
     """
 
     id: str
@@ -29,6 +32,7 @@ class ApiKey:
     created_at: int
     revoked_at: int | None
     minimum_isolation: IsolationLevel | None = None
+    egress: EgressGrant = field(default_factory=EgressGrant)
 
 
 def digest_of(key: str) -> str:
@@ -51,9 +55,11 @@ def add_key(
     name: str,
     at: int,
     minimum_isolation: IsolationLevel | None = None,
+    egress: EgressGrant | None = None,
 ) -> ApiKey:
     """Record a new key of a tenant."""
-    record = ApiKey(key_id, tenant_id, name, key[:PREFIX_LENGTH], at, None, minimum_isolation)
+    egress = egress or EgressGrant()
+    record = ApiKey(key_id, tenant_id, name, key[:PREFIX_LENGTH], at, None, minimum_isolation, egress)
     conn.execute(
         insert(api_key),
         {
@@ -64,6 +70,7 @@ def add_key(
             "digest": digest_of(key),
             "minimum_isolation": minimum_isolation,
             "created_at": at,
+            "egress": egress_grant_values(egress),
         },
     )
     return record
@@ -94,6 +101,7 @@ def _key_of(row: Row[Any]) -> ApiKey:
         row.created_at,
         row.revoked_at,
         None if least is None else IsolationLevel(least),
+        egress_grant_of(row.egress),
     )
 
 

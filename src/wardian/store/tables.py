@@ -56,6 +56,7 @@ api_key = Table(
     Column("minimum_isolation", String(32)),  # null: it demands none
     Column("created_at", BigInteger, nullable=False),
     Column("revoked_at", BigInteger),
+    Column("egress", JSON),  # how far out its sandboxes may reach; NULL: as far as any
 )
 
 template = Table(

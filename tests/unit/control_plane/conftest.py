@@ -11,7 +11,16 @@ import httpx
 import pytest
 from sqlalchemy import Connection
 from tests.unit.bridges import unstarted_bridge
-from tests.unit.control_plane.double import BASE, KEY, MADE_AT, OTHER_KEY, Service, api_key
+from tests.unit.control_plane.double import (
+    BASE,
+    KEY,
+    MADE_AT,
+    NARROW,
+    NARROW_KEY,
+    OTHER_KEY,
+    Service,
+    api_key,
+)
 
 from wardian.api.auth import Keyring
 from wardian.api.e2b.app import build_control_plane
@@ -111,7 +120,8 @@ async def client(
     bridge: Bridge,
 ) -> AsyncIterator[httpx.AsyncClient]:
     async def find_key(key: str) -> ApiKey | None:
-        return {KEY: api_key("t1"), OTHER_KEY: api_key("t2")}.get(key)
+        narrow = replace(api_key("t1"), egress=NARROW)
+        return {KEY: api_key("t1"), OTHER_KEY: api_key("t2"), NARROW_KEY: narrow}.get(key)
 
     async def check_egress(egress: Egress) -> None:
         if egress.dns_servers == ("10.0.0.1",):

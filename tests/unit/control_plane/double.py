@@ -14,17 +14,19 @@ import httpx
 from wardian.api.auth import new_key
 from wardian.api.e2b.context import sandbox_unknown
 from wardian.isolation.port import IsolationLevel
-from wardian.model.egress import Egress
+from wardian.model.egress import Egress, EgressGrant, EgressMode
 from wardian.model.errors import WardianError
 from wardian.model.isolation import Wanted
 from wardian.model.resources import Resources
 from wardian.model.sandbox import Sandbox, SandboxSpec, Snapshot, State
 from wardian.model.template import Build
+from wardian.sandboxes.egress import NO_BOUND, settled
 from wardian.sandboxes.service import ListQuery, Metric, Page, Sandboxes
 from wardian.sandboxes.templates import house_edition
 from wardian.store.keys import ApiKey
 
-KEY, OTHER_KEY = new_key(), new_key()
+KEY, OTHER_KEY, NARROW_KEY = new_key(), new_key(), new_key()
+NARROW = EgressGrant(EgressMode.GRANTED, ("*.good.test",))
 ID = "i0123456789abcdefghi"
 ROOT = "sha256:" + "ab" * 32
 MADE_AT = 1_700_000_000_123_456
@@ -85,7 +87,15 @@ class Service(Sandboxes):
             raise sandbox_unknown(sandbox_id)
         return self.sandbox
 
-    async def create(self, tenant: str, spec: SandboxSpec) -> Sandbox:
+    async def create(
+        self,
+        tenant: str,
+        spec: SandboxSpec,
+        *,
+        mode: EgressMode | None = None,
+        bound: EgressGrant = NO_BOUND,
+    ) -> Sandbox:
+        spec = settled(spec, mode, default=EgressGrant(), bound=bound)
         self.asked = (tenant, spec)
         if self.error:
             raise self.error
@@ -113,9 +123,15 @@ class Service(Sandboxes):
         return self._ask(tenant, sandbox_id, timeout_s, memory), self.resumed
 
     async def set_network(
-        self, tenant: str, sandbox_id: str, *, egress: Egress, allow_internet: bool
+        self,
+        tenant: str,
+        sandbox_id: str,
+        *,
+        egress: Egress,
+        mode: EgressMode | None = None,
+        bound: EgressGrant = NO_BOUND,
     ) -> Sandbox:
-        return self._ask(tenant, sandbox_id, egress, allow_internet)
+        return self._ask(tenant, sandbox_id, egress, mode, bound)
 
     async def pause(self, tenant: str, sandbox_id: str, *, memory: bool = True) -> Sandbox:
         return self._ask(tenant, sandbox_id, memory)
@@ -126,7 +142,13 @@ class Service(Sandboxes):
         return self._ask(tenant, sandbox_id, timeout_s, memory)
 
     async def fork(
-        self, tenant: str, sandbox_id: str, *, count: int, timeout_s: int | None
+        self,
+        tenant: str,
+        sandbox_id: str,
+        *,
+        count: int,
+        timeout_s: int | None,
+        bound: EgressGrant = NO_BOUND,
     ) -> Sequence[Sandbox | WardianError]:
         self._ask(tenant, sandbox_id, count, timeout_s)
         return self.outcomes

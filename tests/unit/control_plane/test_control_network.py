@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
-from tests.unit.control_plane.double import ID, Service, refused, sandbox
+from tests.unit.control_plane.double import ID, NARROW, NARROW_KEY, Service, refused, sandbox
 
-from wardian.model.egress import Egress, EgressProxy
+from wardian.model.egress import Egress, EgressMode, EgressProxy
+from wardian.model.sandbox import SandboxSpec
+from wardian.sandboxes.egress import NO_BOUND
 
 NETWORK: dict[str, Any] = {
     "allowOut": ["1.1.1.1", "8.8.8.0/24", "*.Example.com"],
@@ -61,13 +63,13 @@ async def test_a_change_of_the_network_replaces_everything(
 ) -> None:
     path = f"/sandboxes/{ID}/network"
     assert (await client.put(path, json=NETWORK | {"allow_internet_access": True})).status_code == 204
-    assert service.asked == (EGRESS, True)
+    assert service.asked == (EGRESS, None, NO_BOUND)
     empty: tuple[dict[str, Any] | None, ...] = ({}, {"allowOut": [], "denyOut": []}, None)
     for nothing in empty:
         assert (await client.put(path, json=nothing)).status_code == 204
-        assert service.asked == (Egress(), True)
+        assert service.asked == (Egress(), None, NO_BOUND)
     assert (await client.put(path, json={"allow_internet_access": False})).status_code == 204
-    assert service.asked == (Egress(), False)
+    assert list(service.asked[1:]) == [EgressMode.NONE, NO_BOUND]
     message = refused(await client.put(path, json={"denyOut": ["evil.test"]}), 400, "bad_denied_cidr")
     assert message == "invalid denied CIDR evil.test"
     refused(await client.put(path, json={"httpsPorts": [8443]}), 501, "unknown_option")
@@ -82,3 +84,35 @@ async def test_no_request_grants_hosts(client: httpx.AsyncClient, service: Servi
             answer = await client.post("/v2/sandboxes", json={"templateID": "base"} | body)
             refused(answer, 501, "unknown_option")
         refused(await client.put(f"/sandboxes/{ID}/network", json={name: grant}), 501, "unknown_option")
+
+
+async def test_a_keys_bound_is_the_default_and_cannot_be_exceeded(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    client.headers["X-API-KEY"] = NARROW_KEY
+
+    async def create(**options: Any) -> httpx.Response:
+        return await client.post("/v2/sandboxes", json={"templateID": "base"} | options)
+
+    granted = SandboxSpec(allow_internet=False, egress=Egress(allow=("*.good.test",)))
+    for unsaid in ({}, {"allow_internet_access": True}, {"network": {"egress": "granted"}}):
+        assert (await create(**unsaid)).status_code == 201
+        assert service.asked == ("t1", granted)
+    fewer = {"allowOut": ["a.good.test"], "denyOut": ["0.0.0.0/0"]}
+    assert (await create(network=fewer)).status_code == 201
+    assert service.asked[1].egress.allow == ("a.good.test",)
+    assert (await create(allow_internet_access=False)).status_code == 201
+    assert service.asked[1].egress.allow == ()
+    for more in (
+        {"egress": "internet"},
+        {"allowOut": ["evil.test"], "denyOut": ["0.0.0.0/0"]},
+        {"allowOut": ["8.8.8.8"]},
+        {"egressRules": ["allow *"]},
+        {"dnsServers": ["8.8.8.8"]},
+        {"egressProxy": {"address": "a.good.test:1080"}},
+    ):
+        message = refused(await create(network=more), 403, "egress_beyond_key")
+        assert "egress 'granted' (*.good.test)" in message
+    refused(await create(allow_internet_access=False, network={"egress": "internet"}), 400, "bad_egress")
+    assert (await client.put(f"/sandboxes/{ID}/network", json={"egress": "internet"})).status_code == 204
+    assert service.asked == (Egress(), EgressMode.INTERNET, NARROW)

@@ -87,7 +87,7 @@ class NewSandbox(Body):
             allow_public_traffic=network.allowPublicTraffic is not False,
             mask_request_host=network.checked_mask(),
             https_ports=network.checked_https_ports(),
-            egress=network.egress(internet=internet, seal=seal),
+            egress=network.rules_of(internet=internet, seal=seal),
             volume_mounts=checked_mounts(
                 tuple(VolumeMount(each.name, each.path) for each in self.volumeMounts or ())
             ),

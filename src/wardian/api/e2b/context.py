@@ -13,7 +13,7 @@ from fastapi import Depends, Request
 from wardian.api.e2b.body import template_reference
 from wardian.bridge.service import Bridge
 from wardian.builds.service import Builds
-from wardian.model.egress import Egress
+from wardian.model.egress import Egress, EgressGrant
 from wardian.model.errors import Invalid, NotFound
 from wardian.model.isolation import Wanted
 from wardian.sandboxes.service import Sandboxes
@@ -84,8 +84,14 @@ async def _tenant(request: Request) -> str:
     return cast(str, request.state.tenant)  # put there by the front, which checked the key
 
 
+async def _bound(request: Request) -> EgressGrant:
+    return cast(EgressGrant, request.state.bound)
+
+
 Plane = Annotated[ControlPlane, Depends(_plane)]
 Tenant = Annotated[str, Depends(_tenant)]
+Bound = Annotated[EgressGrant, Depends(_bound)]
+"""How far out the sandboxes of the key that asks may reach."""
 SandboxId = Annotated[str, Depends(_sandbox_id)]
 """The id in the path; ``{id}-{client id}``, as old clients have it, counts as ``{id}``."""
 TemplateRef = Annotated[str, Depends(_template_ref)]

@@ -40,8 +40,8 @@ class HeadersTooLarge(Invalid):
 
 
 class Front:
-    """ASGI middleware. Who asks, and what isolation is wanted, is left in ``scope["state"]``: "tenant",
-    "wanted"."""
+    """ASGI middleware. Who asks, what isolation is wanted, and how wide egress may be, is left in
+    ``scope["state"]``: "tenant", "wanted", "bound"."""
 
     def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
         self._app, self._keyring = app, keyring
@@ -55,7 +55,7 @@ class Front:
                 headers = dict(scope["headers"])
                 key = await self._keyring.key_of(headers, bearer=path in BEARER_PATHS)
                 wanted = Wanted(_asked_isolation(headers), key.minimum_isolation)
-                scope.setdefault("state", {}).update(tenant=key.tenant, wanted=wanted)
+                scope.setdefault("state", {}).update(tenant=key.tenant, wanted=wanted, bound=key.egress)
             body = await _whole_body(scope, receive)
         except WardianError as error:
             await refuse(send, error)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from pydantic import Field
 
 from wardian.api.e2b.body import Body
-from wardian.api.e2b.context import Plane, SandboxId, Tenant
-from wardian.model.egress import ALL_TRAFFIC, Egress, EgressProxy, denies_all, name_of, network_of
+from wardian.api.e2b.context import Bound, Plane, SandboxId, Tenant
+from wardian.model.egress import ALL_TRAFFIC, Egress, EgressMode, EgressProxy, denies_all, name_of, network_of
 from wardian.model.errors import Invalid, Unsupported
 from wardian.model.sandbox import SandboxSpec
 
@@ -79,8 +79,12 @@ class EgressBody(Body):
     rules: dict[str, Any] | None = None
     egressProxy: Proxy | None = None
     dnsServers: list[str] | None = None
+    egressRules: list[str] | None = None
+    """Wardian's own: finer rules, as docs/egress.md says."""
+    egress: Literal["none", "granted", "internet"] | None = None
+    """Wardian's own: how wide. ``allow_internet_access`` cannot say it: every SDK sends that as true."""
 
-    def egress(self, *, internet: bool, seal: SealText) -> Egress:
+    def rules_of(self, *, internet: bool, seal: SealText) -> Egress:
         """The rules, checked by themselves. Raises :class:`Invalid` or :class:`Unsupported`."""
         if any(rules for rules in (self.rules or {}).values()):
             raise Unsupported(
@@ -94,9 +98,19 @@ class EgressBody(Body):
             deny=tuple(self.denyOut or ()),
             dns_servers=None if self.dnsServers is None else tuple(self.dnsServers),
             proxy=None if self.egressProxy is None else self.egressProxy.checked(seal),
+            rules=tuple(self.egressRules or ()),
         )
         egress.check(internet=internet)
         return egress
+
+    def mode(self, *, internet: bool | None) -> EgressMode | None:
+        """How wide was asked for; None leaves it to the template and the key. Raises :class:`Invalid`."""
+        asked = None if self.egress is None else EgressMode(self.egress)
+        if internet is False:
+            if asked is EgressMode.INTERNET:
+                raise Invalid("allow_internet_access: false, and egress: internet", code="bad_egress")
+            return asked or EgressMode.NONE
+        return asked
 
 
 class Network(EgressBody):
@@ -132,7 +146,7 @@ def _is_host(text: str) -> bool:
 
 @router.put("/sandboxes/{sandbox_id}/network", status_code=204)
 async def update_network(
-    plane: Plane, tenant: Tenant, sandbox_id: SandboxId, body: NetworkUpdate | None = None
+    plane: Plane, tenant: Tenant, bound: Bound, sandbox_id: SandboxId, body: NetworkUpdate | None = None
 ) -> None:
     """Replace everything that says what may leave a sandbox, running or paused.
 
@@ -141,9 +155,10 @@ async def update_network(
     await plane.sandboxes.get(tenant, sandbox_id)  # an unknown one is said before a wrong body
     asked = body or NetworkUpdate()
     internet = asked.allow_internet_access is not False
-    egress = asked.egress(internet=internet, seal=plane.seal)
+    egress = asked.rules_of(internet=internet, seal=plane.seal)
     await plane.check_egress(egress)
-    await plane.sandboxes.set_network(tenant, sandbox_id, egress=egress, allow_internet=internet)
+    mode = asked.mode(internet=asked.allow_internet_access)
+    await plane.sandboxes.set_network(tenant, sandbox_id, egress=egress, mode=mode, bound=bound)
 
 
 def told_network(spec: SandboxSpec) -> dict[str, Any]:
@@ -161,6 +176,8 @@ def told_network(spec: SandboxSpec) -> dict[str, Any]:
         told["dnsServers"] = list(egress.dns_servers)
     if egress.proxy is not None:
         told["egressProxy"] = _told_proxy(egress.proxy)
+    if egress.rules:
+        told["egressRules"] = list(egress.rules)
     if spec.mask_request_host:
         told["maskRequestHost"] = spec.mask_request_host
     if spec.https_ports:

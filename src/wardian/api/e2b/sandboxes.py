@@ -22,8 +22,10 @@ from wardian.api.e2b.bodies import (
     Refresh,
     ResumedSandbox,
 )
-from wardian.api.e2b.context import ControlPlane, Plane, SandboxId, Tenant
+from wardian.api.e2b.context import Bound, ControlPlane, Plane, SandboxId, Tenant
 from wardian.api.e2b.listing import list_query, states_of
+from wardian.api.e2b.network import Network
+from wardian.model.egress import EgressGrant
 from wardian.model.errors import Conflict, Invalid, Kind, Unsupported, WardianError
 from wardian.model.sandbox import OnTimeout
 from wardian.sandboxes.service import ListQuery
@@ -37,24 +39,24 @@ IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key")]
 
 @router.post("/v2/sandboxes", status_code=201)
 async def create(
-    plane: Plane, tenant: Tenant, body: NewSandbox, idempotency_key: IdempotencyKey = None
+    plane: Plane, tenant: Tenant, bound: Bound, body: NewSandbox, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Create a sandbox. It is always secured by an access token."""
     if body.secure is False:
         raise Invalid("secure: false is not known to this version of the endpoint", code="unknown_option")
-    return await _create(plane, tenant, body, TIMEOUT_S, idempotency_key)
+    return await _create(plane, tenant, bound, body, TIMEOUT_S, idempotency_key)
 
 
 @router.post("/sandboxes", status_code=201)
 async def create_v1(
-    plane: Plane, tenant: Tenant, body: NewSandbox, idempotency_key: IdempotencyKey = None
+    plane: Plane, tenant: Tenant, bound: Bound, body: NewSandbox, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Create a sandbox, as clients before 2.51 ask for it."""
-    return await _create(plane, tenant, body, V1_TIMEOUT_S, idempotency_key)
+    return await _create(plane, tenant, bound, body, V1_TIMEOUT_S, idempotency_key)
 
 
 async def _create(
-    plane: ControlPlane, tenant: str, body: NewSandbox, default_s: int, key: str | None
+    plane: ControlPlane, tenant: str, bound: EgressGrant, body: NewSandbox, default_s: int, key: str | None
 ) -> Response:
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         raise Invalid(
@@ -65,7 +67,8 @@ async def _create(
     await plane.check_egress(spec.egress)
     if spec.volume_mounts:
         spec = replace(spec, volume_mounts=await plane.volumes.find_mounts(tenant, spec.volume_mounts))
-    sandbox = await plane.sandboxes.create(tenant, spec)
+    mode = (body.network or Network()).mode(internet=body.allow_internet_access)
+    sandbox = await plane.sandboxes.create(tenant, spec, mode=mode, bound=bound)
     return JSONResponse(answers.created(sandbox, domain=plane.domain), 201)
 
 
@@ -184,9 +187,13 @@ async def pause(
 
 
 @router.post("/sandboxes/{sandbox_id}/fork", status_code=201)
-async def fork(plane: Plane, tenant: Tenant, sandbox_id: SandboxId, body: Fork | None = None) -> Response:
+async def fork(
+    plane: Plane, tenant: Tenant, bound: Bound, sandbox_id: SandboxId, body: Fork | None = None
+) -> Response:
     """Clone a running sandbox; it goes on. Each clone is told of by itself."""
     asked = body or Fork()
     timeout_s = plane.timeout(TIMEOUT_S if asked.timeout is None else asked.timeout)
-    outcomes = await plane.sandboxes.fork(tenant, sandbox_id, count=asked.count, timeout_s=timeout_s)
+    outcomes = await plane.sandboxes.fork(
+        tenant, sandbox_id, count=asked.count, timeout_s=timeout_s, bound=bound
+    )
     return JSONResponse([answers.forked(outcome, domain=plane.domain) for outcome in outcomes], 201)

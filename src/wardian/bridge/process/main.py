@@ -24,7 +24,7 @@ import uvloop
 
 from wardian.bridge.channel import Answer, Channel, Facts, told
 from wardian.bridge.passes import Holder, Inspector
-from wardian.bridge.process import exchange
+from wardian.bridge.process import exchange, search
 from wardian.bridge.process.authority import Authority
 from wardian.bridge.process.oauth import Tokens
 from wardian.bridge.process.works import Link, Works
@@ -101,6 +101,7 @@ def _warm_up() -> None:
     from joserfc import jwt  # noqa: F401
 
     "wardian.internal".encode("idna")
+    "a form of secrets".encode("utf-16-le")
 
 
 def _give_up_rights(user: int | None) -> None:
@@ -144,6 +145,10 @@ class _Bridge:
             case "stream":
                 assert sock is not None
                 self._begin(facts, sock)
+            case "search":
+                assert sock is not None
+                assert self._works is not None
+                await search.search(self._works, sock)
             case "reseal":
                 place = Place(facts["tenant"], facts["secret"], facts["version"])
                 old = self._previous

@@ -40,7 +40,10 @@ async def capture_for_fork(owner: Owner, directory: Path) -> MachineImage:
 async def take_snapshot(
     owner: Owner, name: str | None, *, memory: bool = True, kind: str = "named"
 ) -> Snapshot:
-    """A durable snapshot of the running sandbox, or of its files alone, kept until it is deleted."""
+    """A durable snapshot of the running sandbox, or of its files alone, kept until it is deleted.
+
+    Raises :class:`SecretFound` when a secret is in it: it is dropped then, and the sandbox goes on.
+    """
     _check_running(owner)
     works = owner.works
     snapshot_id = new_id("s" if memory else FILES_ID)
@@ -49,7 +52,9 @@ async def take_snapshot(
     try:
         async with works.snapshots.scratch() as directory:
             image = await (_capture if memory else _capture_files)(owner, directory)
+            seen = await works.inspector.inspect(owner.sandbox.tenant, snapshot_id, image)
             manifest, digest = await publish(owner, snapshot_id, image)
+            await seen.attest(digest)
     except Exception as error:
         await owner.commit_failure(Event.SNAPSHOT_DONE, str(error) or type(error).__name__)
         raise

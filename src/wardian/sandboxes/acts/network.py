@@ -32,6 +32,7 @@ def _log_rules(owner: Owner) -> None:
         internet=spec.allow_internet,
         allow=list(egress.allow),
         deny=list(egress.deny),
+        rules=list(egress.rules),
         dns_servers=None if egress.dns_servers is None else list(egress.dns_servers),
         proxy=None if proxy is None else proxy.address,
     )
