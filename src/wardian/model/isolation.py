@@ -7,7 +7,7 @@ Three levels, from the weakest to the strongest:
 * ``gvisor``: a user-space kernel that was written to be a boundary.
 * ``microvm-kvm``: a kernel of its own under hardware virtualisation.
 
-Why in this order: ``docs/decisions/0028``.
+Why in this order: ``docs/decisions/0027``.
 """
 
 from __future__ import annotations
