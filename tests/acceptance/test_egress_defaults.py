@@ -25,7 +25,7 @@ allow = ["pypi.org", "*.pythonhosted.org"]
 def wardian(*words: str) -> Any:
     done = CliRunner().invoke(app, [*words, "--json"])
     assert done.exit_code == 0, done.output
-    return json.loads(done.stdout.splitlines()[-1] if done.stdout.count("\n") > 1 else done.stdout)
+    return json.loads(done.stdout)
 
 
 def test_a_key_bounds_what_its_sandboxes_reach(server: Server) -> None:
@@ -40,6 +40,9 @@ def test_a_key_bounds_what_its_sandboxes_reach(server: Server) -> None:
         assert info.network["allow_out"] == ["*.good.test"]
         said = box.commands.run("getent ahostsv4 pypi.org || echo refused").stdout
         assert "refused" in said
+        shown = wardian("egress", "--url", server.url, "--api-key", key, "show", box.sandbox_id, "--denied")
+        refused = {(each["name"], each["reason"]) for each in shown["decisions"]}
+        assert ("pypi.org", "internet_off") in refused
         with pytest.raises(SandboxException, match="may reach no more than egress 'granted'"):
             Sandbox.create(timeout=60, api_key=key, network={"allow_out": ["8.8.8.8"]})
         with pytest.raises(SandboxException, match="egress 'granted'"):

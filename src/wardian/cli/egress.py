@@ -51,7 +51,7 @@ _FIELDS = ("count", "kind", "where", "name", "outcome", "reason")
 def _counted(decisions: Sequence[dict[str, Any]], *, denied: bool) -> list[tuple[Any, ...]]:
     counts: Counter[tuple[str, ...]] = Counter()
     for event in decisions:
-        allowed = event.get("allowed") is True
+        allowed = event.get("allowed") == "true"
         if denied and allowed:
             continue
         where = f"{event['address']}:{event['port']}" if "address" in event else "-"
@@ -65,10 +65,11 @@ async def _decisions(server: Address, name: str) -> tuple[dict[str, Any], list[d
     async with remote.connect(server) as there:
         found = await there.sandbox(name)
         path = f"/v2/sandboxes/{found['sandboxID']}/logs"
-        lines = (await there.call("GET", path, query={"limit": DECISIONS_MAX})).json()["logs"]
+        query = {"limit": DECISIONS_MAX, "direction": "backward", "search": "network."}
+        lines = (await there.call("GET", path, query=query)).json()["logs"]
         settings = found["network"] | {"allowInternetAccess": found["allowInternetAccess"]}
-        events = [line["fields"] | {"event": line["message"]} for line in lines]
-        return settings, [event for event in events if str(event["event"]).startswith("network.")]
+        events = [line["fields"] for line in lines]
+        return settings, [event for event in events if event["event"].startswith("network.")]
 
 
 @app.command(epilog=EXIT_CODES)
