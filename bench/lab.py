@@ -33,6 +33,7 @@ class Lab:
         self._stack = ExitStack()
         self._servers: dict[Pools, Server] = {}
         self._plain: Endpoint | None = None
+        self.plain_pid = 0
         self._peers: Peers | None = None
         self._islands: Islands | None = None
         self._image: BuiltImage | None = None
@@ -82,6 +83,7 @@ class Lab:
                 (sys.executable, "-m", "bench.plain", str(directory)), stdout=subprocess.PIPE, cwd=REPOSITORY
             )
             assert process.stdout is not None
+            self.plain_pid = process.pid
             self._stack.callback(directory.rmdir)
             self._stack.callback(lambda: (directory / "file").unlink(missing_ok=True))
             self._stack.callback(process.stdout.close)

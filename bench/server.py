@@ -94,10 +94,9 @@ class Server:
                         found.setdefault(name, []).append(int(entry.name))
         return found
 
-    def confine(self, cores: set[int]) -> None:
-        """From now on it, and every machine it makes, runs on these cores only."""
-        for thread in Path(f"/proc/{self._process.pid}/task").iterdir():
-            os.sched_setaffinity(int(thread.name), cores)
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def close(self) -> None:
         """Stop it. What it leaves behind is swept with the scratch directory."""

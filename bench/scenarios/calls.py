@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 from e2b import Sandbox
 
 from bench.clients import BareClient, Endpoint
+from bench.cores import confined
 from bench.lab import Lab
 from bench.measure import Contender, Kind, Section, take_turns
 from bench.server import Pools, Server
@@ -29,13 +30,15 @@ def run(lab: Lab) -> Sequence[Section]:
     if len(cores) < 2:
         return ()
     with ExitStack() as stack:
-        server = Server(lab.scratch / "server-pinned", Pools())
+        server = Server(lab.scratch / "server-one-core", Pools())
         stack.callback(server.close)
-        server.confine({cores[0]})
-        stack.enter_context(_confined(set(cores[1:2])))
+        plain = lab.plain()
+        for pid in (server.pid, lab.plain_pid):
+            stack.enter_context(confined(pid, cores[:1]))
+        stack.enter_context(confined(os.getpid(), cores[1:2]))
         sandbox = server.endpoint.create()
         stack.callback(sandbox.kill)
-        empty = lab.plain().create()
+        empty = plain.create()
         pool = stack.enter_context(ThreadPoolExecutor(AT_ONCE))
         return [
             _section(lab, pool, "get_info", "get_info", _described(server.endpoint, sandbox, empty)),
@@ -115,14 +118,3 @@ def _until(end: float, call: Call) -> int:
         call()
         count += 1
     return count
-
-
-@contextmanager
-def _confined(cores: set[int]) -> Iterator[None]:
-    """This process on these cores only."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)

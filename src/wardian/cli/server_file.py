@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from wardian.store import private
 
 NAME = "server.json"
 
@@ -35,11 +36,8 @@ def default_data_dir() -> Path:
 
 def write(data_dir: Path, server: ServerFile) -> Path:
     """Publish ``server`` for this machine's users of ``data_dir``, mode 0600, at once or not at all."""
-    descriptor, draft = tempfile.mkstemp(prefix=".server-", dir=data_dir)  # mkstemp: 0600 from the start
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(asdict(server), file)
     path = data_dir / NAME
-    os.replace(draft, path)
+    private.publish(path, json.dumps(asdict(server)).encode())
     return path
 
 
