@@ -87,6 +87,14 @@ async def test_an_execution_is_told_line_by_line(client: httpx.AsyncClient) -> N
     assert end == {"type": "end_of_execution"}
 
 
+async def test_a_rehearsal_goes_that_way_and_leaves_no_trace(client: httpx.AsyncClient) -> None:
+    before = [len(actor.ran) for actor in ACTORS]
+    answer = told(await client.post("/rehearsal", content="{}"))
+    assert {line["type"] for line in answer} == {"end_of_execution"}
+    assert all(len(actor.ran) > count for actor, count in zip(ACTORS, before, strict=True))
+    assert len(ACTORS) == 2  # nobody's kernel was used, so none was replaced
+
+
 async def test_refusals(client: httpx.AsyncClient) -> None:
     async def refused(body: object) -> tuple[int, str]:
         answer = await client.post("/execute", json=body)

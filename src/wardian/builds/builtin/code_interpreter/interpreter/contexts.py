@@ -32,10 +32,11 @@ _log = logging.getLogger(__name__)
 
 
 class Execution:
-    """Code that runs in a context, or waits for its turn. Iterate over it for its lines."""
+    """Code that runs in a context, or waits for its turn. Ask for its lines one after the other."""
 
-    def __init__(self, context: Context, code: str, env: Mapping[str, str]) -> None:
+    def __init__(self, context: Context, code: str, env: Mapping[str, str], *, silent: bool) -> None:
         self._context = context
+        self._silent = silent
         self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._pending = 0
         self._abandoned = asyncio.Event()
@@ -80,7 +81,7 @@ class Execution:
         work.result()
 
     async def _execute(self, code: str, env: Mapping[str, str]) -> None:
-        async with contextlib.aclosing(self._context.output(code, env)) as output:
+        async with contextlib.aclosing(self._context.output(code, env, silent=self._silent)) as output:
             async for line in output:
                 self._put(line)
 
@@ -110,9 +111,16 @@ class Context:
         self._used = False
         self._remembers = language not in FORGETFUL
 
-    def begin(self, code: str, env: Mapping[str, str]) -> Execution:
-        """Run ``code`` with variables that are set for it alone, when its turn comes."""
-        return Execution(self, code, env)
+    def begin(self, code: str, env: Mapping[str, str], *, silent: bool = False) -> Execution:
+        """Run ``code`` with variables that are set for it alone, when its turn comes.
+
+        A ``silent`` execution is nobody's: it neither counts nor says anything.
+        """
+        return Execution(self, code, env, silent=silent)
+
+    def rehearse(self) -> Execution:
+        """Go the way of an execution, so that the first real one finds everything in place."""
+        return self.begin(REHEARSALS.get(self.language, ""), {}, silent=True)
 
     async def start(self) -> None:
         """Start the kernel, with the owner's environment."""
@@ -136,13 +144,13 @@ class Context:
         if self._kernel is not None:
             self._kernel.interrupt()
 
-    async def output(self, code: str, env: Mapping[str, str]) -> AsyncGenerator[Line]:
+    async def output(self, code: str, env: Mapping[str, str], *, silent: bool) -> AsyncGenerator[Line]:
         """Execute ``code`` and yield its lines. A kernel that dies is replaced, and the lines say so."""
         kernel = await self._ready()
         try:
             await self._set(kernel, env)
-            self._used = True
-            async for message in kernel.execute(code):
+            self._used = self._used or not silent
+            async for message in kernel.execute(code, silent=silent):
                 if (line := lines.line_of(message)) is not None:
                     yield line
             base = self._environment()
@@ -181,12 +189,6 @@ class Context:
     def _environment(self) -> dict[str, str]:
         return {**os.environ, **self._owner.env}
 
-    async def rehearse(self) -> None:
-        """Go the way of an execution once, so that the first real one finds everything in place."""
-        async with self.turn:
-            if self._kernel is not None:
-                await self._run_silently(self._kernel, REHEARSALS.get(self.language, ""))
-
 
 class Contexts:
     """All contexts, by id. One of each language is its default."""
@@ -200,13 +202,15 @@ class Contexts:
     async def start(self) -> None:
         """Make and warm the default contexts."""
         for language in DEFAULTS:
-            context = self._defaults[language] = await self._make(language, HOME)
-            await context.rehearse()
+            self._defaults[language] = await self._make(language, HOME)
+        for _ in range(2):  # what happens once in a kernel's life, and then what happens every time
+            for execution in self.rehearse():
+                while await execution.next_line() is not None:
+                    pass
 
-    async def rehearse(self) -> None:
-        """Keep the default contexts ready to answer at once."""
-        for context in list(self._defaults.values()):
-            await context.rehearse()
+    def rehearse(self) -> Sequence[Execution]:
+        """Keep the default contexts ready to answer at once: an execution in each."""
+        return [context.rehearse() for context in self._defaults.values()]
 
     def list(self) -> Sequence[Context]:
         """Oldest first."""

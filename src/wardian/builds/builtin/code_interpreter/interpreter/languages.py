@@ -45,8 +45,9 @@ class Languages:
         """The one name of a language. UnknownLanguage when it cannot be had here."""
         language = (name or DEFAULT).lower()
         language = ALIASES.get(language, language)
-        known = self.known()
-        if language not in known:
+        if language in BUILT_IN:  # what else there is takes a search of the disk
+            return language
+        if language not in (known := self.known()):
             raise UnknownLanguage(
                 f"Language {name!r} is not available in this template; available: {', '.join(known)}. "
                 "Others are available in templates in which their Jupyter kernel is installed."

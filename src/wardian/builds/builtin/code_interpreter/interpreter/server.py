@@ -32,35 +32,38 @@ class Refused(Exception):
 
 
 class Lines(Response):
-    """An execution's lines as they come. When the client goes away, the execution is abandoned."""
+    """The lines of executions as they come. When the client goes away, what still runs is abandoned."""
 
-    def __init__(self, execution: Execution) -> None:
+    def __init__(self, *executions: Execution) -> None:
         super().__init__(media_type="application/json")
         del self.headers["content-length"]
-        self._execution = execution
+        self._executions = executions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gone = asyncio.create_task(_until_gone(receive))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await self._relay(send, gone)
+            for execution in self._executions:
+                await self._relay(execution, send, gone)
+            await send({"type": "http.response.body", "body": b""})
         finally:
             gone.cancel()
-            self._execution.abandon()
+            for execution in self._executions:
+                execution.abandon()
 
-    async def _relay(self, send: Send, gone: asyncio.Task[None]) -> None:
-        line = asyncio.create_task(self._execution.next_line())
+    async def _relay(self, execution: Execution, send: Send, gone: asyncio.Task[None]) -> None:
+        line = asyncio.create_task(execution.next_line())
         try:
             while not gone.done():
                 await asyncio.wait({line, gone}, timeout=KEEPALIVE_S, return_when=asyncio.FIRST_COMPLETED)
                 if gone.done():
                     return
                 data = line.result() if line.done() else lines.encode(lines.KEEPALIVE)
-                await send({"type": "http.response.body", "body": data or b"", "more_body": data is not None})
                 if data is None:
                     return
+                await send({"type": "http.response.body", "body": data, "more_body": True})
                 if line.done():
-                    line = asyncio.create_task(self._execution.next_line())
+                    line = asyncio.create_task(execution.next_line())
         finally:
             line.cancel()
 
@@ -77,8 +80,9 @@ def build_app(contexts: Contexts) -> Starlette:
         return JSONResponse("OK")
 
     async def rehearsal(request: Request) -> Response:
-        await contexts.rehearse()
-        return JSONResponse("OK")
+        await _body(request)
+        owner()
+        return Lines(*contexts.rehearse())
 
     async def execute(request: Request) -> Response:
         body = await _body(request)
@@ -133,7 +137,7 @@ def build_app(contexts: Contexts) -> Starlette:
     return Starlette(
         routes=[
             Route("/health", health, methods=["GET"]),
-            Route("/rehearsal", rehearsal, methods=["GET"]),
+            Route("/rehearsal", rehearsal, methods=["POST"]),
             Route("/execute", execute, methods=["POST"]),
             Route("/contexts", listed, methods=["GET"]),
             Route("/contexts", create, methods=["POST"]),

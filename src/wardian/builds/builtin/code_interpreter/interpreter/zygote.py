@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import selectors
@@ -110,6 +111,8 @@ def main() -> NoReturn:
     from . import inside, piped  # noqa: F401
 
     inside.warm()
+    gc.collect()
+    gc.freeze()  # or each collection in a fork would write to, and so copy, the pages of everything there is
     requests = socket.socket(fileno=0)
     wakeup, notice = os.pipe()
     for end in (wakeup, notice):
@@ -182,6 +185,8 @@ def become_kernel(kernel: str, ends: Ends) -> NoReturn:
     application.initialize(["--HistoryManager.enabled=False", "--Kernel._execute_sleep=0"])
     if kernel == "python":
         inside.install(application.shell)
+    gc.collect()
+    gc.freeze()
     serve(application, ends.requests)
     os._exit(0)
 
