@@ -58,7 +58,7 @@ class Api:
         self._http.close()
 
     def call(self, method: str, path: str, body: Any = None, **query: Any) -> httpx.Response:
-        return self._http.request(method, path, json=body, params=query)
+        return self._http.request(method, path, json=body, params=query or None)
 
     def get(self, path: str, **query: Any) -> Any:
         """The answer's JSON; it must be one that worked."""

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import bz2
+import gzip
+import io
+import lzma
+import zipfile
 from pathlib import Path
 
+import zstandard
 from tests.images.leaks import leaks
 
 from wardian.images.erofs import make_image
+
+TOKEN = "hunter2/token"
 
 
 def test_secrets_are_found_wherever_they_are(tmp_path: Path) -> None:
@@ -24,3 +33,27 @@ def test_secrets_are_found_wherever_they_are(tmp_path: Path) -> None:
         (path, "TOKEN") for path in paths
     ]
     assert ("/usr/share/doc/pip", "TOKEN") in leaks(tmp_path / "image", secrets)
+
+
+def test_secrets_are_found_however_they_are_written(tmp_path: Path) -> None:
+    """Quoted, in base64 at any offset, and packed in every common way."""
+    (tree := tmp_path / "tree").mkdir()
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("member", TOKEN)
+    contents = {
+        "quoted": b"http://me:hunter2%2Ftoken@host",
+        "gz": gzip.compress(TOKEN.encode()),
+        "bz2": bz2.compress(TOKEN.encode()),
+        "xz": lzma.compress(TOKEN.encode()),
+        "zst": zstandard.compress(TOKEN.encode()),
+        "zip": zipped.getvalue(),
+        "damaged.gz": gzip.compress(b"x")[:-4],
+    }
+    for shift in range(3):
+        contents[f"base64 {shift}"] = base64.b64encode(f"{'u' * shift}{TOKEN}:x".encode())
+    for name, content in contents.items():
+        (tree / name).write_bytes(content)
+    make_image(tree, tmp_path / "image")
+    found = leaks(tmp_path / "image", {"TOKEN": TOKEN})
+    assert [path for path, _ in found] == sorted(f"/{name}" for name in contents if name != "damaged.gz")

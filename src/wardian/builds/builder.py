@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from wardian.builds import lent, plans, stages, warm
 from wardian.builds import lock as locks
-from wardian.builds import plans, stages, warm
 from wardian.builds.cache import LayerCache
 from wardian.builds.context import Context, digest_in
 from wardian.builds.equipping import equipped
@@ -359,6 +359,7 @@ class _Job:
         made = await asyncio.to_thread(record.lock, root)
         if self.lock is not None:
             locks.check(self.lock, made)
+        await asyncio.to_thread(lent.check, root.path, self.yard.indexes.secrets)
         plan = self.plan
         start = ground.start if plan.start is None else plan.start
         ready = ground.ready if plan.ready is None else plan.ready

@@ -201,11 +201,14 @@ def _inflated(source: IO[bytes]) -> Iterator[bytes]:
 
 
 def _check_extensions(file: IO[bytes]) -> None:
-    """Refuse what would make a reader of tars hold more in memory than it ought to."""
+    """Refuse what would make a reader of tars hold too much in memory, or go where nothing is."""
+    end = os.fstat(file.fileno()).st_size
     while len(header := file.read(_BLOCK)) == _BLOCK and header.strip(b"\0"):
         size = _size_of(header)
         if header[156:157] in _EXTENSIONS and size > EXTENSION_BYTES_MAX:
             raise BadArchive("a name or an attribute in the uploaded archive is too long")
+        if size > end - file.tell():
+            raise BadArchive("the uploaded archive ends too early")
         file.seek((size + _BLOCK - 1) // _BLOCK * _BLOCK, os.SEEK_CUR)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from wardian.images import debian
 from wardian.model.egress import GrantedHost
@@ -34,16 +34,24 @@ _PIP_OPTIONS = ("index-url", "extra-index-url", "trusted-host", "timeout")
 _PORTS = {"http": 80, "https": 443}
 _APT_PROXY = re.compile(r'^(Acquire::https?::Proxy\S*) "(.+)";$', re.IGNORECASE)
 _APT_FILE = re.compile(r"^Acquire::https?::(?:CaInfo|CaPath|SslCert|SslKey)\b", re.IGNORECASE)
-_NPM_REGISTRY = re.compile(r"^\s*registry\s*=\s*(\S+)\s*$", re.MULTILINE)
+_NPM_SETTING = re.compile(
+    r"^\s*(registry|@[\w.-]+:registry|//\S+?:(?:_authToken|_auth|_password|username))\s*=\s*(\S+)\s*$",
+    re.MULTILINE,
+)
+_NPM_VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 @dataclass(frozen=True, slots=True)
 class Indexes:
-    """``files`` by name below :data:`PLACE`, ``env`` for every command, ``hosts`` that may be reached."""
+    """``files`` by name below :data:`PLACE`, ``env`` for every command, ``hosts`` that may be reached.
+
+    ``secrets`` are the passwords and tokens in all of that, by what they are for.
+    """
 
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     hosts: tuple[GrantedHost, ...] = ()
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def host_indexes(environment: Mapping[str, str] | None = None, *, home: Path | None = None) -> Indexes:
@@ -65,6 +73,7 @@ class _Reader:
         self._hosts: dict[tuple[str, int], GrantedHost] = {}
         self._env: dict[str, str] = {}
         self._files: dict[str, bytes] = {}
+        self._secrets: dict[str, str] = {}
 
     def read(self) -> Indexes:
         for url in DEFAULTS:
@@ -74,7 +83,7 @@ class _Reader:
         self._pip()
         self._npm()
         self._apt()
-        return Indexes(self._files, self._env, tuple(self._hosts.values()))
+        return Indexes(self._files, self._env, tuple(self._hosts.values()), self._secrets)
 
     def _inner(self, url: str) -> str:
         """Grant the host of a URL; the URL as it is to be used inside."""
@@ -86,6 +95,8 @@ class _Reader:
         host = parts.hostname
         if not host or not port:
             return url
+        if secret := parts.password or parts.username:  # a token may stand alone
+            self._secrets[f"the password for {host}:{port}"] = unquote(secret)
         if not _is_loopback(host):
             self._hosts[host, port] = GrantedHost(host, port)
             return url
@@ -108,12 +119,13 @@ class _Reader:
                 inner = self._inner(value if "://" in value else f"http://{value}")
                 self._env |= {name: inner, name.upper(): inner}
         without = self._environment.get("no_proxy") or self._environment.get("NO_PROXY")
-        if without:
-            self._env |= {"no_proxy": without, "NO_PROXY": without}
+        direct = f"{without},{LOOPBACK}" if without else LOOPBACK
+        self._env |= {"no_proxy": direct, "NO_PROXY": direct}
 
     def _pip(self) -> None:
         for option, value in self._pip_options().items():
-            words = [self._inner(word) for word in value.split() if not word.startswith("file:")]
+            inner = self._trusted if option == "trusted-host" else self._inner
+            words = [inner(word) for word in value.split() if not word.startswith("file:")]
             if words:
                 self._env[_variable(option)] = " ".join(words)
         index = self._environment.get("UV_DEFAULT_INDEX") or self._environment.get("UV_INDEX_URL")
@@ -122,6 +134,11 @@ class _Reader:
             self._env["UV_DEFAULT_INDEX"] = index
         if "PIP_EXTRA_INDEX_URL" in self._env:
             self._env["UV_INDEX"] = self._env["PIP_EXTRA_INDEX_URL"]
+
+    def _trusted(self, word: str) -> str:
+        """A host that pip asks no certificate of, as it is called inside."""
+        host, colon, port = word.partition(":")
+        return f"{LOOPBACK}{colon}{port}" if _is_loopback(host) else word
 
     def _pip_options(self) -> Mapping[str, str]:
         found: dict[str, str] = {}
@@ -155,11 +172,27 @@ class _Reader:
             "npm_config_registry"
         )
         path = self._home / ".npmrc"
-        if not registry and path.is_file():
-            match = _NPM_REGISTRY.search(path.read_text(errors="replace"))
-            registry = match[1] if match else None
+        settings = dict(_NPM_SETTING.findall(path.read_text(errors="replace"))) if path.is_file() else {}
+        registry = registry or settings.pop("registry", None)
         if registry:
             self._env["NPM_CONFIG_REGISTRY"] = self._inner(registry)
+        if registry or settings:  # what a project's lock says of them is of no use to anybody else
+            self._env["NPM_CONFIG_OMIT_LOCKFILE_REGISTRY_RESOLVED"] = "true"
+        lent = dict(self._npm_setting(*each, registry or "") for each in settings.items())
+        if lent:  # as the settings of all users, so that an image's own come before them
+            self._files["npmrc"] = "".join(f"{name}={value}\n" for name, value in lent.items()).encode()
+            self._env["NPM_CONFIG_GLOBALCONFIG"] = f"{PLACE}/npmrc"
+
+    def _npm_setting(self, name: str, value: str, registry: str) -> tuple[str, str]:
+        """The registry of a scope, or what one is asked with (``//host/:_authToken``), for use inside."""
+        value = _NPM_VARIABLE.sub(lambda match: self._environment.get(match[1], ""), value)
+        if name.endswith(":registry"):
+            return name, self._inner(value)
+        place, _, what = name.rpartition(":")
+        if what != "username":
+            self._secrets[f"npm's {what} for {place.strip('/')}"] = value
+        scheme = urlsplit(registry).scheme or "https"
+        return f"{self._inner(f'{scheme}:{place}').removeprefix(f'{scheme}:')}:{what}", value
 
     def _apt(self) -> None:
         for source in self._apt_sources:

@@ -77,7 +77,7 @@ class SnapshotInspector:
         async with self._turn:  # one at a time takes all there is
             report = await self._search(tenant_of(tenant), paths)
         places = {path.name: Places(path) for path in paths}
-        hits = await asyncio.to_thread(lambda: [_placed(hit, places[hit.source]) for hit in report.hits])
+        hits = await asyncio.to_thread(lambda: [placed(hit, places[hit.source]) for hit in report.hits])
         return replace(report, hits=hits)
 
     async def keep(self, name: str, digest: str, report: Report) -> Mapping[str, Any]:
@@ -134,7 +134,7 @@ class Inspected:
         return await self.inspector.keep(self.name, digest, self.report)
 
 
-def _placed(hit: Hit, places: Places) -> Hit:
+def placed(hit: Hit, places: Places) -> Hit:
     """The hit, with the file inside the archive or image that it is in."""
     if not hit.inside:
         return replace(hit, place=places.at(hit.offset))
