@@ -129,7 +129,7 @@ def test_user_group_and_directory_are_those_of_every_process(made: Sandbox) -> N
     status = made.commands.run("cat /proc/$(pgrep -xf 'python3 -m http.server 8000')/status").stdout
     assert "\nGid:\t4000\t" in status
     assert facts(made, "/work/deep", "/work") == ["4001:4000 755"] * 2
-    made.files.write("new", "x")
+    made.files.write("/work/deep/new", "x")
     assert facts(made, "/work/deep/new") == ["4001:4000 644"]
 
 
