@@ -41,7 +41,7 @@ def run(lab: Lab) -> Sequence[Section]:
         return ()
     server = Server(DATA, Pools(hot=2))
     try:
-        code = _section(lab, server, CODE, lab.rounds(quick=8, full=60))
+        code = _section(lab, server, CODE, lab.rounds(quick=8, full=40))
         shot = _section(lab, server, SHOT, lab.rounds(quick=4, full=20))
     finally:
         server.close()
