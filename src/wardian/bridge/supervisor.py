@@ -130,8 +130,10 @@ class Supervisor:
                 stdout=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
             )
-        except OSError as error:
+        except BaseException as error:
             ours.close()
+            if not isinstance(error, OSError):
+                raise
             raise Unavailable(f"the bridge cannot be started: {error}", code="bridge_unavailable") from None
         finally:
             theirs.close()
