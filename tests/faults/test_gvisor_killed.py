@@ -29,7 +29,8 @@ from wardian.isolation.host.process import HeldProcess
 from wardian.isolation.port import ImageRefused, MachineGone, MachineSpec
 from wardian.model.errors import WardianError
 
-house, root_image, state_dir = contract.house, contract.root_image, contract.state_dir
+house, root_image = contract.house, contract.root_image
+state_dir, warm_dir = contract.state_dir, contract.warm_dir
 pytestmark = pytest.mark.parametrize("house", ["gvisor"], indirect=True)
 
 

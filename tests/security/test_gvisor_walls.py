@@ -19,7 +19,8 @@ from wardian.isolation.gvisor.machine import GvisorMachine
 from wardian.isolation.gvisor.sentry import Sentry
 from wardian.isolation.host.launching import UID_BASE
 
-house, root_image, state_dir = contract.house, contract.root_image, contract.state_dir
+house, root_image = contract.house, contract.root_image
+state_dir, warm_dir = contract.state_dir, contract.warm_dir
 pytestmark = pytest.mark.parametrize("house", ["gvisor"], indirect=True)
 
 
