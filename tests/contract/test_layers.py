@@ -18,6 +18,10 @@ from wardian.model.resources import Resources
 
 ROOMY = Resources(cpu_count=1, memory_mib=512, disk_mib=1024, processes_max=64)
 LARGE = 1 << 30
+LONG_NAMES = (
+    "mkdir /root/long; cd /root/long; i=0; while [ $i -lt 60 ]; do i=$((i+1)); "
+    f"echo $i > ${{i}}{'n' * 120}{'m' * 120}; done; echo x > {'u' * 255}"
+)
 CHANGES = r"""
 set -e
 echo secret > /root/a; chmod 4750 /root/a; chown 1000:1000 /root/a; chmod 4750 /root/a
@@ -128,14 +132,27 @@ async def test_held_processes_stand_still_and_go_on(house: House, tmp_path: Path
         pass
 
 
+async def test_names_of_any_length_boot_or_are_refused(house: House, tmp_path: Path) -> None:
+    """Many very long names in one directory take blocks that gVisor reads and Linux does not."""
+    first = await house.start(ROOMY)
+    await first.sh(LONG_NAMES)
+    await capture_layer(first.guest, house.root, tmp_path / "layer", size_max=LARGE)
+    composed = compose_root(house.root.path, [tmp_path / "layer"], tmp_path / "image", clean=Clean())
+    house.root = RootImage(tmp_path / "image", composed.digest)
+    if house.driver.name == "qemu":
+        with pytest.raises(WardianError, match="names of over 200 bytes") as refused:
+            await house.boot(ROOMY)
+        assert refused.value.code == "root_unusable"
+    else:
+        second = await house.start(ROOMY)
+        assert await second.sh("cat /root/long/*") == await first.sh("cat /root/long/*")
+        assert (await second.sh("wc -l < /root/long/7" + "n" * 120 + "m" * 120)) == "1\n"
+
+
 async def test_a_composed_image_boots_with_its_files(house: House, tmp_path: Path) -> None:
-    """Captured, composed and booted: the files are those of the first machine, names of any length too."""
+    """Captured, composed and booted: the files are those of the first machine."""
     first = await house.start(ROOMY)
     await first.sh(CHANGES)
-    await first.sh(
-        "mkdir /root/long; cd /root/long; i=0; while [ $i -lt 60 ]; do i=$((i+1)); "
-        f"echo $i > ${{i}}{'n' * 120}{'m' * 120}; done; echo x > {'u' * 255}"
-    )
     await capture_layer(first.guest, house.root, tmp_path / "layer", size_max=LARGE)
     composed = compose_root(house.root.path, [tmp_path / "layer"], tmp_path / "image", clean=Clean())
     house.root = RootImage(tmp_path / "image", composed.digest)
@@ -143,11 +160,10 @@ async def test_a_composed_image_boots_with_its_files(house: House, tmp_path: Pat
     assert "ls:" not in await second.sh("ls -R / > /dev/null; ls -R /root 2>&1")
     for script in (
         "ls -R /home /root /etc /tmp /bin",
-        "cat /root/long/* /root/a /home/user/one /etc/group",
+        "cat /root/a /home/user/one /etc/group",
         "ls -ln /root/a /home/user | while read mode links rest; do echo $mode; done",
         "wc -c < /root/sparse",
     ):
         assert await second.sh(script) == await first.sh(script)
-    assert (await second.sh("wc -l < /root/long/7" + "n" * 120 + "m" * 120)) == "1\n"
     info = await capture_layer(second.guest, house.root, tmp_path / "again", size_max=LARGE)
     assert info.entries <= 1

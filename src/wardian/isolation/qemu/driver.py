@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import secrets
+import struct
 from collections.abc import Mapping, Set
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,7 @@ from wardian.isolation.qemu.probe import Choice, check_host, remember, remembere
 from wardian.isolation.qemu.substrate import Ground, GroundReader, ground_details
 from wardian.isolation.qemu.tools import Tools
 from wardian.isolation.qemu.vmm import Vmm
-from wardian.model.errors import Conflict, WardianError
+from wardian.model.errors import Conflict, Kind, WardianError
 from wardian.model.resources import Resources
 
 OWN_MIB = 128 + TRANSLATED_MIB
@@ -45,6 +46,14 @@ OWN_MIB = 128 + TRANSLATED_MIB
 
 EMULATED_BOOT_S = 60.0
 """How long an emulated machine may take to answer, on a host that has other things to do as well."""
+
+SUPERBLOCK_AT, EROFS_MAGIC, PAGE_BITS = 1024, 0xE0F5E1E2, 12
+
+
+class RootUnusable(WardianError):
+    """The root image cannot be booted."""
+
+    kind, code = Kind.INVALID, "root_unusable"
 
 
 class QemuDriver(Driver):
@@ -265,8 +274,18 @@ def _limits(resources: Resources) -> cgroups.Limits:
 
 
 def _check_root(root: RootImage) -> None:
-    with root.path.open("rb"):
-        pass  # raises OSError: better here than as words of QEMU's
+    """Raises OSError, better here than as words of QEMU's, and :class:`RootUnusable`."""
+    with root.path.open("rb") as image:
+        image.seek(SUPERBLOCK_AT)
+        magic, _, _, block_bits = struct.unpack("<IIIB", image.read(13).ljust(13, b"\0"))
+    if magic != EROFS_MAGIC:
+        raise RootUnusable(f"{root.path} is no EROFS image", hint="build the template again")
+    if block_bits > PAGE_BITS:
+        raise RootUnusable(
+            f"{root.path} is laid out in blocks of {1 << block_bits} bytes, which Linux cannot read: "
+            "it has directories with many names of over 200 bytes",
+            hint="ask for isolation gvisor, or shorten those names",
+        )
 
 
 async def _settle_pause(vmm: Vmm) -> bool:
