@@ -53,8 +53,8 @@ async def test_memory_pressure_calls_and_relief_saves_the_machine(house: House) 
     assert glutton.exit is not None
     assert glutton.exit.signal == 9
     assert called.is_set() or house.driver.name in RELIEVE_THEMSELVES
+    await asyncio.gather(*relief)  # one that comes late takes whatever program is there then
     assert await member.sh("echo alive") == "alive\n"
-    await asyncio.gather(*relief)
 
 
 async def test_without_relief_the_machine_ends_for_want_of_memory(house: House) -> None:
