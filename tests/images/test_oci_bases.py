@@ -90,6 +90,16 @@ def test_an_archive_is_the_same_image_and_made_once(tmp_path: Path, bases: Bases
     assert bases.image(f"oci-archive:{archive}:latest") == first
 
 
+def test_images_with_the_same_files_are_run_each_in_its_own_way(tmp_path: Path, bases: Bases) -> None:
+    configs = [CONFIG, {**CONFIG, "Env": ["SECRET=other"], "User": "nobody"}]
+    layouts = [write_layout(tmp_path / str(n), image([LOWER], each)) for n, each in enumerate(configs)]
+    for _ in range(2):
+        built = [bases.image(f"oci:{layout}:latest") for layout in layouts]
+        assert built[0].root.digest == built[1].root.digest
+        assert [each.config.user for each in built] == ["daemon", "nobody"]
+        assert "SECRET" not in built[0].config.env
+
+
 def test_an_archive_of_docker_is_read(tmp_path: Path, bases: Bases) -> None:
     """As `docker save` writes it; here skopeo does."""
     layout = write_layout(tmp_path / "layout", image([LOWER, UPPER], CONFIG))

@@ -57,6 +57,20 @@ def test_an_image_is_built_once(tmp_path: Path, builds: list[str]) -> None:
     assert not list(tmp_path.glob("building-*"))
 
 
+def test_two_keys_that_come_to_the_same_files_keep_what_each_says(tmp_path: Path, builds: list[str]) -> None:
+    """As two container images do that are run in different ways."""
+    catalog = Catalog(tmp_path)
+    digests = set()
+    for name in ("one", "other"):
+        built = catalog.build(replace(RECIPE, name=name, packages=("tiny", name)))
+        digests.add(built.root.digest)
+    assert len(digests) == 1
+    found = [catalog.find(replace(RECIPE, name=name, packages=("tiny", name))) for name in ("one", "other")]
+    assert [each.manifest.name for each in found if each] == ["one", "other"]
+    assert catalog.prune([]) == sorted(digests)
+    assert list(tmp_path.glob("recipes/*")) == []
+
+
 def test_extra_files_are_laid_over_the_packages(tmp_path: Path, builds: list[str]) -> None:
     """They replace what packages brought; /dev is left to the machine; owners and links are kept."""
     files = {"/opt/x": ExtraFile(b"x", mode=0o751, uid=7, gid=8), "opt/y": ExtraFile(link="x")}

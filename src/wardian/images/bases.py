@@ -22,7 +22,7 @@ from wardian.images.oci.reference import Reference, check_place, parse
 from wardian.model.errors import Unavailable
 
 REPOSITORY = Path(__file__).parents[3]
-PROVISIONING = 2
+PROVISIONING = 3
 """To be raised with every change of how foreign images are made, or they are not made again."""
 
 STATUS_MAX = 64 << 20  # of dpkg's list of packages

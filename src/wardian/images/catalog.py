@@ -93,7 +93,14 @@ def default_cache() -> Path:
 
 
 class Catalog:
-    """The images in one cache directory."""
+    """The images in one cache directory.
+
+        images/<digest>/        an image, and a manifest of it
+        recipes/<key>           its digest
+        recipes/<key>.json      the manifest that it has under this key
+
+    Two keys may come to the same files and differ in their manifests: in how an image wants to be run, say.
+    """
 
     def __init__(self, cache: Path | None = None) -> None:
         self.cache = cache or default_cache()
@@ -107,7 +114,9 @@ class Catalog:
         pointer = self.cache / "recipes" / key
         try:
             directory = self.cache / "images" / pointer.read_text().strip()
-            manifest = Manifest(**json.loads((directory / MANIFEST).read_text()))
+            own = pointer.with_suffix(".json")
+            text = (own if own.exists() else directory / MANIFEST).read_text()
+            manifest = Manifest(**json.loads(text))
             if (directory / ROOTFS).stat().st_size != manifest.size_bytes:
                 return None
         except FileNotFoundError:
@@ -149,8 +158,9 @@ class Catalog:
             gone = [path for name, path in images.items() if name not in kept]
             layers = {_layer_of(path) for name, path in images.items() if name in kept}
             for pointer in self.cache.glob("recipes/*"):
-                if pointer.read_text().strip() not in kept:
+                if not pointer.suffix and pointer.read_text().strip() not in kept:
                     pointer.unlink()
+                    pointer.with_suffix(".json").unlink(missing_ok=True)
             for path in gone:
                 shutil.rmtree(path)
             for path in self.cache.glob("packages/*"):
@@ -198,16 +208,16 @@ class Catalog:
         with erofs.Image(made / ROOTFS) as image:
             tree = image.tree_digest()
         size, digest = (made / ROOTFS).stat().st_size, file_digest(made / ROOTFS)
-        full = replace(manifest, digest=digest, tree=tree, size_bytes=size)
-        (made / MANIFEST).write_text(json.dumps(asdict(full), indent=1))
+        full = json.dumps(asdict(replace(manifest, digest=digest, tree=tree, size_bytes=size)), indent=1)
+        (made / MANIFEST).write_text(full)
         name = digest.removeprefix("sha256:")
         place = self.cache / "images" / name
         if place.exists():  # damaged, or made by another recipe too; who has it open keeps what they have
             shutil.rmtree(place)
         _publish(made, place)
-        pointer = made.with_name("pointer")
-        pointer.write_text(name + "\n")
-        _publish(pointer, self.cache / "recipes" / key)
+        for suffix, text in ((".json", full), ("", f"{name}\n")):
+            (draft := made.with_name("pointer")).write_text(text)
+            _publish(draft, (self.cache / "recipes" / key).with_suffix(suffix))
 
     @contextmanager
     def room(self) -> Iterator[Path]:

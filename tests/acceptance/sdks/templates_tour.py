@@ -100,7 +100,8 @@ def upon_an_image(tour: Tour) -> None:
     with tour.sandbox(tour.name("image") + (":stable" if tour.has_names else "")) as sandbox:
         run = sandbox.commands.run
         assert run("cat ../said /by-root").stdout.split() == ["hello", "world", "user", "root"]
-        assert run("echo $GREETING $PYTHON_VERSION; pwd").stdout.split() == ["hello", "3", "/home/user/work"]
+        said = run("echo $GREETING $PYTHON_VERSION; pwd").stdout.split()
+        assert said == ["hello", "3", "/home/user/work"], said
         assert run("cat /made/link; ls -A /home/user/app", user="root").stdout == "a note\nmain.txt\n"
         owners = run("stat -c '%U %a' /made /home/user/app/main.txt /srv/renamed.txt", user="root").stdout
         assert owners.splitlines() == ["root 711", "root 750", "user 644"]
