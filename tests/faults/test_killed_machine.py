@@ -40,7 +40,7 @@ class Killer:
     def checkpoint(self, name: str) -> None:
         if name == self.at and self.driver is not None:
             self.at = ""
-            for sentry in list(self.driver._held.values()):
+            for sentry in list(self.driver._machines.held.values()):
                 victim = sentry.process if self.victim == "sentry" else sentry.keeper
                 os.kill(victim.pid, signal.SIGKILL)
 

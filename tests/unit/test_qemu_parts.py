@@ -109,7 +109,7 @@ def sealed(directory: Path) -> MachineImage:
     with (directory / images.MEMORY).open("wb") as memory:
         memory.truncate(128 << 20)
     images.seal(directory)
-    return images.describe(directory, SPEC, HERE)
+    return images.KIND.describe(directory, SPEC, HERE)
 
 
 def test_devices_that_were_not_sealed_are_refused(tmp_path: Path) -> None:

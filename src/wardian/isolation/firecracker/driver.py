@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import secrets
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,16 @@ from wardian.isolation.firecracker.api import FirecrackerBroken, FirecrackerRefu
 from wardian.isolation.firecracker.image import DRIVER_NAME
 from wardian.isolation.firecracker.jail import PROGRAM, Jail, Names
 from wardian.isolation.firecracker.machine import PAUSED, RECONNECT_TIMEOUT_S, FirecrackerMachine
-from wardian.isolation.firecracker.prepared import FirecrackerPrepared, Ground, Start
+from wardian.isolation.firecracker.prepared import FirecrackerPrepared, Start
 from wardian.isolation.firecracker.requests import Rate
 from wardian.isolation.firecracker.tools import FirecrackerUnusable, Tools, checked_versions, version_of
 from wardian.isolation.firecracker.vmm import CGROUPS, Group, Vmm, destroy_remains, launch
 from wardian.isolation.host.disk import MANY_FILES, DiskTemplates
-from wardian.isolation.host.probing import boot_and_ask, empty_root
-from wardian.isolation.host.process import HeldProcess, start_time
-from wardian.isolation.host.substrate import cpu_features
+from wardian.isolation.host.machines import Holding, groups_below, new_id
+from wardian.isolation.host.probing import boot_and_ask, empty_root, unusable
+from wardian.isolation.host.process import HeldProcess
+from wardian.isolation.host.records import are_recorded, spec_in, substrate_in
+from wardian.isolation.host.substrate import Substrate, file_identity, this_cpu
 from wardian.isolation.port import (
     Capabilities,
     Driver,
@@ -36,10 +37,8 @@ from wardian.isolation.port import (
     MachineGone,
     MachineSpec,
     Prepared,
-    RootImage,
 )
-from wardian.model.errors import Conflict, WardianError
-from wardian.model.resources import Resources
+from wardian.model.errors import WardianError
 
 LAYOUT = "firecracker.1"
 """Which devices machines have, and in what order: part of what an image is bound to."""
@@ -71,40 +70,35 @@ class FirecrackerDriver(Driver):
         self._state_dir = state_dir.resolve()
         self._jails = self._state_dir / "jails"
         self._tools = tools
-        mark = hashlib.sha256(os.fsencode(self._state_dir)).hexdigest()[:12]
-        self._cgroup_name = cgroup_parent
-        self._cgroup_parent = f"{cgroup_parent}-{mark}"
+        self._cgroup_parent = cgroup_parent
+        self._groups = groups_below(cgroup_parent, self._state_dir)
         self._start = Start(rate, tools.kernel_arguments, echo)
         self._kvm = kvm
         self._disks = DiskTemplates(self._state_dir / "disks", MANY_FILES)
-        self._known: dict[tuple[object, ...], Ground] = {}
-        self._held: dict[str, Vmm] = {}
+        self._known: dict[tuple[object, ...], Substrate] = {}
+        self._machines: Holding[Vmm] = Holding()
 
     async def probe(self) -> Capabilities:
         try:
             self.check_host()
-            ground = await self._ground()
+            substrate = await self._substrate()
             scratch = self._state_dir / "probe"
             echoing = FirecrackerDriver(
-                scratch, self._tools, cgroup_parent=self._cgroup_name, echo=True, kvm=self._kvm
+                scratch, self._tools, cgroup_parent=self._cgroup_parent, echo=True, kvm=self._kvm
             )
             try:
                 boot_ms = await boot_and_ask(echoing, await asyncio.to_thread(empty_root, scratch))
             finally:
                 await echoing.close()
         except (WardianError, OSError, TimeoutError) as error:
-            hint = error.hint if isinstance(error, WardianError) else None
-            reason = error.message if isinstance(error, WardianError) else str(error) or type(error).__name__
-            return Capabilities(
-                self.name, self.level, usable=False, reason=reason, remedy=hint or "see the reason"
-            )
+            return unusable(self, error)
         return Capabilities(
             driver=self.name,
             level=self.level,
             usable=True,
-            version=f"Firecracker {ground.version}",
-            build=ground.build,
-            cpu_features=ground.cpu_features,
+            version=substrate.version,
+            build=substrate.build,
+            cpu_features=substrate.cpu_features,
             details={"boot_ms": boot_ms},
         )
 
@@ -139,8 +133,8 @@ class FirecrackerDriver(Driver):
             raise FirecrackerUnusable(f"control groups lack {', '.join(sorted(missing))}")
 
     async def prepare(self, spec: MachineSpec) -> Prepared:
-        ground = await self._ground()
-        jail = Jail(self._jails, f"m{secrets.token_hex(8)}")
+        substrate = await self._substrate()
+        jail = Jail(self._jails, new_id())
         try:
             jail.create()
             for file, name in (
@@ -152,22 +146,21 @@ class FirecrackerDriver(Driver):
         except BaseException:
             jail.remove()
             raise
-        vmm = await launch(self._tools, jail, spec.resources, self._cgroup_parent)
-        self._hold(vmm)
-        return FirecrackerPrepared(vmm, spec, ground, self._disks, self._start)
+        vmm = await launch(self._tools, jail, spec.resources, self._groups)
+        self._machines.hold(vmm)
+        return FirecrackerPrepared(vmm, spec, substrate, self._disks, self._start)
 
     async def attach(self, record: Mapping[str, Any]) -> Machine:
-        machine_id, pid = record["id"], record["vmm"]["pid"]
-        if machine_id in self._held:
-            raise Conflict(f"machine {machine_id} is attached already", code="already_attached")
-        jail = Jail(self._jails, machine_id)
-        process = _open(pid)
-        if process is None or not process.alive or start_time(pid) != record["vmm"]["start"]:
-            if process is not None:
-                process.close()
-            await destroy_remains(jail, Group(self._cgroup_parent, machine_id))
+        machine_id = record["id"]
+        self._machines.check_free(machine_id)
+        jail, group = self._remains(machine_id)
+        init = _open(record["vmm"]["pid"])
+        if init is None or not init.alive or not are_recorded({"vmm": init}, record):
+            if init is not None:
+                init.close()
+            await destroy_remains(jail, group)
             raise MachineGone(f"machine {machine_id} is gone")
-        vmm = Vmm(jail, Group(self._cgroup_parent, machine_id), process)
+        vmm = Vmm(jail, group, init)
         try:
             frozen = await _reconnect(vmm)
         except BaseException as error:
@@ -176,49 +169,44 @@ class FirecrackerDriver(Driver):
             if isinstance(error, (FirecrackerBroken, FirecrackerRefused, TimeoutError)):
                 raise MachineGone(f"machine {machine_id} does not answer: {error}") from error
             raise
-        self._hold(vmm)
-        root = RootImage(path=Path(record["root"]["path"]), digest=record["root"]["digest"])
-        spec = MachineSpec(root=root, resources=Resources(**record["resources"]))
-        features = frozenset(record["cpu_features"])
-        return FirecrackerMachine(vmm, spec, record["version"], record["build"], features, frozen=frozen)
+        self._machines.hold(vmm)
+        return FirecrackerMachine(vmm, spec_in(record), substrate_in(record), frozen=frozen)
 
     async def sweep(self, known: Set[str]) -> list[str]:
-        parent = CGROUPS / self._cgroup_parent
+        parent = CGROUPS / self._groups
         found = {path.name for path in (self._jails / PROGRAM).glob("*")}
         found |= {path.name for path in parent.glob("m*") if path.is_dir()}
         doomed = sorted(found - known)
         for machine_id in doomed:
-            if machine_id in self._held:
-                await self._held[machine_id].kill()
+            if machine_id in self._machines.held:
+                await self._machines.held[machine_id].kill()
             else:
-                await destroy_remains(Jail(self._jails, machine_id), Group(self._cgroup_parent, machine_id))
+                await destroy_remains(*self._remains(machine_id))
         return doomed
 
     async def close(self) -> None:
-        for vmm in list(self._held.values()):
-            await vmm.let_go()
+        await self._machines.let_go()
 
-    async def _ground(self) -> Ground:
+    async def _substrate(self) -> Substrate:
         tools = self._tools
         files = (tools.firecracker, tools.jailer, tools.kernel, tools.initrd)
-        key = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+        key = tuple(file_identity(path) for path in files)
         if key not in self._known:
-            self._known = {key: await asyncio.to_thread(_ground_of, tools)}
+            self._known = {key: await asyncio.to_thread(_substrate_of, tools)}
         return self._known[key]
 
-    def _hold(self, vmm: Vmm) -> None:
-        self._held[vmm.id] = vmm
-        vmm.on_end(lambda: self._held.pop(vmm.id, None))
+    def _remains(self, machine_id: str) -> tuple[Jail, Group]:
+        return Jail(self._jails, machine_id), Group(self._groups, machine_id)
 
 
-def _ground_of(tools: Tools) -> Ground:
+def _substrate_of(tools: Tools) -> Substrate:
     version = checked_versions(version_of(tools.firecracker), version_of(tools.jailer))
     digest = hashlib.sha256()
     for path in (tools.firecracker, tools.kernel, tools.initrd):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     build = f"sha256:{digest.hexdigest()[:40]}+{LAYOUT}"
-    return Ground(version, build, cpu_features(Path("/proc/cpuinfo").read_text()))
+    return Substrate(f"Firecracker {version}", build, this_cpu())
 
 
 def _open(pid: int) -> HeldProcess | None:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 from wardian.isolation.firecracker import image as images
 from wardian.isolation.firecracker import requests, vsock
@@ -17,93 +14,35 @@ from wardian.isolation.firecracker.jail import Names
 from wardian.isolation.firecracker.metrics import Counters, read_counters
 from wardian.isolation.firecracker.requests import Rate
 from wardian.isolation.firecracker.vmm import Vmm, uid_of
-from wardian.isolation.host.process import start_time
-from wardian.isolation.port import (
-    IsolationLevel,
-    Machine,
-    MachineExit,
-    MachineGone,
-    MachineImage,
-    MachineSpec,
-    MachineStats,
-)
+from wardian.isolation.host.cgroup import Usage
+from wardian.isolation.host.machine import HostMachine
+from wardian.isolation.host.process import HeldProcess
+from wardian.isolation.host.records import record_of
+from wardian.isolation.host.substrate import Substrate
+from wardian.isolation.port import IsolationLevel, MachineImage, MachineSpec
 
 RECONNECT_TIMEOUT_S = 10.0
 PAUSED = "paused"
 """A file of a jail's home that is there while its machine is, or may be, frozen."""
 
-_T = TypeVar("_T")
+
+def roles(vmm: Vmm) -> dict[str, HeldProcess]:
+    """The processes that a machine's record names."""
+    return {"vmm": vmm.init}
 
 
-class FirecrackerMachine(Machine):
-    """See :class:`Machine`."""
+class FirecrackerMachine(HostMachine):
+    """See :class:`HostMachine`."""
 
     level = IsolationLevel.MICROVM_KVM
 
-    def __init__(
-        self,
-        vmm: Vmm,
-        spec: MachineSpec,
-        version: str,
-        build: str,
-        cpu_features: frozenset[str],
-        *,
-        frozen: bool,
-    ) -> None:
-        self.id = vmm.id
-        self.spec = spec
-        self.link = vmm.link.host_end
+    def __init__(self, vmm: Vmm, spec: MachineSpec, substrate: Substrate, *, frozen: bool) -> None:
+        record = record_of(images.DRIVER_NAME, vmm.id, spec, substrate, roles(vmm))
+        super().__init__(vmm, spec, vmm.link.host_end, record, frozen=frozen)
         self._vmm = vmm
-        self._build, self._cpu_features = build, cpu_features
-        self._frozen = frozen
-        self._turn = asyncio.Lock()
-        self._record = {
-            "driver": images.DRIVER_NAME,
-            "id": self.id,
-            "root": {"path": str(spec.root.path), "digest": spec.root.digest},
-            "resources": asdict(spec.resources),
-            "version": version,
-            "build": build,
-            "cpu_features": sorted(cpu_features),
-            "vmm": {"pid": vmm.process.pid, "start": start_time(vmm.process.pid)},
-        }
-
-    @property
-    def record(self) -> dict[str, Any]:
-        return dict(self._record)
-
-    @property
-    def frozen(self) -> bool:
-        return self._frozen
-
-    async def freeze(self) -> None:
-        await self._undivided(self._freeze)
-
-    async def thaw(self) -> None:
-        await self._undivided(self._thaw)
-
-    async def capture(self, directory: Path, *, keep_running: bool) -> MachineImage:
-        image = await self._undivided(partial(self._capture, directory, stay_stopped=not keep_running))
-        if not keep_running:
-            await self.kill()
-        return image
-
-    async def stats(self) -> MachineStats:
-        try:
-            usage = self._vmm.group.usage()
-            disk = (self._vmm.jail / Names.DISK).stat().st_blocks * 512
-        except OSError as error:
-            raise MachineGone(f"machine {self.id} is gone") from error
-        resources = self.spec.resources
-        return MachineStats(
-            cpu_ns=usage.cpu_ns,
-            memory_bytes=usage.memory_bytes,
-            memory_limit_bytes=resources.memory_mib << 20,
-            memory_cache_bytes=usage.cache_bytes,
-            disk_bytes=disk,
-            disk_limit_bytes=resources.disk_mib << 20,
-            processes=1,  # the guest's are behind its kernel: the host sees Firecracker
-        )
+        self._substrate = substrate
+        self._was_frozen: bool | None = None
+        """Before a capture that stopped it, until somebody lets it go on."""
 
     async def counters(self) -> Counters:
         """What Firecracker counted of its devices until now."""
@@ -118,16 +57,11 @@ class FirecrackerMachine(Machine):
         """Ask the guest for so much of its memory; 0 gives it back. What it only freed comes by itself."""
         await self._undivided(partial(self._vmm.api.send, [requests.inflate(mib)]))
 
-    def on_memory_pressure(self, callback: Callable[[], None]) -> None:
-        """Never called: the guest's own kernel gives memory back, and kills what takes too much."""
+    def _usage(self) -> Usage:
+        return self._vmm.group.usage()
 
-    async def kill(self) -> None:
-        await self._vmm.kill()
-        async with self._turn:
-            pass  # what a cancelled call had left under way has failed by now
-
-    async def wait(self) -> MachineExit:
-        return await self._vmm.wait()
+    def _disk(self) -> Path:
+        return self._vmm.jail / Names.DISK
 
     async def _freeze(self) -> None:
         if not self._frozen:
@@ -153,11 +87,13 @@ class FirecrackerMachine(Machine):
             await vmm.api.send([requests.capture()], timeout_s=CAPTURE_TIMEOUT_S)
             await images.copy_sparse(vmm.jail / Names.DISK, directory / images.DISK)
             await asyncio.to_thread(self._take, directory)
-            image = images.describe(directory, self.spec, self._build, self._cpu_features)
+            image = images.KIND.describe(directory, self.spec, self._substrate)
             done = True
             return image
         finally:
-            if not (done and stay_stopped):
+            if done and stay_stopped:
+                self._was_frozen = was_frozen
+            else:
                 await self._go_on(frozen=was_frozen)
 
     def _take(self, directory: Path) -> None:
@@ -179,19 +115,7 @@ class FirecrackerMachine(Machine):
         else:
             (self._vmm.jail.home / PAUSED).unlink(missing_ok=True)
 
-    async def _undivided(self, work: Callable[[], Awaitable[_T]]) -> _T:
-        """Do it after what is under way, and to its end even if the caller is cancelled meanwhile."""
-
-        async def in_turn() -> _T:
-            async with self._turn:
-                self._vmm.check_alive()
-                return await work()
-
-        task = asyncio.ensure_future(in_turn())
-        task.add_done_callback(_forget)  # the caller may be gone
-        return await asyncio.shield(task)
-
-
-def _forget(done: asyncio.Future[Any]) -> None:
-    if not done.cancelled():
-        done.exception()
+    async def _give_up_capture(self) -> None:
+        if self._was_frozen is not None:
+            await self._go_on(frozen=self._was_frozen)
+            self._was_frozen = None

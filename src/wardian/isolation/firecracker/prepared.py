@@ -10,22 +10,15 @@ from wardian.isolation.firecracker.api import FirecrackerBroken, FirecrackerRefu
 from wardian.isolation.firecracker.jail import Names
 from wardian.isolation.firecracker.machine import FirecrackerMachine
 from wardian.isolation.firecracker.requests import Rate
-from wardian.isolation.firecracker.vmm import BootFailed, Vmm, uid_of
+from wardian.isolation.firecracker.vmm import Vmm, uid_of
 from wardian.isolation.host.disk import DiskTemplates
-from wardian.isolation.port import ImageRefused, Machine, MachineImage, MachineSpec, Prepared
-from wardian.model.errors import Conflict
+from wardian.isolation.host.launching import BootFailed
+from wardian.isolation.host.prepared import HostPrepared
+from wardian.isolation.host.substrate import Substrate
+from wardian.isolation.port import ImageRefused, Machine, MachineImage, MachineSpec
 
 BOOT_TIMEOUT_S = 30.0
 RESTORE_TIMEOUT_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Ground:
-    """What every machine of this host stands on. ``build`` is what an image and its restore must share."""
-
-    version: str
-    build: str
-    cpu_features: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,26 +30,24 @@ class Start:
     echo: bool
 
 
-class FirecrackerPrepared(Prepared):
-    """See :class:`Prepared`."""
+class FirecrackerPrepared(HostPrepared):
+    """See :class:`HostPrepared`."""
 
     def __init__(
-        self, vmm: Vmm, spec: MachineSpec, ground: Ground, disks: DiskTemplates, start: Start
+        self, vmm: Vmm, spec: MachineSpec, substrate: Substrate, disks: DiskTemplates, start: Start
     ) -> None:
-        self.id = vmm.id
-        self.spec = spec
+        super().__init__(vmm.id, spec)
         self._vmm = vmm
-        self._ground = ground
+        self._substrate = substrate
         self._disks = disks
         self._start = start
-        self._consumed = False
 
     async def park(self) -> None:
-        if not self._consumed:
+        if not self.consumed:
             self._vmm.check_alive()  # it has no processor yet, so there is nothing to stop
 
     async def start(self) -> Machine:
-        self._consume()
+        self._begin()
         how, vmm = self._start, self._vmm
         await self._disks.make(self.spec.resources.disk_mib, vmm.jail / Names.DISK)
         self._hand_over(Names.DISK)
@@ -72,8 +63,8 @@ class FirecrackerPrepared(Prepared):
         return self._machine()
 
     async def restore(self, image: MachineImage) -> Machine:
-        images.check_image(image, self.spec, self._ground.build, self._ground.cpu_features)
-        self._consume()
+        images.check_image(image, self.spec, self._substrate)
+        self._begin()
         vmm = self._vmm
         try:
             for name, place in images.IN.items():
@@ -92,17 +83,12 @@ class FirecrackerPrepared(Prepared):
         await self._vmm.kill()
         self._vmm.link.host_end.close()
 
-    def _consume(self) -> None:
-        if self._consumed:
-            raise Conflict(f"machine {self.id} was already started", code="already_started")
-        self._consumed = True
+    def _begin(self) -> None:
+        self.consume()
         self._vmm.check_alive()
 
     def _hand_over(self, name: str) -> None:
         self._vmm.jail.hand_over(name, uid_of(self.id))
 
     def _machine(self) -> FirecrackerMachine:
-        ground = self._ground
-        return FirecrackerMachine(
-            self._vmm, self.spec, ground.version, ground.build, ground.cpu_features, frozen=False
-        )
+        return FirecrackerMachine(self._vmm, self.spec, self._substrate, frozen=False)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
-import secrets
 from collections.abc import Mapping, Set
 from dataclasses import replace
 from pathlib import Path
@@ -14,28 +11,20 @@ from typing import Any
 from wardian.isolation.gvisor.erofs import check_root
 from wardian.isolation.gvisor.image import DRIVER_NAME
 from wardian.isolation.gvisor.launch import Boot, Tools, boot
-from wardian.isolation.gvisor.machine import GvisorMachine, machine_spec
+from wardian.isolation.gvisor.machine import GvisorMachine, roles
 from wardian.isolation.gvisor.prepared import GvisorPrepared, add_links
 from wardian.isolation.gvisor.probe import probe
 from wardian.isolation.gvisor.profile import Profile
 from wardian.isolation.gvisor.sentry import Sentry
 from wardian.isolation.gvisor.substrate import SubstrateReader
-from wardian.isolation.host import cgroup as cgroups
-from wardian.isolation.host.directory import DISK, PAUSED, MachineDirectory
+from wardian.isolation.host.cgroup import Limits
+from wardian.isolation.host.directory import DISK, PAUSED
 from wardian.isolation.host.disk import DiskTemplates
-from wardian.isolation.host.kept import ask_keeper, destroy_remains
-from wardian.isolation.host.process import run_state, start_time
-from wardian.isolation.host.substrate import Substrate, file_identity
-from wardian.isolation.port import (
-    Capabilities,
-    Driver,
-    IsolationLevel,
-    Machine,
-    MachineGone,
-    MachineSpec,
-    Prepared,
-)
-from wardian.model.errors import Conflict
+from wardian.isolation.host.machines import Machines
+from wardian.isolation.host.process import run_state
+from wardian.isolation.host.records import spec_in, substrate_in
+from wardian.isolation.host.substrate import file_identity
+from wardian.isolation.port import Capabilities, Driver, IsolationLevel, Machine, MachineSpec, Prepared
 
 
 class GvisorDriver(Driver):
@@ -58,25 +47,21 @@ class GvisorDriver(Driver):
         profile: Profile | None = None,
     ) -> None:
         self._state_dir = state_dir.resolve()
-        self._machines_dir = self._state_dir / "machines"
+        self._cgroup_parent = cgroup_parent
         self._tools = tools
-        mark = hashlib.sha256(os.fsencode(self._state_dir)).hexdigest()[:12]
-        self._cgroup_name = cgroup_parent
-        self._cgroup_parent = f"{cgroup_parent}-{mark}"
         self._tmpfs_disks = tmpfs_disks
         self._profile = profile
         self._substrate = SubstrateReader(tools.runsc, profile)
         self._disks = DiskTemplates(self._state_dir / "disks")
-        self._hierarchies: cgroups.Hierarchies | None = None
         self._good_roots: set[tuple[int, ...] | None] = set()
-        self._held: dict[str, Sentry] = {}
+        self._machines = Machines(self._state_dir, cgroup_parent, Sentry)
 
     async def probe(self) -> Capabilities:
         scratch = self._state_dir / "probe"
         echoing = GvisorDriver(
             scratch,
             replace(self._tools, agent=self._tools.echo),
-            cgroup_parent=self._cgroup_name,
+            cgroup_parent=self._cgroup_parent,
             tmpfs_disks=self._tmpfs_disks,
             profile=self._profile,
         )
@@ -88,28 +73,20 @@ class GvisorDriver(Driver):
     async def prepare(self, spec: MachineSpec) -> Prepared:
         self._check_root(spec.root.path)
         runsc = await self._substrate.read()
-        machine_id = f"m{secrets.token_hex(8)}"
-        directory = self._directory(machine_id)
-        cgroup = self._cgroup(machine_id)
-        try:
-            directory.create()
+        async with self._machines.room(Limits.of(spec.resources)) as room:
             if not self._tmpfs_disks:
-                await self._disks.make(spec.resources.disk_mib, directory / DISK)
-            cgroup.create(cgroups.Limits.of(spec.resources))
-        except BaseException:
-            await asyncio.shield(asyncio.ensure_future(destroy_remains(directory, cgroup)))
-            raise
+                await self._disks.make(spec.resources.disk_mib, room.directory / DISK)
         plan = Boot(
-            machine_id=machine_id,
+            machine_id=room.machine_id,
             spec=spec,
             profile=runsc.profile,
             tools=self._tools,
-            directory=directory,
-            cgroup=cgroup,
+            directory=room.directory,
+            cgroup=room.cgroup,
             tmpfs_disk=self._tmpfs_disks,
         )
         sentry = await boot(plan)
-        self._hold(sentry)
+        self._machines.hold(sentry)
         prepared = GvisorPrepared(sentry, spec, runsc.substrate)
         try:
             await add_links(sentry)
@@ -119,90 +96,20 @@ class GvisorDriver(Driver):
         return prepared
 
     async def attach(self, record: Mapping[str, Any]) -> Machine:
-        if record["id"] in self._held:
-            raise Conflict(f"machine {record['id']} is attached already", code="already_attached")
-        sentry = await self._reach(record["id"])
-        same = all(
-            (held.pid, start_time(held.pid)) == (record[role]["pid"], record[role]["start"])
-            for role, held in (("keeper", sentry.keeper), ("sentry", sentry.process))
-        )
-        if not same:
-            await sentry.let_go()
-            sentry.link.close()
-            raise MachineGone(f"machine {record['id']} is not the one that was recorded")
-        spec = machine_spec(record)
-        substrate = Substrate(
-            version=record["version"],
-            build=record["build"],
-            cpu_features=frozenset(record["cpu_features"]),
-        )
-        try:
-            frozen = await settle_pause(sentry)
-        except BaseException:
-            await asyncio.shield(asyncio.ensure_future(sentry.let_go()))
-            sentry.link.close()
-            raise
-        self._hold(sentry)
-        limits = cgroups.Limits.of(spec.resources)
-        return GvisorMachine(sentry, spec, substrate, limits, frozen=frozen)
+        sentry, frozen = await self._machines.attach(record, roles, settle_pause)
+        return GvisorMachine(sentry, spec_in(record), substrate_in(record), frozen=frozen)
 
     async def sweep(self, known: Set[str]) -> list[str]:
-        found = {path.name for path in self._machines_dir.glob("*")}
-        for parent in self._groups().parents(self._cgroup_parent):
-            found |= {path.name for path in parent.glob("*") if path.is_dir()}
-        doomed = sorted(found - known)
-        for machine_id in doomed:
-            if machine_id in self._held:
-                await self._held[machine_id].kill()  # its link belongs to whoever got the machine
-                continue
-            try:
-                sentry = await self._reach(machine_id)
-            except MachineGone:
-                continue  # and what it had left is removed
-            await sentry.kill()
-            sentry.link.close()
-        return doomed
+        return await self._machines.sweep(known)
 
     async def close(self) -> None:
-        for sentry in list(self._held.values()):
-            await sentry.let_go()
-        if self._hierarchies is not None:
-            self._hierarchies.tidy(self._cgroup_parent)
-            self._hierarchies = None
-
-    async def _reach(self, machine_id: str) -> Sentry:
-        """A machine made by an earlier process. If it is dead, clean up after it and raise
-        :class:`MachineGone`."""
-        directory, cgroup = self._directory(machine_id), self._cgroup(machine_id)
-        try:
-            greeting = await ask_keeper(directory)
-        except OSError as error:
-            await destroy_remains(directory, cgroup)
-            raise MachineGone(f"machine {machine_id} is gone") from error
-        return Sentry(machine_id, directory, cgroup, greeting)
+        await self._machines.close()
 
     def _check_root(self, path: Path) -> None:
         identity = file_identity(path)
         if identity is None or identity not in self._good_roots:
             check_root(path)
             self._good_roots.add(identity)
-
-    def _hold(self, sentry: Sentry) -> None:
-        self._held[sentry.id] = sentry
-        sentry.on_end(lambda: self._held.pop(sentry.id, None))
-
-    def _directory(self, machine_id: str) -> MachineDirectory:
-        return MachineDirectory(self._machines_dir / machine_id)
-
-    def _cgroup(self, machine_id: str) -> cgroups.Cgroup:
-        return self._groups().group(self._cgroup_parent, machine_id)
-
-    def _groups(self) -> cgroups.Hierarchies:
-        if self._hierarchies is None:
-            hierarchies = cgroups.discover(Path("/proc/self/mountinfo").read_text().splitlines())
-            hierarchies.prepare(self._cgroup_parent)
-            self._hierarchies = hierarchies
-        return self._hierarchies
 
 
 async def settle_pause(sentry: Sentry) -> bool:

@@ -9,10 +9,9 @@ from wardian.isolation.gvisor.links import link_arguments, nat_table
 from wardian.isolation.gvisor.machine import GvisorMachine
 from wardian.isolation.gvisor.sentry import Sentry
 from wardian.isolation.gvisor.urpc import UrpcBroken, UrpcRefused
-from wardian.isolation.host.cgroup import Limits
+from wardian.isolation.host.prepared import HostPrepared
 from wardian.isolation.host.substrate import Substrate
-from wardian.isolation.port import ImageRefused, Machine, MachineGone, MachineImage, MachineSpec, Prepared
-from wardian.model.errors import Conflict
+from wardian.isolation.port import ImageRefused, Machine, MachineGone, MachineImage, MachineSpec
 
 RESTORE_TIMEOUT_S = 300.0
 
@@ -28,23 +27,21 @@ async def add_links(sentry: Sentry) -> None:
         os.close(blob)
 
 
-class GvisorPrepared(Prepared):
-    """See :class:`Prepared`."""
+class GvisorPrepared(HostPrepared):
+    """See :class:`HostPrepared`."""
 
     def __init__(self, sentry: Sentry, spec: MachineSpec, substrate: Substrate) -> None:
-        self.id = sentry.id
-        self.spec = spec
+        super().__init__(sentry.id, spec)
         self._sentry = sentry
         self._substrate = substrate
-        self._consumed = False
 
     async def park(self) -> None:
-        if not self._consumed:
+        if not self.consumed:
             self._sentry.check_alive()
             self._sentry.stop()  # harmless: there are no stubs yet
 
     async def start(self) -> Machine:
-        self._consume()
+        self._begin()
         try:
             await self._sentry.call("containerManager.StartRoot", self.id)
         except (UrpcRefused, UrpcBroken) as error:
@@ -52,8 +49,8 @@ class GvisorPrepared(Prepared):
         return self._machine()
 
     async def restore(self, image: MachineImage) -> Machine:
-        images.check_image(image, self.spec, self._substrate)
-        self._consume()
+        images.KIND.check(image, self.spec, self._substrate)
+        self._begin()
         with images.opened(image.directory, write=False) as fds:
             try:
                 await self._sentry.call(
@@ -67,15 +64,12 @@ class GvisorPrepared(Prepared):
         await self._sentry.kill()
         self._sentry.link.close()
 
-    def _consume(self) -> None:
-        if self._consumed:
-            raise Conflict(f"machine {self.id} was already started", code="already_started")
-        self._consumed = True
+    def _begin(self) -> None:
+        self.consume()
         self._sentry.proceed()
 
     def _machine(self) -> GvisorMachine:
-        limits = Limits.of(self.spec.resources)
-        return GvisorMachine(self._sentry, self.spec, self._substrate, limits, frozen=False)
+        return GvisorMachine(self._sentry, self.spec, self._substrate, frozen=False)
 
 
 __all__ = ["GvisorPrepared", "add_links"]

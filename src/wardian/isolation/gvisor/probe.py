@@ -8,25 +8,22 @@ from pathlib import Path
 
 from wardian.isolation.gvisor.launch import Tools
 from wardian.isolation.gvisor.substrate import SubstrateReader
-from wardian.isolation.host.probing import ProbeFailed, boot_and_ask, empty_root
+from wardian.isolation.host.probing import ProbeFailed, boot_and_ask, empty_root, unusable
 from wardian.isolation.port import Capabilities, Driver
 from wardian.model.errors import WardianError
 
 
 async def probe(driver: Driver, substrates: SubstrateReader, tools: Tools, scratch: Path) -> Capabilities:
     """The outcome of booting the echo agent with ``driver``; files go to ``scratch``. Never raises."""
-    name, level = driver.name, driver.level
     try:
         _check_host(tools)
         runsc = await substrates.read()
         boot_ms = await boot_and_ask(driver, await asyncio.to_thread(empty_root, scratch))
     except (WardianError, OSError, TimeoutError) as error:
-        hint = error.hint if isinstance(error, WardianError) else None
-        reason = error.message if isinstance(error, WardianError) else str(error) or type(error).__name__
-        return Capabilities(name, level, usable=False, reason=reason, remedy=hint or _remedy(reason))
+        return unusable(driver, error, _remedy(str(error)))
     return Capabilities(
-        driver=name,
-        level=level,
+        driver=driver.name,
+        level=driver.level,
         usable=True,
         version=runsc.substrate.version,
         build=runsc.substrate.build,

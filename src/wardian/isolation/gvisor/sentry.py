@@ -56,8 +56,8 @@ class Sentry(Kept):
     def _broke(self, status: str, last_words: str) -> bool:
         return any(mark in last_words for mark in _PANIC_MARKS)
 
-    def _close(self) -> None:
-        super()._close()
+    async def _close(self) -> None:
+        await super()._close()
         self.process.close()
 
 

@@ -11,14 +11,14 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
 from wardian.isolation.host.cgroup import Cgroup
 from wardian.isolation.host.directory import KEEPER, STATUS, MachineDirectory
+from wardian.isolation.host.held import Held
 from wardian.isolation.host.process import HeldProcess
-from wardian.isolation.port import MachineExit, MachineGone
+from wardian.isolation.port import MachineExit
 
 GREETING_TIMEOUT_S = 5.0
 STATUS_MAX = 1 << 17
@@ -79,61 +79,23 @@ async def _readable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> Non
         loop.remove_reader(sock)
 
 
-class Kept:
-    """Owns everything a machine holds on the host; when the machine ends, all of it is released exactly
-    once."""
+class Kept(Held):
+    """A machine below a keeper."""
 
     def __init__(
         self, machine_id: str, directory: MachineDirectory, cgroup: Cgroup, greeting: Greeting
     ) -> None:
-        self.id = machine_id
+        super().__init__(machine_id, greeting.init)
         self.directory = directory
         self.cgroup = cgroup
         self.link = greeting.link
         self.keeper = greeting.keeper
-        self.init = greeting.init
-        """First process of the machine's pid namespace: when it ends, everything has."""
-        self._asked_to_die = False
         self._retiring = False
-        self._end = asyncio.create_task(self._await_end(), name=f"end of machine {machine_id}")
-
-    def check_alive(self) -> None:
-        """Raise :class:`MachineGone` if it has ended."""
-        if self._end.done() or not self.init.alive:
-            raise MachineGone(f"machine {self.id} is gone")
-
-    async def kill(self) -> MachineExit:
-        """End it and release everything. Idempotent."""
-        if not self._end.done():
-            self._asked_to_die = True
-            self.init.send(signal.SIGKILL)
-        return await self.wait()
 
     async def retire(self) -> None:
         """End its processes and let a successor have the directory and the control group."""
         self._retiring = True
         await self.kill()
-
-    async def wait(self) -> MachineExit:
-        """Return when it has ended and everything is released. MachineGone if it was let go: it is not
-        ours."""
-        try:
-            return await asyncio.shield(self._end)
-        except asyncio.CancelledError:
-            if self._end.cancelled():
-                raise MachineGone(f"machine {self.id} was let go by this process") from None
-            raise
-
-    def on_end(self, callback: Callable[[], object]) -> None:
-        """Call back when the machine has ended or was let go."""
-        self._end.add_done_callback(lambda _: callback())
-
-    async def let_go(self) -> None:
-        """Close our handles and leave the machine running."""
-        if not self._end.done():
-            self._end.cancel()
-            await asyncio.wait([self._end])
-        self._close()
 
     async def _await_end(self) -> MachineExit:
         # The keeper writes the status after it has reaped the machine; if it was killed instead, that
@@ -142,7 +104,7 @@ class Kept:
         await self.init.ended()
         self.keeper.reap()
         end = self._read_end()
-        self._close()
+        await self._close()
         if not self._retiring:
             await destroy_remains(self.directory, self.cgroup)
         return end
@@ -171,7 +133,7 @@ class Kept:
         """Whether an exit with this status, after these words on standard error, was an accident."""
         return status != "0"
 
-    def _close(self) -> None:
+    async def _close(self) -> None:
         self.keeper.close()
         self.init.close()
 

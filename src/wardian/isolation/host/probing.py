@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from wardian.isolation.port import Driver, MachineSpec, RootImage
+from wardian.isolation.port import Capabilities, Driver, MachineSpec, RootImage
 from wardian.model.errors import Kind, WardianError
 from wardian.model.resources import MEMORY_MIB_MIN, Resources
 
@@ -60,4 +60,11 @@ async def boot_and_ask(driver: Driver, root: RootImage, *, patience_s: float = A
         await prepared.discard()
 
 
-__all__ = ["ProbeFailed", "boot_and_ask", "empty_root"]
+def unusable(driver: Driver, error: Exception, remedy: str = "see the reason") -> Capabilities:
+    """What a driver is capable of after its probe failed; ``remedy`` if the error has no hint."""
+    hint = error.hint if isinstance(error, WardianError) else None
+    reason = error.message if isinstance(error, WardianError) else str(error) or type(error).__name__
+    return Capabilities(driver.name, driver.level, usable=False, reason=reason, remedy=hint or remedy)
+
+
+__all__ = ["ProbeFailed", "boot_and_ask", "empty_root", "unusable"]

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
-import secrets
 import struct
 from collections.abc import Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from wardian.isolation.host import cgroup as cgroups
-from wardian.isolation.host.directory import DISK, PAUSED, MachineDirectory
+from wardian.isolation.host.cgroup import Limits
+from wardian.isolation.host.directory import DISK, PAUSED
 from wardian.isolation.host.disk import MANY_FILES, DiskTemplates
-from wardian.isolation.host.kept import ask_keeper, destroy_remains
-from wardian.isolation.host.probing import boot_and_ask, empty_root
-from wardian.isolation.host.process import start_time
-from wardian.isolation.host.substrate import Substrate
+from wardian.isolation.host.machines import Machines
+from wardian.isolation.host.probing import boot_and_ask, empty_root, unusable
+from wardian.isolation.host.records import spec_in, substrate_in
 from wardian.isolation.port import (
     Capabilities,
     Driver,
     IsolationLevel,
     Machine,
-    MachineGone,
     MachineSpec,
     Prepared,
     RootImage,
@@ -32,14 +27,13 @@ from wardian.isolation.port import (
 from wardian.isolation.qemu.command import TRANSLATED_MIB, Accelerator
 from wardian.isolation.qemu.image import DRIVER_NAME
 from wardian.isolation.qemu.launch import Launch, launch
-from wardian.isolation.qemu.machine import LEVELS, QemuMachine
+from wardian.isolation.qemu.machine import LEVELS, QemuMachine, roles
 from wardian.isolation.qemu.prepared import QemuPrepared
 from wardian.isolation.qemu.probe import Choice, check_host, remember, remembered, try_kvm
 from wardian.isolation.qemu.substrate import Ground, GroundReader, ground_details
 from wardian.isolation.qemu.tools import Tools
 from wardian.isolation.qemu.vmm import Vmm
-from wardian.model.errors import Conflict, Kind, WardianError
-from wardian.model.resources import Resources
+from wardian.model.errors import Kind, WardianError
 
 OWN_MIB = 128 + TRANSLATED_MIB
 """What QEMU needs beside the guest's memory, at most."""
@@ -79,19 +73,15 @@ class QemuDriver(Driver):
     ) -> None:
         self._state_dir = state_dir.resolve()
         self._host_dir = host_dir or self._state_dir / "qemu"
-        self._machines_dir = self._state_dir / "machines"
+        self._cgroup_parent = cgroup_parent
         self._tools = tools
-        mark = hashlib.sha256(os.fsencode(self._state_dir)).hexdigest()[:12]
-        self._cgroup_name = cgroup_parent
-        self._cgroup_parent = f"{cgroup_parent}-{mark}"
         self._echo = echo
         self._grounds = GroundReader(tools, self._host_dir)
         self._disks = DiskTemplates(self._state_dir / "disks", MANY_FILES)
         self._choice_file = self._host_dir / "accelerator.json"
         self._choice: Choice | None = None
         self._choosing = asyncio.Lock()
-        self._hierarchies: cgroups.Hierarchies | None = None
-        self._held: dict[str, Vmm] = {}
+        self._machines = Machines(self._state_dir, cgroup_parent, Vmm)
         if accelerator is not None:
             self._choose(Choice(accelerator))
         elif (choice := remembered(self._choice_file, tools)) is not None:
@@ -104,11 +94,7 @@ class QemuDriver(Driver):
             ground = await self._grounds.read(choice.accelerator)
             boot_ms = choice.boot_ms or await self._boot(choice)
         except (WardianError, OSError, TimeoutError) as error:
-            hint = error.hint if isinstance(error, WardianError) else None
-            reason = error.message if isinstance(error, WardianError) else str(error) or type(error).__name__
-            return Capabilities(
-                self.name, self.level, usable=False, reason=reason, remedy=hint or "see the reason"
-            )
+            return unusable(self, error)
         return Capabilities(
             driver=self.name,
             level=self.level,
@@ -134,69 +120,28 @@ class QemuDriver(Driver):
 
     async def prepare(self, spec: MachineSpec) -> Prepared:
         ground = await self._grounds.read((await self._chosen()).accelerator)
-        machine_id = f"m{secrets.token_hex(8)}"
-        directory = self._directory(machine_id)
-        cgroup = self._cgroup(machine_id)
-        try:
-            _check_root(spec.root)
-            directory.create()
-            (directory / DISK).touch(mode=0o600)
-            cgroup.create(_limits(spec.resources))
-        except BaseException:
-            await asyncio.shield(asyncio.ensure_future(destroy_remains(directory, cgroup)))
-            raise
-        plan = Launch(machine_id, spec, ground, self._tools, directory, cgroup, echo=self._echo)
+        _check_root(spec.root)
+        async with self._machines.room(Limits.of(spec.resources, OWN_MIB)) as room:
+            (room.directory / DISK).touch(mode=0o600)
+        plan = Launch(
+            room.machine_id, spec, ground, self._tools, room.directory, room.cgroup, echo=self._echo
+        )
         vmm = await launch(plan, boot=False)
-        self._hold(vmm)
-        return QemuPrepared(plan, vmm, self._disks, self._hold)
+        self._machines.hold(vmm)
+        return QemuPrepared(plan, vmm, self._disks, self._machines.hold)
 
     async def attach(self, record: Mapping[str, Any]) -> Machine:
-        if record["id"] in self._held:
-            raise Conflict(f"machine {record['id']} is attached already", code="already_attached")
-        vmm = await self._reach(record["id"])
-        same = all(
-            (held.pid, start_time(held.pid)) == (record[role]["pid"], record[role]["start"])
-            for role, held in (("keeper", vmm.keeper), ("vmm", vmm.init))
-        )
-        if not same:
-            await vmm.let_go()
-            vmm.link.close()
-            raise MachineGone(f"machine {record['id']} is not the one that was recorded")
-        try:
-            frozen = await _settle_pause(vmm)
-            ground = await self._ground_of(record)
-        except BaseException:
-            await asyncio.shield(asyncio.ensure_future(vmm.let_go()))
-            vmm.link.close()
-            raise
-        self._hold(vmm)
-        root = RootImage(path=Path(record["root"]["path"]), digest=record["root"]["digest"])
-        spec = MachineSpec(root=root, resources=Resources(**record["resources"]))
-        return QemuMachine(vmm, spec, ground, self._tools.ram, frozen=frozen)
+        async def settle(vmm: Vmm) -> tuple[bool, Ground]:
+            return await _settle_pause(vmm), await self._ground_of(record)
+
+        vmm, (frozen, ground) = await self._machines.attach(record, roles, settle)
+        return QemuMachine(vmm, spec_in(record), ground, self._tools.ram, frozen=frozen)
 
     async def sweep(self, known: Set[str]) -> list[str]:
-        found = {path.name for path in self._machines_dir.glob("*")}
-        for parent in self._groups().parents(self._cgroup_parent):
-            found |= {path.name for path in parent.glob("*") if path.is_dir()}
-        doomed = sorted(found - known)
-        for machine_id in doomed:
-            if machine_id in self._held:
-                await self._held[machine_id].kill()  # its link belongs to whoever got the machine
-                continue
-            try:
-                vmm = await self._reach(machine_id)
-            except MachineGone:
-                continue  # and what it had left is removed
-            await vmm.kill()
-            vmm.link.close()
-        return doomed
+        return await self._machines.sweep(known)
 
     async def close(self) -> None:
-        for vmm in list(self._held.values()):
-            await vmm.let_go()
-        if self._hierarchies is not None:
-            self._hierarchies.tidy(self._cgroup_parent)
-            self._hierarchies = None
+        await self._machines.close()
 
     async def _chosen(self) -> Choice:
         async with self._choosing:
@@ -219,7 +164,7 @@ class QemuDriver(Driver):
         return QemuDriver(
             self._state_dir / "probe",
             self._tools,
-            cgroup_parent=self._cgroup_name,
+            cgroup_parent=self._cgroup_parent,
             accelerator=accelerator,
             echo=True,
             host_dir=self._host_dir,
@@ -228,49 +173,7 @@ class QemuDriver(Driver):
     async def _ground_of(self, record: Mapping[str, Any]) -> Ground:
         """What a machine of an earlier process stands on, which may not be what new ones would."""
         ground = await self._grounds.read(Accelerator(record["accelerator"]))
-        substrate = Substrate(
-            version=record["version"],
-            build=record["build"],
-            cpu_features=frozenset(record["cpu_features"]),
-        )
-        return replace(ground, substrate=substrate)
-
-    async def _reach(self, machine_id: str) -> Vmm:
-        """A machine made by an earlier process. If it is dead, clean up after it and raise
-        :class:`MachineGone`."""
-        directory, cgroup = self._directory(machine_id), self._cgroup(machine_id)
-        try:
-            greeting = await ask_keeper(directory)
-        except OSError as error:
-            await destroy_remains(directory, cgroup)
-            raise MachineGone(f"machine {machine_id} is gone") from error
-        return Vmm(machine_id, directory, cgroup, greeting)
-
-    def _hold(self, vmm: Vmm) -> None:
-        self._held[vmm.id] = vmm
-
-        def drop() -> None:
-            if self._held.get(vmm.id) is vmm:  # it may have a successor
-                del self._held[vmm.id]
-
-        vmm.on_end(drop)
-
-    def _directory(self, machine_id: str) -> MachineDirectory:
-        return MachineDirectory(self._machines_dir / machine_id)
-
-    def _cgroup(self, machine_id: str) -> cgroups.Cgroup:
-        return self._groups().group(self._cgroup_parent, machine_id)
-
-    def _groups(self) -> cgroups.Hierarchies:
-        if self._hierarchies is None:
-            hierarchies = cgroups.discover(Path("/proc/self/mountinfo").read_text().splitlines())
-            hierarchies.prepare(self._cgroup_parent)
-            self._hierarchies = hierarchies
-        return self._hierarchies
-
-
-def _limits(resources: Resources) -> cgroups.Limits:
-    return cgroups.Limits.of(resources, OWN_MIB)
+        return replace(ground, substrate=substrate_in(record))
 
 
 def _check_root(root: RootImage) -> None:

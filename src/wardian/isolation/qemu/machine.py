@@ -5,23 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Awaitable, Callable
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
+from wardian.isolation.host.cgroup import Usage
 from wardian.isolation.host.directory import DISK, PAUSED
 from wardian.isolation.host.disk import copy_sparse
-from wardian.isolation.host.process import start_time
-from wardian.isolation.port import (
-    IsolationLevel,
-    Machine,
-    MachineExit,
-    MachineGone,
-    MachineImage,
-    MachineSpec,
-    MachineStats,
-)
+from wardian.isolation.host.machine import HostMachine
+from wardian.isolation.host.process import HeldProcess
+from wardian.isolation.host.records import record_of
+from wardian.isolation.port import IsolationLevel, MachineImage, MachineSpec
 from wardian.isolation.qemu import image as images
 from wardian.isolation.qemu.command import Accelerator
 from wardian.isolation.qemu.qmp import Qmp, QmpBroken, opened_for_writing
@@ -29,95 +21,34 @@ from wardian.isolation.qemu.substrate import Ground
 from wardian.isolation.qemu.vmm import Vmm
 from wardian.model.errors import Unavailable
 
-_T = TypeVar("_T")
 LEVELS = {
     Accelerator.KVM: IsolationLevel.MICROVM_KVM,
     Accelerator.TCG: IsolationLevel.MICROVM_EMULATED,
 }
 
 
-class QemuMachine(Machine):
-    """See :class:`Machine`."""
+def roles(vmm: Vmm) -> dict[str, HeldProcess]:
+    """The processes that a machine's record names."""
+    return {"keeper": vmm.keeper, "vmm": vmm.init}
+
+
+class QemuMachine(HostMachine):
+    """See :class:`HostMachine`."""
 
     def __init__(self, vmm: Vmm, spec: MachineSpec, ground: Ground, ram_tool: Path, *, frozen: bool) -> None:
-        self.id = vmm.id
-        self.spec = spec
-        self.link = vmm.link
+        record = record_of(images.DRIVER_NAME, vmm.id, spec, ground.substrate, roles(vmm))
+        record["accelerator"] = str(ground.accelerator)
+        super().__init__(vmm, spec, vmm.link, record, frozen=frozen)
         self.level = LEVELS[ground.accelerator]
         self._vmm = vmm
         self._ground = ground
         self._ram_tool = ram_tool
-        self._frozen = frozen
-        self._turn = asyncio.Lock()
-        self._repair: asyncio.Future[None] | None = None
-        self._record = {
-            "driver": images.DRIVER_NAME,
-            "id": self.id,
-            "root": {"path": str(spec.root.path), "digest": spec.root.digest},
-            "resources": {
-                name: getattr(spec.resources, name)
-                for name in ("cpu_count", "memory_mib", "disk_mib", "processes_max")
-            },
-            "accelerator": str(ground.accelerator),
-            "build": ground.substrate.build,
-            "version": ground.substrate.version,
-            "cpu_features": sorted(ground.substrate.cpu_features),
-            "keeper": {"pid": vmm.keeper.pid, "start": start_time(vmm.keeper.pid)},
-            "vmm": {"pid": vmm.init.pid, "start": start_time(vmm.init.pid)},
-        }
 
-    @property
-    def record(self) -> dict[str, Any]:
-        return dict(self._record)
+    def _usage(self) -> Usage:
+        return self._vmm.cgroup.usage()
 
-    @property
-    def frozen(self) -> bool:
-        return self._frozen
-
-    async def freeze(self) -> None:
-        await self._undivided(self._freeze)
-
-    async def thaw(self) -> None:
-        await self._undivided(self._thaw)
-
-    async def capture(self, directory: Path, *, keep_running: bool) -> MachineImage:
-        try:
-            image = await self._undivided(partial(self._capture, directory, stay_stopped=not keep_running))
-        except asyncio.CancelledError:
-            self._repair = asyncio.ensure_future(self._undivided(self._give_up_capture))
-            self._repair.add_done_callback(_forget)
-            raise
-        if not keep_running:
-            await self.kill()
-        return image
-
-    async def stats(self) -> MachineStats:
-        try:
-            usage = self._vmm.cgroup.usage()
-            disk = (self._vmm.directory / DISK).stat().st_blocks * 512
-        except OSError as error:
-            raise MachineGone(f"machine {self.id} is gone") from error
-        resources = self.spec.resources
-        return MachineStats(
-            cpu_ns=usage.cpu_ns,
-            memory_bytes=usage.memory_bytes,
-            memory_limit_bytes=resources.memory_mib << 20,
-            memory_cache_bytes=usage.cache_bytes,
-            disk_bytes=disk,
-            disk_limit_bytes=resources.disk_mib << 20,
-            processes=1,  # the guest's are behind its kernel: the host sees QEMU
-        )
-
-    def on_memory_pressure(self, callback: Callable[[], None]) -> None:
-        """Never called: the guest's own kernel gives memory back, and kills what takes too much."""
-
-    async def kill(self) -> None:
-        await self._vmm.kill()
-        async with self._turn:
-            pass  # what a cancelled call had left under way has failed by now, and let go of its files
-
-    async def wait(self) -> MachineExit:
-        return await self._vmm.wait()
+    def _disk(self) -> Path:
+        return self._vmm.directory / DISK
 
     async def _freeze(self) -> None:
         if not self._frozen:
@@ -146,7 +77,7 @@ class QemuMachine(Machine):
                 await self._save_memory(qmp, directory)
                 await asyncio.to_thread(copy_sparse, self._vmm.directory / DISK, directory / images.DISK_FILE)
                 await asyncio.to_thread(images.seal, directory)
-                image = images.describe(directory, self.spec, self._ground.substrate)
+                image = images.KIND.describe(directory, self.spec, self._ground.substrate)
                 done = True
                 return image
             finally:
@@ -186,23 +117,6 @@ class QemuMachine(Machine):
             words = said.decode(errors="replace").strip()
             raise Unavailable(f"the memory of {self.id} cannot be written: {words}", code="capture_failed")
 
-    async def _undivided(self, work: Callable[[], Awaitable[_T]]) -> _T:
-        """Do it after what is under way, and to its end even if the caller is cancelled meanwhile."""
-
-        async def in_turn() -> _T:
-            async with self._turn:
-                self._vmm.check_alive()
-                return await work()
-
-        task = asyncio.ensure_future(in_turn())
-        task.add_done_callback(_forget)  # the caller may be gone
-        return await asyncio.shield(task)
-
-
-def _forget(done: asyncio.Future[Any]) -> None:
-    if not done.cancelled():
-        done.exception()
-
 
 async def _address(qmp: Qmp) -> str:
     """Where QEMU has the guest's memory."""
@@ -213,4 +127,4 @@ async def _address(qmp: Qmp) -> str:
     return found[1]
 
 
-__all__ = ["LEVELS", "QemuMachine"]
+__all__ = ["LEVELS", "QemuMachine", "roles"]

@@ -11,37 +11,35 @@ from wardian.isolation.host.directory import DISK
 from wardian.isolation.host.disk import DiskTemplates, copy_sparse_to
 from wardian.isolation.host.kept import destroy_remains
 from wardian.isolation.host.launching import BootFailed
-from wardian.isolation.port import ImageRefused, Machine, MachineGone, MachineImage, Prepared
+from wardian.isolation.host.prepared import HostPrepared
+from wardian.isolation.port import ImageRefused, Machine, MachineGone, MachineImage
 from wardian.isolation.qemu import image as images
 from wardian.isolation.qemu.launch import Launch, launch
 from wardian.isolation.qemu.machine import QemuMachine
 from wardian.isolation.qemu.qmp import Qmp, QmpBroken, QmpRefused
 from wardian.isolation.qemu.vmm import Vmm
-from wardian.model.errors import Conflict
 
 BOOT_TIMEOUT_S = 60.0
 RESTORE_TIMEOUT_S = 60.0
 _LOOK_S = 0.001
 
 
-class QemuPrepared(Prepared):
-    """See :class:`Prepared`."""
+class QemuPrepared(HostPrepared):
+    """See :class:`HostPrepared`."""
 
     def __init__(self, plan: Launch, vmm: Vmm, disks: DiskTemplates, hold: Callable[[Vmm], None]) -> None:
-        self.id = plan.machine_id
-        self.spec = plan.spec
+        super().__init__(plan.machine_id, plan.spec)
         self._plan = plan
         self._vmm = vmm
         self._disks = disks
         self._hold = hold
-        self._consumed = False
 
     async def park(self) -> None:
-        if not self._consumed:
+        if not self.consumed:
             self._vmm.check_alive()  # it has no processor yet, so there is nothing to stop
 
     async def start(self) -> Machine:
-        self._consume()
+        self._begin()
         await self._vmm.retire()
         self._vmm.link.close()
         disk = self._plan.directory / DISK
@@ -60,7 +58,7 @@ class QemuPrepared(Prepared):
 
     async def restore(self, image: MachineImage) -> Machine:
         await asyncio.to_thread(images.check_image, image, self.spec, self._plan.ground.substrate)
-        self._consume()
+        self._begin()
         try:
             async with self._vmm.conversation() as qmp:
                 await self._fill_disk(image)
@@ -78,10 +76,8 @@ class QemuPrepared(Prepared):
         # Between the one that waited and the one that boots nobody holds them.
         await destroy_remains(self._plan.directory, self._plan.cgroup)
 
-    def _consume(self) -> None:
-        if self._consumed:
-            raise Conflict(f"machine {self.id} was already started", code="already_started")
-        self._consumed = True
+    def _begin(self) -> None:
+        self.consume()
         self._vmm.check_alive()
 
     async def _fill_disk(self, image: MachineImage) -> None:
