@@ -123,6 +123,10 @@ class Settings:
     """Registries of container images (``host:port``) that builds may fetch from although they are not on the
     public internet; of those on this host's loopback, no TLS is asked."""
 
+    @property
+    def timeout_max_s(self) -> int:
+        return self.timeout_max_hours * 3600
+
     @classmethod
     def load(cls, environment: Mapping[str, str] | None = None, **given: Any) -> Self:
         """What is ``given`` and not None, else ``WARDIAN_<NAME>``, else the default."""

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from tests.contract.harness import gvisor_tools
 from tests.lifecycle.renamed import RenamedGvisor
 
-import wardian.app
+from wardian.app import drivers
 from wardian.config import Settings
 from wardian.isolation.drivers import Make
 from wardian.isolation.port import IsolationLevel
 
 FIRST, SECOND = "gvisor", "second"
-_drivers_of = wardian.app.drivers_of
+_drivers_of = drivers.drivers_of
 
 
 def two_drivers_of(settings: Settings) -> Mapping[str, Make]:
@@ -28,7 +28,8 @@ def two_drivers_of(settings: Settings) -> Mapping[str, Make]:
 
 
 if __name__ == "__main__":
-    wardian.app.drivers_of = wardian.app.serving = two_drivers_of
+    drivers.drivers_of = two_drivers_of
+    drivers.serving = two_drivers_of
     from wardian.cli.main import app
 
     app()

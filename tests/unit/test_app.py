@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from wardian import app
 from wardian.api.auth import KEY_FORM
+from wardian.app import start
+from wardian.app.drivers import serving
+from wardian.app.keeping import KEY_FILE, TENANT, local_key
 from wardian.config import BadSetting, Settings
 from wardian.images.catalog import BuiltImage, Catalog, Manifest
 from wardian.images.roots import Roots
@@ -28,33 +30,33 @@ async def tenant_of(database: Database, key: str) -> str | None:
 
 async def test_the_local_key_is_made_once_and_kept_private(tmp_path: Path) -> None:
     database = await Database.open(tmp_path / "db")
-    path = tmp_path / "key"
-    first = await app._local_key(database, path)
+    path = tmp_path / KEY_FILE
+    first = await local_key(database, tmp_path)
     assert KEY_FORM.fullmatch(first)
     assert path.stat().st_mode & 0o777 == 0o600
-    assert await app._local_key(database, path) == first
-    assert await tenant_of(database, first) == app.TENANT
+    assert await local_key(database, tmp_path) == first
+    assert await tenant_of(database, first) == TENANT
     await database.close()
 
 
 @pytest.mark.parametrize("damage", ["", "nonsense", "e2b_" + "0" * 40, None])
 async def test_a_lost_or_unknown_local_key_is_replaced(tmp_path: Path, damage: str | None) -> None:
     database = await Database.open(tmp_path / "db")
-    path = tmp_path / "key"
-    first = await app._local_key(database, path)
+    path = tmp_path / KEY_FILE
+    first = await local_key(database, tmp_path)
     path.unlink() if damage is None else path.write_text(damage)
-    second = await app._local_key(database, path)
+    second = await local_key(database, tmp_path)
     assert second not in (first, damage)
-    assert await tenant_of(database, second) == app.TENANT
+    assert await tenant_of(database, second) == TENANT
     await database.close()
 
 
 async def test_a_revoked_local_key_is_replaced(tmp_path: Path) -> None:
     database = await Database.open(tmp_path / "db")
-    first = await app._local_key(database, tmp_path / "key")
-    (known,) = await database.read(lambda conn: keys.of_tenant(conn, app.TENANT))
-    await database.write(lambda conn: keys.revoke(conn, app.TENANT, known.id, at=1))
-    assert await app._local_key(database, tmp_path / "key") != first
+    first = await local_key(database, tmp_path)
+    (known,) = await database.read(lambda conn: keys.of_tenant(conn, TENANT))
+    await database.write(lambda conn: keys.revoke(conn, TENANT, known.id, at=1))
+    assert await local_key(database, tmp_path) != first
     await database.close()
 
 
@@ -87,7 +89,7 @@ def test_a_damaged_image_is_not_taken(tmp_path: Path) -> None:
 
 
 async def test_missing_programs_say_how_to_get_them(tmp_path: Path) -> None:
-    drivers = await Drivers.probe(app.serving(Settings(tmp_path, programs=tmp_path, drivers=("gvisor",))))
+    drivers = await Drivers.probe(serving(Settings(tmp_path, programs=tmp_path, drivers=("gvisor",))))
     (host,) = drivers.hosts
     assert (host.driver, host.usable) == ("gvisor", False)
     with pytest.raises(Unavailable, match=r"wardian-launch is missing.*make setup") as refused:
@@ -97,10 +99,10 @@ async def test_missing_programs_say_how_to_get_them(tmp_path: Path) -> None:
 
 def test_the_operator_says_which_drivers_serve_and_in_what_order(tmp_path: Path) -> None:
     settings = Settings.load({"WARDIAN_DRIVERS": "qemu, gvisor,qemu"}, data_dir=tmp_path)
-    assert list(app.serving(settings)) == ["qemu", "gvisor"]
-    assert list(app.serving(Settings(tmp_path))) == ["gvisor", "qemu"]
+    assert list(serving(settings)) == ["qemu", "gvisor"]
+    assert list(serving(Settings(tmp_path))) == ["gvisor", "qemu"]
     with pytest.raises(BadSetting, match="there is no driver 'docker'"):
-        app.serving(Settings(tmp_path, drivers=("gvisor", "docker")))
+        serving(Settings(tmp_path, drivers=("gvisor", "docker")))
     with pytest.raises(BadSetting, match="one at least"):
         Settings.load({"WARDIAN_DRIVERS": ","}, data_dir=tmp_path)
 
@@ -108,9 +110,9 @@ def test_the_operator_says_which_drivers_serve_and_in_what_order(tmp_path: Path)
 async def test_a_missing_base_image_is_said_before_anything_runs(tmp_path: Path) -> None:
     settings = Settings(tmp_path / "data", cache_dir=tmp_path / "empty")
     with pytest.raises(Unavailable, match="base image") as refused:
-        async with app.start(settings):
+        async with start(settings):
             pytest.fail("it started")
     assert refused.value.hint is not None
     with pytest.raises(Unavailable):  # and not AlreadyServed: the lock was let go
-        async with app.start(settings):
+        async with start(settings):
             pytest.fail("it started")

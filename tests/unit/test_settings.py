@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wardian.app import pool_limits
+from wardian.app.parts import pool_limits
 from wardian.config import PORT, BadSetting, Settings
 
 DATA = Path("/nowhere")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from wardian.app import drivers_of
+from wardian.app import drivers as isolation
 from wardian.cli import remote, server_file
 from wardian.cli.domain_findings import domain_findings
 from wardian.cli.finding import Finding
@@ -107,7 +107,7 @@ def _image() -> Finding:
 async def _probe() -> list[Finding]:
     """Every driver, and why it works or does not. One that works is enough."""
     with tempfile.TemporaryDirectory(prefix="wardian-doctor-") as state:
-        drivers = await Drivers.probe(drivers_of(Settings.load(data_dir=Path(state))))
+        drivers = await Drivers.probe(isolation.drivers_of(Settings.load(data_dir=Path(state))))
         await drivers.close()
     return [_driver(host, needed=not drivers.usable) for host in drivers.hosts]
 

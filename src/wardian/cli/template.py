@@ -12,8 +12,7 @@ import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from wardian.builds import builtin as builtins
-from wardian.cli import building, remote
+from wardian.cli import remote
 from wardian.cli.arguments import address, pairs
 from wardian.cli.output import EXIT_CODES, Json, err, errors, note, out, print_json, table
 from wardian.cli.remote import Address
@@ -187,6 +186,9 @@ def build(
         if directory == BASE and not Path(BASE).is_dir():
             _build_base(as_json=as_json)
             return
+        from wardian.builds import builtin as builtins  # late: other commands read no manifests
+        from wardian.cli import building
+
         wanted = building.Wanted(
             directory=builtins.directory(directory) if builtin else Path(directory),
             file=file,
