@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from e2b import Sandbox
 from e2b.exceptions import SandboxException
@@ -51,6 +52,16 @@ def test_a_key_bounds_what_its_sandboxes_reach(server: Server) -> None:
         updated = box.get_info().network
         assert updated is not None
         assert updated["allow_out"] == ["*.good.test"]
+        # A grant of the bridge's opens its host: not one that the key may not open.
+        grant = {"name": "g", "secret": "nothing", "injector": {"kind": "bearer"}}
+        for host, status, code in (
+            ("evil.test", 403, "egress_beyond_key"),
+            ("a.good.test", 404, "secret_not_found"),
+        ):
+            answer = httpx.post(
+                f"{server.url}/wardian/grants", json=grant | {"host": host}, headers={"X-API-KEY": key}
+            )
+            assert (answer.status_code, answer.json()["error_code"]) == (status, code)
         wide = Sandbox.create(timeout=60)
         try:
             with pytest.raises(SandboxException, match="egress 'granted'"):

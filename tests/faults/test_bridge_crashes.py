@@ -173,7 +173,7 @@ async def world(tmp_path: Path, point: str, policy: InDoubt) -> AsyncIterator[Wo
     try:
         made = World(bridge, upstream, database)
 
-        async def dial(sandbox: Sandbox, host: str, port: int) -> socket.socket:
+        async def dial(sandbox: Sandbox, host: str, port: int, address: str | None) -> socket.socket:
             sock = socket.socket()
             sock.setblocking(False)
             try:
@@ -183,8 +183,12 @@ async def world(tmp_path: Path, point: str, policy: InDoubt) -> AsyncIterator[Wo
                 raise
             return sock
 
+        async def judge(sandbox: Sandbox, host: str, port: int, method: str, target: str) -> None:
+            return None
+
         bridge.attach(
             dial=dial,
+            judge=judge,
             locate=lambda sandbox_id: made.box,
             record=made.record,
         )

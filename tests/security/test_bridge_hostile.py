@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from e2b import Sandbox
 from joserfc import jwt
 from joserfc.jwk import OctKey
-from tests.acceptance.bridge_upstreams import ACCESS_TOKEN, Upstreams, upstreams
+from tests.acceptance.bridge_upstreams import ACCESS_TOKEN, NETWORK, Upstreams, upstreams
 from tests.acceptance.bridged import (
     AWS,
     CURL,
@@ -33,10 +33,27 @@ from tests.acceptance.bridged import (
 from tests.acceptance.conftest import Server
 
 from wardian.bridge.passes import Holder, Mint
+from wardian.bridge.service import BRIDGE_ADDRESS, stand_in_address
 from wardian.bridge.supervisor import UID
 from wardian.vault import keys
 
 Make = Callable[..., Sandbox]
+WAIT_ON_A_SOCKET = r"""python3 -c '
+import os, socket, ssl
+raw = socket.create_connection(("api.test", 443))
+sock = ssl.create_default_context().wrap_socket(raw, server_hostname="api.test")
+head = ["GET /socket HTTP/1.1", "Host: api.test", "Upgrade: websocket", "Connection: Upgrade",
+        "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        "Authorization: Bearer " + os.environ["WARDIAN_TOKEN"], "", ""]
+sock.sendall("\r\n".join(head).encode())
+assert b" 101 " in sock.recv(4096)
+print("open", flush=True)
+try:
+    sock.recv(1)
+except OSError:
+    pass
+print("closed", flush=True)
+'"""
 ASK = f"{CURL} -H 'Authorization: Bearer %s' http://bridge.wardian.internal/api/echo"
 
 
@@ -232,6 +249,76 @@ def test_requests_are_not_smuggled(box: Sandbox, far: Upstreams) -> None:
         box, b"GET /api/f HTTP/1.1\r\n" + host + allowed + b"X-A: b\rInjected: c\r\nConnection: close\r\n\r\n"
     )
     assert all("injected" not in headers for _, _, headers, _ in far.seen)
+
+
+WIDTHS: list[tuple[dict[str, Any], dict[str, str]]] = [
+    # What the sandbox's rules are, and what then becomes of each request: "" is an answer of the upstream's.
+    ({"allow_internet_access": False}, dict.fromkeys(("base", "host", "post", "link"), "unreachable")),
+    ({"egress": "none"}, dict.fromkeys(("base", "host", "post", "link"), "unreachable")),
+    ({"egress": "granted"}, {"base": "", "host": "", "post": "", "link": ""}),
+    (
+        {"allow_internet_access": False, "allowOut": ["other.test"]},
+        {"base": "denied_name", "host": "denied_name", "link": ""},
+    ),
+    (
+        {"denyOut": ["0.0.0.0/0"], "allowOut": ["*.other.test"]},
+        {"base": "denied_name", "host": "denied_name", "link": "denied_name"},
+    ),
+    (
+        {"egress": "granted", "egressRules": ["deny api.test:443 POST /echo*"]},
+        {"base": "", "host": "", "post": "denied_rule", "link": ""},
+    ),
+    (
+        {"egressRules": ["deny api.test GET,HEAD", "allow other.test:443 GET /echo/*", "deny other.test"]},
+        {"base": "denied_rule", "host": "denied_rule", "post": "", "link": "denied_rule"},
+    ),
+    ({"egressRules": ["allow api.test:80", "deny *:443"]}, {"base": "denied_rule", "host": "denied_rule"}),
+    ({"denyOut": [NETWORK]}, {"base": "denied_by_rule", "host": "denied_by_rule", "link": "denied_by_rule"}),
+    ({"egress": "granted", "denyOut": [NETWORK]}, {"base": "denied_by_rule", "link": "denied_by_rule"}),
+    ({"egress": "granted", "egressRules": [f"deny {NETWORK}:443 POST"]}, {"host": "", "post": "denied_rule"}),
+]
+
+
+def test_a_grant_opens_no_more_than_the_sandboxs_own_rules_let_it(
+    server: Server, make: Make, far: Upstreams
+) -> None:
+    box = make()
+    asks = {
+        "base": f"{CURL} {TOKEN} http://bridge.wardian.internal/api/echo",
+        "host": f"{CURL} {TOKEN} https://api.test/echo",
+        "post": f"{CURL} {TOKEN} -d x=1 https://api.test/echo",
+        "link": f"{CURL} https://other.test/echo",
+    }
+    box.commands.run(f"nohup {WAIT_ON_A_SOCKET} >/tmp/socket 2>&1 &")
+    run(box, "until grep -q open /tmp/socket; do sleep 0.02; done")
+    for width, expected in WIDTHS:
+        rules = {"dnsServers": [far.names], **width}
+        call(server, "PUT", f"/sandboxes/{box.sandbox_id}/network", rules)
+        for ask, outcome in expected.items():
+            far.seen.clear()
+            said = run(box, asks[ask])
+            if outcome == "unreachable":
+                assert "curl: (" in said, (width, ask, said)
+            else:
+                got = "" if not outcome and json.loads(said)["path"] == "/echo" else code(said)
+                assert got == outcome, (width, ask, said)
+            assert bool(far.seen) == (not outcome), (width, ask)
+    # By address, where names are not told; and what was open before nothing was let through is cut.
+    call(server, "PUT", f"/sandboxes/{box.sandbox_id}/network", {"egress": "none"})
+    far.seen.clear()
+    for address, port in ((BRIDGE_ADDRESS, 80), (stand_in_address("api.test"), 443)):
+        assert "curl: (" in run(box, f"{CURL} -k telnet://{address}:{port} </dev/null")
+    assert far.seen == []
+    assert "closed" in run(box, "until grep -q closed /tmp/socket; do sleep 0.02; done; cat /tmp/socket")
+
+
+def test_a_path_is_judged_to_its_end(box: Sandbox, far: Upstreams) -> None:
+    """What stands behind any number of characters is part of it."""
+    far.seen.clear()
+    long = "/echo/" + "x" * 5000
+    assert code(run(box, f"{CURL} --path-as-is https://other.test{long}/../../private")) == "not_granted"
+    assert far.seen == []
+    assert json.loads(run(box, f"{CURL} https://other.test{long}"))["path"] == long
 
 
 def test_the_handshake_names_the_host_and_the_upstream_proves_its_own(

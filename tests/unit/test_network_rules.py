@@ -151,6 +151,8 @@ def test_what_a_grant_covers() -> None:
         assert EgressGrant().covers(egress, internet=True)
         assert not grant.covers(egress, internet=True)
     assert not EgressGrant(EgressMode.NONE).covers(Egress(allow=("a.test",)), internet=False)
+    assert not EgressGrant(EgressMode.NONE).covers(Egress(grants=True), internet=False)
+    assert EgressGrant(EgressMode.GRANTED).covers(Egress(grants=True), internet=False)
     assert EgressGrant(EgressMode.NONE).covers(Egress(deny=(ALL_TRAFFIC,)), internet=True)
 
 
@@ -207,6 +209,7 @@ def test_a_spec_is_kept_whole() -> None:
             (),
             EgressProxy("p.test:1", "u", "sealed", True, "s", "PEM"),
             ("deny *:22",),
+            grants=True,
         ),
         granted_hosts=(GrantedHost("index.test", 443, "127.0.0.1"),),
     )

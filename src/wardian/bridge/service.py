@@ -50,6 +50,8 @@ LEDGER_BODY_MAX = 8 << 20
 BEGINNING_S = 10.0
 """How long a stream of a sandbox that is just being created or resumed waits for it."""
 EVENTS_BURST, EVENTS_PER_S = 256.0, 50.0
+PATH_NOTED = 2048
+"""Characters of a path that go into the event log; all of it is judged."""
 _GAUGES_MAX = 4096
 _VERDICTS: Mapping[str, str] = {
     "token_missing": "show the run token: the file /run/wardian/token, or $WARDIAN_TOKEN, as the API key",
@@ -58,8 +60,12 @@ _VERDICTS: Mapping[str, str] = {
     "token_expired": "read /run/wardian/token again",
 }
 
-Dial = Callable[[Sandbox, str, int], Awaitable[socket.socket]]
-"""Finds a host for a sandbox and connects to it, if the server's policy lets it. OSError."""
+Dial = Callable[[Sandbox, str, int, str | None], Awaitable[socket.socket]]
+"""Finds a host for a sandbox and connects to it, at that address if one is told, if the server's policy lets
+it. OSError."""
+Judge = Callable[[Sandbox, str, int, str, str], Awaitable[str | None]]
+"""Whether the sandbox's own rules let a request go out: host, port, method and target; the address that it
+must go to, if any matters. OSError with a ``reason``."""
 Record = Callable[[str, str, Mapping[str, Any]], None]
 Locate = Callable[[str], Sandbox | None]
 
@@ -90,6 +96,7 @@ class Bridge:
         self._gauges: dict[str, Bucket] = {}
         self._vault: Vault | None = None
         self._dial: Dial | None = None
+        self._judge: Judge | None = None
         self._locate: Locate = lambda sandbox_id: None
         self._record: Record = lambda sandbox_id, kind, facts: None
         self.ca = ""
@@ -152,9 +159,9 @@ class Bridge:
         """Of the process that runs now."""
         return self._supervisor.pid
 
-    def attach(self, *, dial: Dial, locate: Locate, record: Record) -> None:
+    def attach(self, *, dial: Dial, judge: Judge, locate: Locate, record: Record) -> None:
         """Join it to the network, the sandboxes, and their logs."""
-        self._dial, self._locate, self._record = dial, locate, record
+        self._dial, self._judge, self._locate, self._record = dial, judge, locate, record
 
     async def close(self) -> None:
         await self._supervisor.close()
@@ -318,11 +325,12 @@ class Bridge:
     async def _admit(self, facts: Facts) -> Facts:
         """Decide on one request, and record why."""
         sandbox = self._sandbox(facts["sandbox"], facts["epoch"])
-        event: dict[str, Any] = {name: facts[name] for name in ("method", "host", "path")}
+        event: dict[str, Any] = {name: facts[name][:PATH_NOTED] for name in ("method", "host", "path")}
         try:
             grant, target = self._find(sandbox, facts)
             event |= {"grant": grant.name, "host": grant.host}
             _check(facts["verdict"], grant)
+            address = await self._check_egress(sandbox, grant, facts["method"], target)
             await self.budgets.admit(holder_of(sandbox))
             version = await self.vault.current(sandbox.tenant, grant.secret_id)
         except WardianError as error:
@@ -335,6 +343,7 @@ class Bridge:
             "target": target,
             "host": grant.host,
             "port": grant.port,
+            "address": address,
             "tls": grant.tls,
             "admission": grant.admission.value,
             "in_doubt": grant.in_doubt.value,
@@ -373,6 +382,21 @@ class Bridge:
             raise _not_granted(method, f"/{rest}", named.host)
         return named, f"/{rest}"
 
+    async def _check_egress(self, sandbox: Sandbox, grant: Grant, method: str, target: str) -> str | None:
+        """A grant says what may be used, the sandbox's rules what may be reached: it takes both."""
+        assert self._judge is not None
+        try:
+            return await self._judge(sandbox, grant.host, grant.port, method, target)
+        except OSError as error:
+            reason = getattr(error, "reason", "denied")
+            raise Forbidden(
+                f"the egress of this sandbox does not let it ask {grant.host} for {method} {target[:200]}: "
+                f"{reason}",
+                code=reason,
+                hint="a grant opens hosts with egress 'granted' and 'internet'; `wardian egress show` has "
+                "the rules",
+            ) from None
+
     def _grant(self, sandbox: Sandbox, grant_id: str) -> Grant:
         found = next((each for each in self.grants_of(sandbox) if each.id == grant_id), None)
         if found is None:
@@ -383,7 +407,7 @@ class Bridge:
         sandbox = self._sandbox(facts["sandbox"])
         assert self._dial is not None
         try:
-            return await self._dial(sandbox, facts["host"], facts["port"])
+            return await self._dial(sandbox, facts["host"], facts["port"], facts["address"])
         except OSError as error:
             reason = getattr(error, "reason", None)
             code = "upstream_denied" if reason else "upstream_unreachable"

@@ -39,10 +39,14 @@ def show(
                 {"network": settings, "decisions": [dict(zip(_FIELDS, row, strict=True)) for row in rows]}
             )
             return
-        out.print(f"internet  {'on' if settings['allowInternetAccess'] else 'off'}", markup=False)
+        out.print(f"egress    {_width(settings)}", markup=False)
         for label, name in (("allowed", "allowOut"), ("denied", "denyOut"), ("rules", "egressRules")):
             out.print(f"{label:9} {'; '.join(settings.get(name, ())) or '-'}", markup=False, soft_wrap=True)
         table(tuple(field.upper() for field in _FIELDS), [tuple(map(str, row)) for row in rows])
+
+
+def _width(settings: dict[str, Any]) -> str:
+    return "internet" if settings["allowInternetAccess"] else str(settings.get("egress", "none"))
 
 
 _FIELDS = ("count", "kind", "where", "name", "outcome", "reason")

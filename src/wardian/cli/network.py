@@ -11,6 +11,7 @@ from wardian.cli import remote
 from wardian.cli.arguments import Id, address
 from wardian.cli.output import Json, errors, note, out, print_json
 from wardian.cli.remote import Address
+from wardian.model.egress import EgressMode
 from wardian.model.errors import Conflict
 
 
@@ -41,6 +42,10 @@ def network(
             "--internet/--no-internet", help="Everything that is not denied, or only what is allowed."
         ),
     ] = None,
+    egress: Annotated[
+        EgressMode | None,
+        typer.Option(help="How wide: nothing but what is allowed, granted hosts as well, or everything."),
+    ] = None,
     drop_proxy: Annotated[
         bool, typer.Option("--drop-proxy", help="Stop using the SOCKS5 proxy that it goes out through.")
     ] = False,
@@ -55,8 +60,11 @@ def network(
     """
     with errors(as_json=as_json):
         wanted: dict[str, Any] | None = None
-        if allow or deny or rule or dns or drop_proxy or internet is not None:
-            wanted = {"allowOut": allow, "denyOut": deny, "allow_internet_access": internet is not False}
+        if allow or deny or rule or dns or drop_proxy or internet is not None or egress is not None:
+            wide = internet is not False and egress in (None, EgressMode.INTERNET)
+            wanted = {"allowOut": allow, "denyOut": deny, "allow_internet_access": wide}
+            if egress is not None:
+                wanted["egress"] = egress.value
             if rule:
                 wanted["egressRules"] = rule
             if dns:
@@ -90,7 +98,7 @@ async def _settle(
 def _show(settings: Mapping[str, Any]) -> None:
     proxy = settings.get("egressProxy")
     rows = (
-        ("internet", "on" if settings["allowInternetAccess"] else "off"),
+        ("egress", "internet" if settings["allowInternetAccess"] else settings.get("egress", "none")),
         ("allowed", ", ".join(settings.get("allowOut", ())) or "-"),
         ("denied", ", ".join(settings.get("denyOut", ())) or "-"),
         ("rules", "; ".join(settings.get("egressRules", ())) or "-"),

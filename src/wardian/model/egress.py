@@ -85,7 +85,7 @@ class EgressGrant:
             return False
         opened = [*egress.allow, *(rule.host for rule in egress.parsed_rules if rule.allow)]
         if self.mode is EgressMode.NONE:
-            return not opened
+            return not opened and not egress.grants
         return all(any(_covers(granted, entry) for granted in self.hosts) for entry in opened)
 
     def narrowed(self, other: EgressGrant) -> EgressGrant:
@@ -179,7 +179,8 @@ class Egress:
 
     ``allow`` holds CIDRs, addresses, names and wildcards (``*.example.com``: every depth below, not itself);
     ``deny`` CIDRs and addresses. ``dns_servers`` answer instead of the host's resolver; None leaves it to
-    that, and an empty list, where ``allow`` has a name, leaves the sandbox without DNS.
+    that, and an empty list, where ``allow`` has a name, leaves the sandbox without DNS. ``grants``: where
+    everything else is closed, the hosts for which the bridge has grants are open.
     """
 
     allow: tuple[str, ...] = ()
@@ -187,6 +188,7 @@ class Egress:
     dns_servers: tuple[str, ...] | None = None
     proxy: EgressProxy | None = None
     rules: tuple[str, ...] = ()
+    grants: bool = False
 
     @property
     def parsed_rules(self) -> tuple[EgressRule, ...]:

@@ -21,7 +21,7 @@ from enum import StrEnum
 from typing import Any
 
 from wardian.model.build import Surroundings
-from wardian.model.egress import Egress, GrantedHost
+from wardian.model.egress import Egress, EgressMode, GrantedHost
 from wardian.model.errors import Conflict
 from wardian.model.isolation import Wanted
 from wardian.model.resources import Resources
@@ -179,6 +179,13 @@ class SandboxSpec:
     volume_mounts: tuple[VolumeMount, ...] = ()
     isolation: Wanted = field(default_factory=Wanted)  # once it is made, ``asked`` is what was gone by
     idempotency_key: str | None = None
+
+    @property
+    def egress_mode(self) -> EgressMode:
+        """How wide its egress is, before its own rules."""
+        if self.allow_internet:
+            return EgressMode.INTERNET
+        return EgressMode.GRANTED if self.egress.grants else EgressMode.NONE
 
 
 @dataclass(frozen=True, slots=True)

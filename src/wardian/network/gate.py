@@ -174,12 +174,33 @@ class Gate:
             raise Denied(decision.reason, name)
         return name, decision.reason
 
-    async def find(self, sandbox: Sandbox, name: str, port: int) -> str:
-        """Where the host finds a name now, if the server lets anybody go there. Raises :class:`Denied`."""
+    async def find(self, sandbox: Sandbox, name: str, port: int, only: str | None = None) -> str:
+        """Where the host finds a name now, if the server lets anybody go there. ``only``: there or nowhere.
+
+        Raises :class:`Denied`.
+        """
         for address in await self._look_up(sandbox, name):
-            if self.server_allows(address, port).allowed:
+            if only in (None, address) and self.server_allows(address, port).allowed:
                 return address
         raise Denied("denied_address", name)
+
+    async def admit_granted(self, sandbox: Sandbox, host: str, port: int, request: Request) -> str | None:
+        """Decide on a request to a host that the bridge has a grant for. Raises :class:`Denied`.
+
+        The address that it must go to, where the sandbox's rules ask addresses.
+        """
+        rules = rules_of(sandbox.spec)
+        found: Sequence[str | None] = (None,)
+        if rules.asks_addresses:
+            found = await self._look_up(sandbox, host)
+        decision = Decision(False, "denied_address")
+        for address in found:
+            if address is not None and not self.server_allows(address, port).allowed:
+                continue
+            decision = decide(rules, address, port, host, request, granted=True)
+            if decision.allowed:
+                return address
+        raise Denied(decision.reason, host)
 
     async def _look_up(self, sandbox: Sandbox, name: str) -> Sequence[str]:
         """Every address of a name; a few at a time, so that others are found as well."""
@@ -232,8 +253,8 @@ class Gate:
 
     def still(self, sandbox: Sandbox, address: str, route: Route) -> bool:
         """Whether a connection that was admitted may go on under the sandbox's present rules."""
-        if route.reason == "bridge":
-            return True  # it decides on every request anew
+        if route.reason == "bridge":  # which decides on every request anew
+            return rules_of(sandbox.spec).may_open_granted
         if route.reason == "granted":
             return grant_for(sandbox.spec.granted_hosts, address, route.port) is not None
         if route.proxy != sandbox.spec.egress.proxy:

@@ -2,7 +2,9 @@
 
 The order of authority: what the server denies (``policy.py``) nobody opens; below that, the first of the
 tenant's finer rules that applies; below that, what the tenant allows beats what the tenant denies. A host
-that the server itself granted stands above all of the tenant's.
+that the server itself granted stands above all of the tenant's. A host that the tenant granted through the
+bridge is judged like any other, with every request seen; all it gains is to be open where the width is
+``granted``.
 
 Where a rule asks for what cannot be seen (the request inside TLS, the name of a protocol that shows none), it
 fails closed: if it allows, it does not apply; if it denies, it does. Whoever reads the requests inside TLS
@@ -80,12 +82,12 @@ class Line:
         by_name = network is None and rule.host != "*"
         return cls(rule, network, name_of(rule.host.removeprefix("*.")) if by_name else None)
 
-    def may_reach(self, address: str, port: int) -> bool:
+    def may_reach(self, address: str | None, port: int) -> bool:
         """Whether it can apply to a connection to there at all."""
         ports = self.rule.ports
         if ports and not any(low <= port <= high for low, high in ports):
             return False
-        return self.network is None or any(meaning in self.network for meaning in meanings(address))
+        return self.network is None or _is_in(address, (self.network,))
 
     def names(self, name: str) -> bool:
         """Whether a name, in its one spelling, is among its hosts."""
@@ -131,10 +133,22 @@ class Rules:
     names: frozenset[str]
     suffixes: tuple[str, ...]
     lines: tuple[Line, ...] = ()
+    grants: bool = False  # open to granted hosts, though closed to all others
 
     @property
     def has_names(self) -> bool:
         return bool(self.names or self.suffixes)
+
+    @property
+    def asks_addresses(self) -> bool:
+        """Whether a decision may depend on an address, beside names and requests."""
+        return bool(self.allowed or self.denied) or any(line.network is not None for line in self.lines)
+
+    @property
+    def may_open_granted(self) -> bool:
+        """Whether any granted host at all may be reached, for all that is known without its name."""
+        opens = self.grants or not self.closed or self.has_names or bool(self.allowed)
+        return opens or any(line.rule.allow for line in self.lines)
 
     def reach(self, address: str, port: int) -> Verdict:
         """What can be said of a connection when no more is known of it than where it goes."""
@@ -145,13 +159,15 @@ class Rules:
                 return Verdict.ALLOW if line.rule.allow else Verdict.DENY
         return self.address(address)
 
-    def address(self, address: str) -> Verdict:
-        """An address in any spelling; deny entries match every IPv4 address that an IPv6 one stands for."""
-        means = meanings(address)
-        if any(meaning in network for meaning in means for network in self.allowed):
+    def address(self, address: str | None, *, granted: bool = False) -> Verdict:
+        """An address in any spelling; deny entries match every IPv4 address that an IPv6 one stands for.
+
+        ``granted``: of a host that the bridge has a grant for. None: the rules ask no address.
+        """
+        if _is_in(address, self.allowed):
             return Verdict.ALLOW
-        denied = self.closed or any(meaning in network for meaning in means for network in self.denied)
-        if not denied:
+        closed = self.closed and not (granted and self.grants)
+        if not closed and not _is_in(address, self.denied):
             return Verdict.ALLOW
         return Verdict.ASK_NAME if self.has_names else Verdict.DENY
 
@@ -193,21 +209,33 @@ def _compile(egress: Egress, internet: bool) -> Rules:
     ]
     return Rules(
         allowed=tuple(networks),
-        denied=tuple(network for entry in egress.deny if (network := network_of(entry)) is not None),
+        denied=tuple(
+            network
+            for entry in egress.deny
+            if not denies_all(entry) and (network := network_of(entry)) is not None
+        ),
         closed=not internet or any(denies_all(entry) for entry in egress.deny),
         internet=internet,
         names=frozenset(exact),
         suffixes=tuple(suffixes),
         lines=tuple(Line.of(rule) for rule in egress.parsed_rules),
+        grants=egress.grants and not internet,
     )
 
 
 def decide(
-    rules: Rules, address: str, port: int, name: str | None, request: Request | None = None
+    rules: Rules,
+    address: str | None,
+    port: int,
+    name: str | None,
+    request: Request | None = None,
+    *,
+    granted: bool = False,
 ) -> Decision:
     """Whether a connection to ``address`` may go on when all is known that will be.
 
     ``name`` is what it showed (None: it shows none), ``request`` what it asks for (None: that is not seen).
+    ``granted``: the bridge has a grant for that host. ``address`` is None where ``rules`` ask none.
     """
     for line in rules.lines:
         if line.may_reach(address, port) and line.applies(name, request):
@@ -215,14 +243,24 @@ def decide(
                 return Decision(True, "allowed_rule")
             unseen = line.rule.asks_requests and request is None
             return Decision(False, "request_unseen" if unseen else "denied_rule")
-    verdict = rules.address(address)
+    verdict, by_grant = rules.address(address, granted=granted), granted and rules.grants
     if verdict is Verdict.ALLOW:
+        if by_grant and not _is_in(address, rules.allowed):
+            return Decision(True, "granted")
         return Decision(True, "allowed_address" if rules.closed else "internet")
     if verdict is Verdict.ASK_NAME and name is not None and rules.name(name):
         return Decision(True, "allowed_name")
     if verdict is Verdict.DENY:
-        return Decision(False, rules.closed_reason if rules.closed else "denied_by_rule")
+        closed = rules.closed and not by_grant
+        return Decision(False, rules.closed_reason if closed else "denied_by_rule")
     return Decision(False, "no_name" if name is None else "denied_name")
+
+
+def _is_in(address: str | None, networks: Sequence[Network]) -> bool:
+    """Whether an address, in any of its meanings, is in one of the networks."""
+    if address is None or not networks:
+        return False
+    return any(meaning in network for meaning in meanings(address) for network in networks)
 
 
 def stand_in(granted: Sequence[GrantedHost], name: str) -> str | None:

@@ -22,6 +22,7 @@ from wardian.network.dns import QUERY_MAX, Resolver, View
 from wardian.network.gate import Denied, Gate, Route, Unseal
 from wardian.network.outbound import PlainRemote, Watch, join
 from wardian.network.policy import Decision, Policy
+from wardian.network.rules import Request, rules_of
 from wardian.network.told import Told
 
 Record = Callable[[str, Mapping[str, object]], None]
@@ -177,7 +178,9 @@ class Shore:
                 raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)) from None
 
     async def _carry(self, sandbox: Sandbox, live: _Live, stream: Tunnel) -> None:
-        crossing = self._bridge.crossing(sandbox, live.address, live.port)
+        crossing = None
+        if rules_of(sandbox.spec).may_open_granted:
+            crossing = self._bridge.crossing(sandbox, live.address, live.port)
         if crossing is not None:
             live.route = Route(live.address, live.port, "bridge")
             self._note_connect(sandbox, live, Decision(True, "bridge"))
@@ -245,16 +248,28 @@ class Shore:
 
     def _view(self, sandbox: Sandbox) -> View:
         view = self._gate.view(sandbox)
+        if not rules_of(sandbox.spec).may_open_granted:
+            return view
         return replace(
             view, stand_in=lambda name: self._bridge.stand_in(sandbox, name) or view.stand_in(name)
         )
 
-    async def dial_host(self, sandbox: Sandbox, host: str, port: int) -> socket.socket:
-        """A connection to a host for the bridge. The server's policy applies; that the sandbox may go there
-        is what its grant says. OSError; :class:`Denied` with the reason."""
-        remote = await self._gate.dial(
-            Route(await self._gate.find(sandbox, host, port), port, "bridge", host)
-        )
+    async def admit_granted(
+        self, sandbox: Sandbox, host: str, port: int, method: str, target: str
+    ) -> str | None:
+        """Whether the sandbox's rules let the bridge make a request for it, to a host that a grant names.
+
+        The address that it must go to, if any matters. :class:`Denied` with the reason.
+        """
+        return await self._gate.admit_granted(sandbox, host, port, Request(method, target))
+
+    async def dial_host(
+        self, sandbox: Sandbox, host: str, port: int, address: str | None = None
+    ) -> socket.socket:
+        """A connection to a host for the bridge, at ``address`` if one is told. The server's policy applies;
+        the sandbox's rules are :meth:`admit_granted`'s. OSError; :class:`Denied` with the reason."""
+        found = await self._gate.find(sandbox, host, port, address)
+        remote = await self._gate.dial(Route(found, port, "bridge", host))
         assert isinstance(remote, PlainRemote)
         return remote.sock
 

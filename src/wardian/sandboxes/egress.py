@@ -25,7 +25,8 @@ def settled(
         said = mode is None and (spec.egress.allow or spec.egress.rules)
         hosts = usual.hosts if chosen is EgressMode.GRANTED and not said else ()
         allow = tuple(dict.fromkeys((*spec.egress.allow, *hosts)))
-        spec = replace(spec, allow_internet=False, egress=replace(spec.egress, allow=allow))
+        egress = replace(spec.egress, allow=allow, grants=chosen is EgressMode.GRANTED)
+        spec = replace(spec, allow_internet=False, egress=egress)
     check_bound(spec, bound)
     return spec
 

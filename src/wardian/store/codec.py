@@ -135,6 +135,7 @@ def _egress_of(values: dict[str, Any]) -> Egress:
         dns_servers=None if servers is None else tuple(servers),
         proxy=None if proxy is None else EgressProxy(**proxy),
         rules=tuple(values.get("rules", ())),
+        grants=bool(values.get("grants", False)),
     )
 
 

@@ -167,6 +167,8 @@ def told_network(spec: SandboxSpec) -> dict[str, Any]:
     told: dict[str, Any] = {"allowPublicTraffic": spec.allow_public_traffic}
     if egress.allow:
         told["allowOut"] = list(egress.allow)
+    if spec.egress_mode is EgressMode.GRANTED:
+        told["egress"] = spec.egress_mode.value
     deny = list(egress.deny)
     if not spec.allow_internet and not any(denies_all(entry) for entry in deny):
         deny.append(ALL_TRAFFIC)

@@ -10,11 +10,14 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from wardian.api.e2b.body import Body
-from wardian.api.e2b.context import Plane, Tenant
+from wardian.api.e2b.context import Bound, Plane, Tenant
 from wardian.model.budget import Budget, Price, Scope, Unit
 from wardian.model.effect import Effect
+from wardian.model.egress import Egress
 from wardian.model.errors import Invalid
 from wardian.model.grant import Admission, Grant, InDoubt, injector_of
+from wardian.model.sandbox import SandboxSpec
+from wardian.sandboxes.egress import check_bound
 
 router = APIRouter(prefix="/wardian")
 
@@ -83,9 +86,14 @@ class NewPrice(Body):
 
 
 @router.post("/grants", status_code=201)
-async def add_grant(plane: Plane, tenant: Tenant, body: NewGrant) -> Response:
-    """Grant the use of a secret. Sandboxes that run already get what they need for it."""
-    made = await plane.bridge.grants.add(body.grant(tenant), body.secret)
+async def add_grant(plane: Plane, tenant: Tenant, bound: Bound, body: NewGrant) -> Response:
+    """Grant the use of a secret. Sandboxes that run already get what they need for it.
+
+    A grant opens its host, so nobody makes one for a host that their key may not open.
+    """
+    grant = body.grant(tenant)
+    check_bound(SandboxSpec(egress=Egress(allow=(grant.host,)), allow_internet=False), bound)
+    made = await plane.bridge.grants.add(grant, body.secret)
     await plane.sandboxes.equip(tenant)
     return JSONResponse(_told(made), 201)
 

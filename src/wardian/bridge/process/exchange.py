@@ -41,6 +41,8 @@ REUSE_S = 4.0
 """How long an idle upstream connection is good for a request that must not be sent twice."""
 LAST_BYTES_S = 5.0
 """How long the rest of a request may take once its answer is complete."""
+URL_MAX = 2048
+"""Characters of a URL that the ledger keeps; of what is longer, a digest beside them."""
 BODY_MAX = 8 << 20
 """Of a request that must be held whole before it is signed."""
 
@@ -104,7 +106,7 @@ class Exchange:
         self._works, self._tokens, self._link, self._inside = works, tokens, link, inside
         self._conn = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_MAX)
         self._upstream: Wire | None = None
-        self._upstream_at: tuple[str, int, bool] | None = None
+        self._upstream_at: tuple[str, int, bool, str | None] | None = None
         self._used_at = 0.0
         self._body_read = 0
         self._answered = False
@@ -196,7 +198,7 @@ class Exchange:
             host=request.host,
             port=request.port,
             method=request.method,
-            path=request.path[:2048],
+            path=request.path,
         )
         if verdict != "ok" and not (verdict == "token_missing" and facts["admission"] == "link"):
             raise Forbidden("not admitted", code=verdict)  # whatever the server says: ours is the last word
@@ -333,22 +335,24 @@ class Exchange:
             grant=request.facts["grant"],
             step=request.header("wardian-step")[:128],
             method=request.method,
-            url=f"{'https' if request.facts['tls'] else 'http'}://{request.facts['host']}"
-            f":{request.facts['port']}{request.path}"[:2048],
+            url=_bounded(
+                f"{'https' if request.facts['tls'] else 'http'}://{request.facts['host']}"
+                f":{request.facts['port']}{request.path}"
+            ),
             digest=digest_of(query, request.header("content-type"), body),
         )
         self._works.checkpoint("after_intent")
         return Entry(told["effect"], told["key"] or request.header("idempotency-key"), told.get("replay"))
 
     async def _connect(self, facts: Mapping[str, Any], *, fresh: bool) -> Wire:
-        at = (facts["host"], facts["port"], facts["tls"])
+        at = (facts["host"], facts["port"], facts["tls"], facts["address"])
         known = self._upstream
         if known is not None:
             idle = time.monotonic() - self._used_at
             if self._upstream_at == at and not known.over and (not fresh or idle < REUSE_S):
                 return known
             self._drop_upstream()
-        self._upstream = await self._works.dial(self._link.holder, at[0], at[1], tls=at[2])
+        self._upstream = await self._works.dial(self._link.holder, at[0], at[1], tls=at[2], address=at[3])
         self._upstream_at = at
         return self._upstream
 
@@ -591,6 +595,11 @@ class _Relay:
         while data := await self._upstream.read():
             await self._exchange._inside.write(self._inward(data))
         await self._exchange._inside.write(self._scrubber.rest())
+
+
+def _bounded(url: str) -> str:
+    """Another text for another URL, however long that is."""
+    return url if len(url) <= URL_MAX else f"{url[:URL_MAX]}#{sha256(url.encode()).hexdigest()}"
 
 
 async def serve(works: Works, tokens: Tokens, link: Link, sock: Any) -> None:

@@ -61,13 +61,18 @@ class Works:
             self._values.popitem(last=False)
         return opened
 
-    async def dial(self, holder: Holder, host: str, port: int, *, tls: bool) -> Wire:
+    async def dial(
+        self, holder: Holder, host: str, port: int, *, tls: bool, address: str | None = None
+    ) -> Wire:
         """A connection to an upstream. The server finds and dials it: it alone knows what may be reached.
+        ``address``: which of the host's it must be, if the server said so.
 
         Raises :class:`Unavailable` (``upstream_unreachable``, ``upstream_not_trusted``), or what the server
         says.
         """
-        _, sock = await self.channel.ask("dial", sandbox=holder.sandbox, host=host, port=port)
+        _, sock = await self.channel.ask(
+            "dial", sandbox=holder.sandbox, host=host, port=port, address=address
+        )
         assert sock is not None
         context = self.upstream if tls else None
         try:

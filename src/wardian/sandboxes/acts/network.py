@@ -33,6 +33,7 @@ def _log_rules(owner: Owner) -> None:
         allow=list(egress.allow),
         deny=list(egress.deny),
         rules=list(egress.rules),
+        grants=egress.grants,
         dns_servers=None if egress.dns_servers is None else list(egress.dns_servers),
         proxy=None if proxy is None else proxy.address,
     )
