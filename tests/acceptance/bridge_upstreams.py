@@ -22,7 +22,10 @@ from typing import Any
 
 from tests.acceptance.upstreams import NETWORK, World, addresses
 
-HOSTS = ("api.test", "llm.test", "other.test", "idp.test", "bucket.test")
+HOSTS = (
+    *("api.test", "llm.test", "other.test", "idp.test", "bucket.test"),
+    *("a.wild.test", "deep.a.wild.test", "wild.test", "tamewild.test", "a.wild.test.evil.test"),
+)
 ACCESS_TOKEN, REFRESH_TOKEN = "at-5c1f-first-access", "rt-9a7d-next-refresh"
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 

@@ -57,6 +57,13 @@ GRANTS: list[dict[str, Any]] = [
         "intercept": False,
     },
     {"name": "idp", "secret": "oauth", "host": "idp.test", "injector": {"kind": "oauth2"}},
+    {
+        "name": "wild",
+        "secret": "api-key",
+        "host": "*.wild.test",
+        "injector": {"kind": "bearer"},
+        "admission": "link",
+    },
     {"name": "aws", "secret": "aws", "host": "bucket.test", "injector": {"kind": "sigv4"}},
 ]
 

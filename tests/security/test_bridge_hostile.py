@@ -312,6 +312,31 @@ def test_a_grant_opens_no_more_than_the_sandboxs_own_rules_let_it(
     assert "closed" in run(box, "until grep -q closed /tmp/socket; do sleep 0.02; done; cat /tmp/socket")
 
 
+def test_a_wildcard_is_never_wider_than_written(
+    box: Sandbox, server: Server, make: Make, far: Upstreams
+) -> None:
+    for host in ("a.wild.test", "deep.a.wild.test", "A.Wild.Test"):
+        far.seen.clear()
+        assert json.loads(run(box, f"{CURL} https://{host}/echo"))["path"] == "/echo", host
+        assert far.seen[-1][2]["authorization"] == f"Bearer {SECRET}"
+        assert far.seen[-1][2]["host"] == host.lower()
+    assert events(server, box)[-1]["host"] == "a.wild.test"
+    for host in ("wild.test", "tamewild.test", "a.wild.test.evil.test"):
+        far.seen.clear()
+        assert json.loads(run(box, f"{CURL} -k https://{host}/echo"))["path"] == "/echo", host
+        assert "authorization" not in far.seen[-1][2], host
+    # One name's address is not another's, whatever is said there; and nobody's where nobody asked for it.
+    far.seen.clear()
+    at = stand_in_address("a.wild.test")
+    for host in ("deep.a.wild.test", "api.test", "wild.test"):
+        assert "curl: (35)" in run(box, f"{CURL} -k --resolve {host}:443:{at} https://{host}/echo"), host
+    said = run(box, f"{CURL} -H 'Host: deep.a.wild.test' https://a.wild.test/echo")
+    assert code(said) == "host_mismatch"
+    assert "curl: (" in run(make(), f"{CURL} -k --resolve a.wild.test:443:{at} https://a.wild.test/echo")
+    assert code(run(box, f"{CURL} {TOKEN} http://bridge.wardian.internal/wild/echo")) == "grant_is_wildcard"
+    assert far.seen == []
+
+
 def test_a_path_is_judged_to_its_end(box: Sandbox, far: Upstreams) -> None:
     """What stands behind any number of characters is part of it."""
     far.seen.clear()

@@ -73,7 +73,9 @@ def test_only_the_star_is_special_in_a_path() -> None:
     [
         {"name": "A b"},
         {"host": "10.0.0.1"},
-        {"host": "*.test"},
+        *({"host": host} for host in ("*.test", "*", "a.*.test", "*a.b.test", "*.*.b.test", "*.10.0.0.1")),
+        {"host": "*.api.test", "preset": "openai"},
+        {"host": "*.api.test", "intercept": False},
         {"port": 0},
         {"methods": ("get",)},
         {"paths": ("v1",)},

@@ -11,9 +11,10 @@ import errno
 import hashlib
 import os
 import socket
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from wardian.bridge.values import place_values, sealed_of, sealed_values
 from wardian.guest.guest import Guest, Tunnel
 from wardian.guest.pace import Bucket
 from wardian.model.effect import Effect, EffectState
+from wardian.model.egress import name_of
 from wardian.model.errors import Forbidden, Invalid, NotFound, Unauthenticated, Unavailable, WardianError
 from wardian.model.grant import BRIDGE_HOST, Admission, Grant, InDoubt
 from wardian.model.sandbox import LIVE, Sandbox, State
@@ -50,6 +52,8 @@ LEDGER_BODY_MAX = 8 << 20
 BEGINNING_S = 10.0
 """How long a stream of a sandbox that is just being created or resumed waits for it."""
 EVENTS_BURST, EVENTS_PER_S = 256.0, 50.0
+TOLD_MAX = 1 << 16
+"""Names below wildcards, remembered by the address that was told for them; who asks again is told again."""
 PATH_NOTED = 2048
 """Characters of a path that go into the event log; all of it is judged."""
 _GAUGES_MAX = 4096
@@ -94,6 +98,7 @@ class Bridge:
         self.grants, self.ledger, self.budgets = grants, Ledger(database, now_us), Budgets(database)
         self._mint, self._supervisor, self._now_us = mint, supervisor, now_us
         self._gauges: dict[str, Bucket] = {}
+        self._told: OrderedDict[tuple[str, str], str] = OrderedDict()  # (sandbox, address): the name
         self._vault: Vault | None = None
         self._dial: Dial | None = None
         self._judge: Judge | None = None
@@ -175,7 +180,15 @@ class Bridge:
             for grant in self.grants.of(sandbox.tenant)
             if grant.is_for(sandbox.tenant, sandbox.id, agent_of(sandbox), sandbox.id)
         ]
-        return sorted(found, key=lambda each: (each.sandbox is None, each.run is None, each.template is None))
+        return sorted(
+            found,
+            key=lambda each: (
+                each.sandbox is None,
+                each.run is None,
+                each.template is None,
+                each.is_wildcard,
+            ),
+        )
 
     def environment(self, sandbox: Sandbox, epoch: int | None = None) -> Mapping[str, str]:
         """What every process of the sandbox finds in its environment; nothing without a grant."""
@@ -202,17 +215,29 @@ class Bridge:
         """The address by which a sandbox knows the bridge, or a host that the bridge stands in for."""
         if name == BRIDGE_HOST:
             return BRIDGE_ADDRESS if self.grants_of(sandbox) else None
-        if any(grant.intercept and grant.host == name for grant in self.grants_of(sandbox)):
-            return stand_in_address(name)
-        return None
+        if name_of(name) != name:
+            return None
+        grants = [grant for grant in self.grants_of(sandbox) if grant.intercept and grant.covers(name)]
+        if not grants:
+            return None
+        address = stand_in_address(name)
+        if all(grant.is_wildcard for grant in grants):
+            self._told[sandbox.id, address] = name
+            if len(self._told) > TOLD_MAX:
+                self._told.popitem(last=False)
+        return address
 
     def crossing(self, sandbox: Sandbox, address: str, port: int) -> Crossing | None:
         """What the bridge makes of a connection; None: it is none of its business."""
         if address == BRIDGE_ADDRESS and port == BRIDGE_PORT and self.grants_of(sandbox):
             return Crossing(BRIDGE_HOST, port, base=True, tls=False)
+        told = self._told.get((sandbox.id, address))
         for grant in self.grants_of(sandbox):
-            if grant.intercept and grant.port == port and stand_in_address(grant.host) == address:
-                return Crossing(grant.host, port, base=False, tls=grant.tls)
+            host = told if grant.is_wildcard else grant.host
+            if host is None or not grant.intercept or grant.port != port or not grant.covers(host):
+                continue
+            if stand_in_address(host) == address:
+                return Crossing(host, port, base=False, tls=grant.tls)
         return None
 
     async def carry(self, sandbox: Sandbox, crossing: Crossing, tunnel: Tunnel) -> None:
@@ -361,15 +386,15 @@ class Bridge:
         }
 
     def _find(self, sandbox: Sandbox, facts: Facts) -> tuple[Grant, str]:
-        """The grant that a request falls under, and the path to ask the upstream for."""
+        """The grant that a request falls under, with the one host it means here, and the path to ask for."""
         grants, path, method = self.grants_of(sandbox), facts["path"], facts["method"]
         if not facts["base"]:
-            at = (facts["host"], facts["port"])
-            here = [each for each in grants if each.intercept and (each.host, each.port) == at]
-            for grant in here:
-                if grant.allows(method, path):
-                    return grant, path
-            raise _not_granted(method, path, facts["host"])
+            host, port = facts["host"], facts["port"]
+            for grant in grants:
+                here = grant.intercept and grant.port == port and grant.covers(host)
+                if here and grant.allows(method, path):
+                    return replace(grant, host=host), path
+            raise _not_granted(method, path, host)
         name, _, rest = path.removeprefix("/").partition("/")
         named = next((each for each in grants if each.name == name), None)
         if named is None:
@@ -377,6 +402,12 @@ class Bridge:
                 f"no grant '{name[:63]}' for this sandbox",
                 code="grant_not_found",
                 hint="the path begins with a grant's name; `wardian grant ls` shows them",
+            )
+        if named.is_wildcard:
+            raise Invalid(
+                f"grant '{named.name}' is for {named.host}: a base URL leads to one host",
+                code="grant_is_wildcard",
+                hint="ask the host itself; the bridge stands in for it",
             )
         if not named.allows(method, f"/{rest}"):
             raise _not_granted(method, f"/{rest}", named.host)

@@ -31,7 +31,9 @@ def add(
     name: Annotated[str, typer.Argument(help="What to call it; part of the base URL inside.")],
     *,
     secret: Annotated[str, typer.Option("--secret", "-s", help="The secret's name, or its id.")],
-    host: Annotated[str | None, typer.Option(help="The host that gets it, HOST or HOST:PORT.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="The host that gets it, HOST[:PORT]; '*.' and a domain: all below it.")
+    ] = None,
     inject: Annotated[
         str | None,
         typer.Option(

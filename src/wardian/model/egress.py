@@ -5,7 +5,6 @@ connection is ``network/rules.py``; above them stands what the server denies to 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
@@ -271,6 +270,13 @@ def name_of(text: str) -> str | None:
     return None if _NUMERIC.fullmatch(name.rpartition(".")[2]) else name
 
 
-def under_wildcard(name: str, suffixes: Sequence[str]) -> bool:
-    """Whether ``name`` lies below one of the domains."""
-    return any(name.endswith("." + suffix) for suffix in suffixes)
+def pattern_of(text: str) -> str | None:
+    """A name, or ``*.`` and a name, in its one spelling; None for neither."""
+    name = name_of(text.removeprefix("*."))
+    return f"*.{name}" if name is not None and text.startswith("*.") else name
+
+
+def host_matches(pattern: str, name: str) -> bool:
+    """Whether a pattern in its one spelling, a name or ``*.`` and a name, is written for ``name``: that name
+    itself, or every depth below the wildcard's and not itself. Egress rules and grants share this."""
+    return name.endswith(pattern[1:]) if pattern.startswith("*.") else name == pattern

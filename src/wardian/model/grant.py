@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import unquote
 
-from wardian.model.egress import name_of
+from wardian.model.egress import host_matches, pattern_of
 from wardian.model.errors import Invalid
 
 BRIDGE_HOST = "bridge.wardian.internal"
@@ -88,7 +88,8 @@ class Injector:
 class Grant:
     """One grant of a tenant's. ``template``, ``sandbox`` and ``run``: None means any of the tenant's.
 
-    ``host`` is a name; ``methods`` empty means all; ``paths`` are patterns with ``*``. ``preset`` (openai,
+    ``host`` is a name, or ``*.`` and a name of two labels or more: every name below that, by interception
+    only. ``methods`` empty means all; ``paths`` are patterns with ``*``. ``preset`` (openai,
     anthropic) has the variables set with which that vendor's SDK finds the bridge. ``intercept`` puts the
     bridge in the way of ``host`` itself.
     """
@@ -116,8 +117,12 @@ class Grant:
         """Raise :class:`Invalid` for what cannot be meant."""
         if not NAME.fullmatch(self.name):
             raise Invalid("a grant's name is up to 63 of a-z, 0-9 and '-'", code="bad_grant")
-        if name_of(self.host) != self.host:
+        if pattern_of(self.host) != self.host:
             raise Invalid(f"a grant is for a host name, not {self.host[:64]!r}", code="bad_grant")
+        if self.is_wildcard and self.host.count(".") < 2:
+            raise Invalid(f"{self.host!r} has too many owners for one key", code="bad_grant")
+        if self.is_wildcard and (self.preset is not None or not self.intercept):
+            raise Invalid("a base URL leads to one host: a wildcard is for interception", code="bad_grant")
         if not 0 < self.port <= 0xFFFF:
             raise Invalid(f"{self.port} is no port", code="bad_grant")
         if len(self.methods) > PATTERNS_MAX or not 1 <= len(self.paths) <= PATTERNS_MAX:
@@ -129,6 +134,14 @@ class Grant:
         if self.preset not in (None, *PRESETS):
             raise Invalid(f"presets are {', '.join(PRESETS)}", code="bad_grant")
         self.injector.check()
+
+    @property
+    def is_wildcard(self) -> bool:
+        return self.host.startswith("*.")
+
+    def covers(self, host: str) -> bool:
+        """Whether it was written for that name."""
+        return host_matches(self.host, host)
 
     def allows(self, method: str, path: str) -> bool:
         """Whether a request with this method and path (without its query) falls under the grant."""

@@ -27,9 +27,10 @@ from wardian.model.egress import (
     GrantedHost,
     Network,
     denies_all,
+    host_matches,
     name_of,
     network_of,
-    under_wildcard,
+    pattern_of,
 )
 from wardian.model.sandbox import SandboxSpec
 from wardian.network.policy import Decision, meanings
@@ -80,7 +81,7 @@ class Line:
     def of(cls, rule: EgressRule) -> Line:
         network = network_of(rule.host)
         by_name = network is None and rule.host != "*"
-        return cls(rule, network, name_of(rule.host.removeprefix("*.")) if by_name else None)
+        return cls(rule, network, pattern_of(rule.host) if by_name else None)
 
     def may_reach(self, address: str | None, port: int) -> bool:
         """Whether it can apply to a connection to there at all."""
@@ -91,9 +92,7 @@ class Line:
 
     def names(self, name: str) -> bool:
         """Whether a name, in its one spelling, is among its hosts."""
-        if self.name is None:
-            return self.network is None
-        return under_wildcard(name, (self.name,)) if self.rule.host.startswith("*.") else name == self.name
+        return self.network is None if self.name is None else host_matches(self.name, name)
 
     @property
     def asks_more(self) -> bool:
@@ -130,14 +129,13 @@ class Rules:
     denied: tuple[Network, ...]
     closed: bool  # everything is denied that is not allowed
     internet: bool
-    names: frozenset[str]
-    suffixes: tuple[str, ...]
+    names: tuple[str, ...]  # and wildcards
     lines: tuple[Line, ...] = ()
     grants: bool = False  # open to granted hosts, though closed to all others
 
     @property
     def has_names(self) -> bool:
-        return bool(self.names or self.suffixes)
+        return bool(self.names)
 
     @property
     def asks_addresses(self) -> bool:
@@ -173,7 +171,7 @@ class Rules:
 
     def name(self, name: str) -> bool:
         """Whether a name, in its one spelling, is among the allowed ones."""
-        return name in self.names or under_wildcard(name, self.suffixes)
+        return any(host_matches(pattern, name) for pattern in self.names)
 
     def look_up(self, name: str) -> Decision:
         """Whether a name may be asked for: any, or where everything else is closed only allowed ones."""
@@ -200,13 +198,13 @@ def rules_of(spec: SandboxSpec) -> Rules:
 @lru_cache(maxsize=4096)
 def _compile(egress: Egress, internet: bool) -> Rules:
     networks = [network for entry in egress.allow if (network := network_of(entry)) is not None]
-    names = [entry for entry in egress.allow if network_of(entry) is None]
+    names = tuple(
+        pattern
+        for entry in egress.allow
+        if network_of(entry) is None and (pattern := pattern_of(entry)) is not None
+    )
     if names:  # the protocol opens the sandbox's DNS servers along with its first domain
         networks += [IPv4Network(server) for server in egress.dns_servers or ()]
-    exact = {name for entry in names if (name := name_of(entry)) is not None}
-    suffixes = [
-        name for entry in names if entry.startswith("*.") and (name := name_of(entry[2:])) is not None
-    ]
     return Rules(
         allowed=tuple(networks),
         denied=tuple(
@@ -216,8 +214,7 @@ def _compile(egress: Egress, internet: bool) -> Rules:
         ),
         closed=not internet or any(denies_all(entry) for entry in egress.deny),
         internet=internet,
-        names=frozenset(exact),
-        suffixes=tuple(suffixes),
+        names=names,
         lines=tuple(Line.of(rule) for rule in egress.parsed_rules),
         grants=egress.grants and not internet,
     )
