@@ -90,3 +90,14 @@ def test_a_template_says_what_its_sandboxes_reach(server: Server, tmp_path: Path
         assert again.get_info().network == info.network
     finally:
         again.kill()
+
+
+def test_a_check_that_cannot_show_everything_does_not_end_like_one_that_did(server: Server) -> None:
+    """This server may not reach the far sides: that the walls hold is seen, that there are doors is not."""
+
+    def check(*words: str) -> int:
+        return CliRunner().invoke(app, ["egress", "--url", server.url, "check", *words]).exit_code
+
+    assert check("--only", "ip-dotted") == 0
+    assert check("--only", "ip-dotted", "--only", "http") == 7
+    assert check("--only", "nothing") == 2

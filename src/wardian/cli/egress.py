@@ -12,6 +12,7 @@ from wardian.cli import remote
 from wardian.cli.arguments import Id, address
 from wardian.cli.output import EXIT_CODES, ExitCode, Json, errors, note, out, print_json, table
 from wardian.cli.remote import Address
+from wardian.model.errors import Invalid
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -90,7 +91,7 @@ def check(
     only: Annotated[list[str], typer.Option(help="Only this case; may be repeated.")] = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
-    """Attack the walls from inside a sandbox; ends with 1 if any gives way.
+    """Attack the walls from inside a sandbox; ends with 1 if any gives way, with 7 if not all could be shown.
 
     Must be run as root on the server's host: the hosts that are attacked are servers of our own there, on
     addresses that nobody has. Nothing leaves the machine, and no internet is needed. A server that was not
@@ -101,6 +102,7 @@ def check(
     from wardian.cli.conformance.attacks import CASES, Outcome, Verdict
 
     cases = [case for case in CASES if not only or case.name in only]
+    unknown = set(only) - {case.name for case in cases}
 
     def tell(outcome: Outcome) -> None:
         if not as_json:
@@ -113,6 +115,8 @@ def check(
             return await suite.check(server, tell, isolation=isolation, cases=cases)
 
     with errors(as_json=as_json):
+        if unknown:
+            raise Invalid(f"no such case: {', '.join(sorted(unknown))}", hint="without --only all are listed")
         outcomes = remote.run(run())
         if as_json:
             print_json([_told(outcome) for outcome in outcomes])
@@ -132,6 +136,8 @@ def check(
             note(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
     if any(outcome.verdict in (Verdict.BREACH, Verdict.BROKEN) for outcome in outcomes):
         raise typer.Exit(ExitCode.FAILED)
+    if any(outcome.verdict is Verdict.NOT_SHOWN for outcome in outcomes):
+        raise typer.Exit(ExitCode.NOT_SHOWN)
 
 
 def _told(outcome: Any) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from wardian.model.errors import Kind, WardianError
 
 EXIT_CODES = """\
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 not found; 4 server not reachable; 5 key missing or refused;
-6 not possible in the present state, or over a limit. `exec` and `shell` end with the command's own code,
-128 + n after signal n; there, 125 means that Wardian itself failed, 126 and 127 that the command could not
-be run."""
+6 not possible in the present state, or over a limit; 7 nothing failed, but not all could be shown. `exec`
+and `shell` end with the command's own code, 128 + n after signal n; there, 125 means that Wardian itself
+failed, 126 and 127 that the command could not be run."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
 
@@ -46,6 +46,7 @@ class ExitCode(IntEnum):
     UNREACHABLE = 4
     REFUSED = 5
     CONFLICT = 6
+    NOT_SHOWN = 7
 
 
 EXITS = {
