@@ -7,8 +7,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -19,10 +17,32 @@ from e2b import Sandbox
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from tests.acceptance.bridge_upstreams import ACCESS_TOKEN, REFRESH_TOKEN, Upstreams, upstreams
-from tests.acceptance.bridged import CURL, SECRET, TOKEN, bridged, bridges, call, code, events, new_box, run
+from tests.acceptance.bridged import (
+    CURL,
+    SECRET,
+    TOKEN,
+    access,
+    bridged,
+    bridges,
+    call,
+    code,
+    events,
+    new_box,
+    run,
+)
 from tests.acceptance.conftest import Server
+from typer.testing import CliRunner
+
+from wardian.cli.main import app
 
 Make = Callable[..., Sandbox]
+
+
+def wardian(server: Server, *words: str) -> Any:
+    environment = {"WARDIAN_API_URL": server.url, "WARDIAN_API_KEY": server.key}
+    done = CliRunner().invoke(app, [*words, "--json"], env=environment)
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -271,25 +291,42 @@ def test_the_bridge_is_started_again_when_it_ends(box: Sandbox, server: Server) 
     assert bridges(server) != [pid]
 
 
-def test_the_command_line(server: Server, box: Sandbox) -> None:
-    def wardian(*arguments: str) -> Any:
-        done = subprocess.run(
-            [sys.executable, "-m", "wardian.cli.main", *arguments, "--json"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env={**os.environ, "WARDIAN_API_URL": server.url, "WARDIAN_API_KEY": server.key},
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+def test_what_a_speculative_fork_does_outside_waits_for_its_promotion(
+    make: Make, server: Server, far: Upstreams
+) -> None:
+    box = make()
+    (told,) = wardian(server, "sandbox", "fork", "--speculative", box.sandbox_id)
+    branch = Sandbox.connect(told["sandbox"]["sandboxID"], **access(server))
+    try:
+        pay = f"{CURL} {TOKEN} -d pay=1 https://api.test/pay"
+        far.seen.clear()
+        for _ in range(2):
+            assert code(run(branch, pay)) == "effect_speculative"
+        assert json.loads(run(branch, f"{CURL} {TOKEN} https://api.test/echo"))["path"] == "/echo"
+        assert json.loads(run(box, pay))["path"] == "/pay"  # the trunk is none
+        assert [seen[:2] for seen in far.seen] == [("GET", "/echo"), ("POST", "/pay")]
+        (deeper,) = wardian(server, "sandbox", "fork", branch.sandbox_id)
+        assert deeper["sandbox"]["speculative"]
+        wardian(server, "sandbox", "kill", deeper["sandbox"]["sandboxID"])
+        assert wardian(server, "sandbox", "promote", branch.sandbox_id)["held"] == 1
+        far.seen.clear()
+        assert json.loads(run(branch, pay))["path"] == "/pay"
+        assert len(far.requests("/pay")) == 1
+        assert wardian(server, "sandbox", "promote", branch.sandbox_id)["held"] == 0
+    finally:
+        branch.kill()
 
-    made = wardian("grant", "add", "cli", "--secret", "api-key", "--preset", "openai", "--path", "/v1/*")
-    assert (made["host"], made["injector"]["kind"], made["inDoubt"]) == ("api.openai.com", "bearer", "safe")
-    assert "cli" in [each["name"] for each in wardian("grant", "ls")]
-    assert wardian("grant", "rm", "cli") == {"name": "cli", "removed": True}
-    wardian("budget", "set", "--run", "no-such-run", "--calls", "5")
-    assert {"scope": "run", "subject": "no-such-run", "unit": "calls", "most": 5, "used": 0} in wardian(
-        "budget", "ls"
+
+def test_the_command_line(server: Server, box: Sandbox) -> None:
+    made = wardian(
+        server, "grant", "add", "cli", "--secret", "api-key", "--preset", "openai", "--path", "/v1/*"
     )
-    wardian("budget", "rm", "calls", "--run", "no-such-run")
-    assert isinstance(wardian("effects", "ls"), list)
+    assert (made["host"], made["injector"]["kind"], made["inDoubt"]) == ("api.openai.com", "bearer", "safe")
+    assert "cli" in [each["name"] for each in wardian(server, "grant", "ls")]
+    assert wardian(server, "grant", "rm", "cli") == {"name": "cli", "removed": True}
+    wardian(server, "budget", "set", "--run", "no-such-run", "--calls", "5")
+    assert {"scope": "run", "subject": "no-such-run", "unit": "calls", "most": 5, "used": 0} in wardian(
+        server, "budget", "ls"
+    )
+    wardian(server, "budget", "rm", "calls", "--run", "no-such-run")
+    assert isinstance(wardian(server, "effects", "ls"), list)

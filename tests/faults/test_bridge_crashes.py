@@ -104,12 +104,16 @@ class World:
         async with self.noted:
             self.noted.notify_all()
 
-    async def post(self, body: str, step: str = "", path: str = "/api/do") -> tuple[int, Any]:
+    async def post(
+        self, body: str, step: str = "", path: str = "/api/do", *, upgrade: bool = False
+    ) -> tuple[int, Any]:
         """What a program inside gets; status 0 when the connection breaks."""
         reader, writer = await self._stream()
         headers = f"Content-Length: {len(body)}\r\nContent-Type: application/json\r\nConnection: close\r\n"
         if step:
             headers += f"Wardian-Step: {step}\r\n"
+        if upgrade:
+            headers = "Connection: Upgrade\r\nUpgrade: websocket\r\n"
         writer.write(f"POST {path} HTTP/1.1\r\nHost: bridge.wardian.internal\r\n{headers}\r\n{body}".encode())
         try:
             answer = await asyncio.wait_for(reader.read(), 30)
@@ -272,6 +276,39 @@ async def test_a_step_that_is_done_again_after_a_restore_sends_nothing(tmp_path:
         assert await here.post('{"mail": 2}', step="7") == (200, "changed")
         assert len(here.upstream.done) == 5
         assert [each["reason"] for each in here.events if each.get("effect")].count("replayed") == 3
+
+
+async def test_a_speculative_branch_does_nothing_outside_until_it_is_promoted(tmp_path: Path) -> None:
+    async with world(tmp_path, "never", InDoubt.HOLD) as here:
+        ledger, done = here.bridge.ledger, here.upstream.done
+        (grant,) = here.bridge.grants.of("t")
+        for policy in (InDoubt.OFF, InDoubt.SAFE, InDoubt.KEYED):
+            await here.bridge.grants.add(replace(grant, name=policy.value, in_doubt=policy), "key")
+        promoted, here.box = here.box, replace(here.box, spec=SandboxSpec(speculative=True))
+        for body, path in (('{"pay": 1}', "/api/do"), ('{"pay": 1}', "/api/do"), ('{"pay": 2}', "/keyed/do")):
+            status, told = await here.post(body, path=path)
+            assert (status, told["error"]["code"]) == (409, "effect_speculative")
+        assert "wardian sandbox promote s1" in told["error"]["hint"]
+        # What no ledger keeps cannot be held, and what may happen twice need not be.
+        for path in ("/off/do", "/api/do"):
+            status, told = await here.post("{}", path=path, upgrade=path == "/api/do")
+            assert (status, told["error"]["code"]) == (409, "effect_speculative")
+        assert (done, await ledger.list("t", in_doubt=True, limit=10)) == ([], [])
+        assert (await here.post('{"ask": 1}', path="/safe/do"))[0] == 200
+        assert (len(done), await ledger.speculated("t", "s1")) == (1, 2)
+        # A human may let one through alone, or stop it for good.
+        first, second = reversed(
+            [e for e in await ledger.list("t", in_doubt=False, limit=9) if not e.response]
+        )
+        await ledger.decide("t", first.id, approve=True)
+        assert (await here.post('{"pay": 1}'))[0] == 200
+        await ledger.decide("t", second.id, approve=False)
+        assert (await here.post('{"pay": 3}'))[0] == 409
+        here.box = promoted
+        assert (await here.post('{"pay": 2}', path="/keyed/do"))[1]["error"]["code"] == "effect_rejected"
+        assert (await here.post('{"pay": 3}'))[0] == 200
+        assert [json.loads(each) for each in done] == [{"ask": 1}, {"pay": 1}, {"pay": 3}]
+        assert await ledger.speculated("t", "s1") == 0
 
 
 async def test_an_upstream_that_breaks_off_leaves_doubt_and_one_that_is_not_there_none(

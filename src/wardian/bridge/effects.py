@@ -6,6 +6,9 @@ program gives, the n-th equal request after a restore is the n-th of before: its
 again, and nothing is sent. Without a step every request is an effect of its own; only one that is *in doubt*
 (intended, and nobody works on it any more), or whose answer never arrived inside, is recognised when it is
 asked for again.
+
+A *speculative* sandbox, a branch that may be thrown away, has its effects written down only. They are sent,
+when they are asked for again, once it is promoted.
 """
 
 from __future__ import annotations
@@ -24,11 +27,15 @@ from wardian.store import effects as rows
 from wardian.store.database import Database
 
 ID_PREFIX = "eff_"
-_OPEN = frozenset({EffectState.INTENDED, EffectState.HELD, EffectState.APPROVED, EffectState.REJECTED})
+_OPEN = frozenset(EffectState) - {EffectState.DONE}
 
 
 class EffectHeld(Conflict):
     code = "effect_in_doubt"
+
+
+class EffectSpeculative(Conflict):
+    code = "effect_speculative"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +58,19 @@ class Ledger:
         """The bridge ended: what it was working on is in doubt."""
         self._live.clear()
 
-    async def intend(self, asked: Effect, policy: InDoubt) -> Intent:
+    async def intend(self, asked: Effect, policy: InDoubt, *, speculative: bool = False) -> Intent:
         """Write down an effect, or find out what became of it. Durable once it returns.
 
-        Raises :class:`EffectHeld` where a human must decide.
+        Raises :class:`EffectHeld` where a human must decide, :class:`EffectSpeculative` for what waits until
+        its sandbox is promoted. Effects whose policy is ``safe`` may happen twice, so they never wait.
         """
+        speculative = speculative and policy is not InDoubt.SAFE
 
         def transaction(conn: Connection) -> Intent | Effect:
             known = rows.alike(conn, asked)
             for each in known:
                 if each.state in _OPEN and each.id not in self._live:
-                    return self._take_up(conn, each, asked, policy)
+                    return self._take_up(conn, each, asked, policy, speculative=speculative)
             for each in known:
                 again = bool(asked.step) and each.epoch < asked.epoch
                 if self._is_answered(each) and (again or not each.delivered):
@@ -70,8 +79,10 @@ class Ledger:
                     )
                     return Intent(each.id, replay=each.response)
             new = replace(asked, id=f"{ID_PREFIX}{random.token_hex(12)}", ordinal=len(known))
+            if speculative:
+                new = replace(new, state=EffectState.SPECULATED)
             rows.add(conn, new)
-            return Intent(new.id, _key(new, policy))
+            return new if speculative else Intent(new.id, _key(new, policy))
 
         found = await self._database.write(transaction, durable=True)
         if isinstance(found, Effect):
@@ -82,10 +93,14 @@ class Ledger:
     def _is_answered(self, effect: Effect) -> bool:
         return effect.state is EffectState.DONE and effect.id not in self._live
 
-    def _take_up(self, conn: Connection, known: Effect, asked: Effect, policy: InDoubt) -> Intent | Effect:
-        """An effect in doubt is asked for again."""
-        may_send = known.state is EffectState.APPROVED or (
-            known.state is EffectState.INTENDED and policy in (InDoubt.SAFE, InDoubt.KEYED)
+    def _take_up(
+        self, conn: Connection, known: Effect, asked: Effect, policy: InDoubt, *, speculative: bool
+    ) -> Intent | Effect:
+        """An effect that is not done is asked for again."""
+        may_send = (
+            known.state is EffectState.APPROVED
+            or (known.state is EffectState.SPECULATED and not speculative)
+            or (known.state is EffectState.INTENDED and policy in (InDoubt.SAFE, InDoubt.KEYED))
         )
         if may_send:
             rows.change(conn, known.id, self._now_us(), EffectState.INTENDED, epoch=asked.epoch)
@@ -138,14 +153,20 @@ class Ledger:
             raise _unknown(effect_id)
         return found
 
+    async def speculated(self, tenant: str, sandbox: str) -> int:
+        """How many effects of a sandbox are held, or were when it was promoted and not asked for since."""
+        return await self._database.read(
+            lambda conn: rows.count(conn, tenant, sandbox, EffectState.SPECULATED)
+        )
+
     async def decide(self, tenant: str, effect_id: str, *, approve: bool) -> Effect:
-        """A human's word on an effect in doubt: it may be sent once more, or never."""
+        """A human's word on an effect in doubt, or one that waits: it may be sent once, or never."""
 
         def transaction(conn: Connection) -> Effect:
             known = rows.find(conn, tenant, effect_id)
             if known is None:
                 raise _unknown(effect_id)
-            if not self.is_in_doubt(known):
+            if not self.is_in_doubt(known) and known.state is not EffectState.SPECULATED:
                 raise Conflict(
                     f"effect {effect_id} is not in doubt: it is {known.state}", code="effect_clear"
                 )
@@ -188,7 +209,13 @@ def _unknown(effect_id: str) -> NotFound:
     return NotFound(f"effect '{effect_id[:64]}' not found", code="effect_not_found")
 
 
-def _held(effect: Effect) -> EffectHeld:
+def _held(effect: Effect) -> Conflict:
+    if effect.state is EffectState.SPECULATED:
+        return EffectSpeculative(
+            f"this sandbox is a speculative branch: what it would do outside waits as {effect.id}",
+            hint=f"`wardian sandbox promote {effect.sandbox}`, and ask again; or `wardian effects approve "
+            f"{effect.id}` for this one alone",
+        )
     if effect.state is EffectState.REJECTED:
         return EffectHeld(
             f"this request was rejected as {effect.id}: it may have been done already", code="effect_rejected"

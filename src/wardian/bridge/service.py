@@ -22,7 +22,7 @@ from typing import Any
 from wardian.bridge import equipping, searching
 from wardian.bridge.budgets import Budgets, Used
 from wardian.bridge.channel import Answer, BridgeGone, Channel, Facts
-from wardian.bridge.effects import Ledger, response_of, response_values
+from wardian.bridge.effects import EffectSpeculative, Ledger, response_of, response_values
 from wardian.bridge.grants import Grants
 from wardian.bridge.passes import Holder, Mint
 from wardian.bridge.supervisor import COMMAND, Hello, Keys, Supervisor
@@ -32,7 +32,7 @@ from wardian.guest.pace import Bucket
 from wardian.model.effect import Effect, EffectState
 from wardian.model.egress import name_of
 from wardian.model.errors import Forbidden, Invalid, NotFound, Unauthenticated, Unavailable, WardianError
-from wardian.model.grant import BRIDGE_HOST, Admission, Grant, InDoubt
+from wardian.model.grant import BRIDGE_HOST, SAFE_METHODS, Admission, Grant, InDoubt
 from wardian.model.sandbox import LIVE, Sandbox, State
 from wardian.model.secret import Place, Sealed
 from wardian.network.outbound import PlainRemote, join
@@ -355,6 +355,7 @@ class Bridge:
             grant, target = self._find(sandbox, facts)
             event |= {"grant": grant.name, "host": grant.host}
             _check(facts["verdict"], grant)
+            _check_branch(sandbox, grant, facts)
             address = await self._check_egress(sandbox, grant, facts["method"], target)
             await self.budgets.admit(holder_of(sandbox))
             version = await self.vault.current(sandbox.tenant, grant.secret_id)
@@ -470,7 +471,7 @@ class Bridge:
             updated_at=now,
         )
         try:
-            intent = await self.ledger.intend(asked, InDoubt(grant.in_doubt))
+            intent = await self.ledger.intend(asked, grant.in_doubt, speculative=sandbox.spec.speculative)
         except WardianError as error:
             self._note(sandbox.id, {"grant": grant.name, "allowed": False, "reason": error.code})
             raise
@@ -540,6 +541,19 @@ def _check(verdict: str, grant: Grant) -> None:
     raise Unauthenticated(
         f"not admitted: {verdict.replace('_', ' ')}", code=verdict, hint=_VERDICTS.get(verdict)
     )
+
+
+def _check_branch(sandbox: Sandbox, grant: Grant, facts: Facts) -> None:
+    """Refuse what a speculative branch would do and no ledger could hold."""
+    if not sandbox.spec.speculative or grant.in_doubt is InDoubt.SAFE:
+        return
+    unsafe = facts["method"] not in SAFE_METHODS
+    if facts["upgrade"] or (unsafe and grant.in_doubt is InDoubt.OFF):
+        what = "a WebSocket" if facts["upgrade"] else "a request that no ledger keeps"
+        raise EffectSpeculative(
+            f"this sandbox is a speculative branch: {what} cannot be held until it is promoted",
+            hint=f"`wardian sandbox promote {sandbox.id}`, and ask again",
+        )
 
 
 def _not_granted(method: str, path: str, host: str) -> Forbidden:

@@ -249,11 +249,19 @@ def fork(
     *,
     count: Annotated[int, typer.Option("--count", "-c", min=1, max=100, help="How many copies.")] = 1,
     timeout: Seconds = None,
+    speculative: Annotated[
+        bool,
+        typer.Option(
+            "--speculative",
+            help="Hold what the copies would change outside through the bridge until `promote`.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Copy a running sandbox, processes and all, and print the ids of the copies. The original goes on."""
     with errors(as_json=as_json):
-        answers = remote.run(_fork(address(context), sandbox, count, timeout or 300))
+        asked = {"count": count, "timeout": timeout or 300, "speculative": speculative}
+        answers = remote.run(_fork(address(context), sandbox, asked))
         failed = [item["error"] for item in answers if item.get("error")]
         if as_json:
             print_json(answers)
@@ -267,10 +275,28 @@ def fork(
             )
 
 
-async def _fork(server: Address, name: str, count: int, timeout_s: int) -> list[dict[str, Any]]:
+@app.command(epilog=EXIT_CODES)
+def promote(context: typer.Context, sandbox: Id, *, as_json: Json = False) -> None:
+    """Let a speculative copy do outside what it held back, once its programs ask for it again."""
+    with errors(as_json=as_json):
+        told = remote.run(_promote(address(context), sandbox))
+        if as_json:
+            print_json(told)
+        else:
+            note(f"{told['sandboxID']}: promoted; {told['held']} of its effects wait to be asked for again")
+
+
+async def _promote(server: Address, name: str) -> dict[str, Any]:
     async with remote.connect(server) as there:
         known = await there.sandbox(name)
-        body = {"count": count, "timeout": timeout_s}
+        answer = await there.call("POST", f"/wardian/sandboxes/{known['sandboxID']}/promote")
+        told: dict[str, Any] = answer.json()
+        return told
+
+
+async def _fork(server: Address, name: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    async with remote.connect(server) as there:
+        known = await there.sandbox(name)
         answer = await there.call("POST", f"/sandboxes/{known['sandboxID']}/fork", body=body)
         found: list[dict[str, Any]] = answer.json()
         return found

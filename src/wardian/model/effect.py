@@ -11,6 +11,7 @@ from typing import Any
 class EffectState(StrEnum):
     INTENDED = "intended"  # written before anything was sent; while nobody works on it: in doubt
     HELD = "held"  # in doubt, and a human is asked
+    SPECULATED = "speculated"  # of a branch that was not promoted yet: nothing was sent
     APPROVED = "approved"  # may be sent once more
     REJECTED = "rejected"  # is not sent again
     DONE = "done"  # answered, and the answer is on record

@@ -179,6 +179,7 @@ class SandboxSpec:
     volume_mounts: tuple[VolumeMount, ...] = ()
     isolation: Wanted = field(default_factory=Wanted)  # once it is made, ``asked`` is what was gone by
     idempotency_key: str | None = None
+    speculative: bool = False  # a branch: what it would do outside is held until it is promoted
 
     @property
     def egress_mode(self) -> EgressMode:

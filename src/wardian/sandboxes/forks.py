@@ -29,6 +29,7 @@ async def fork(
     *,
     count: int,
     timeout_s: int | None,
+    speculative: bool = False,
 ) -> Sequence[Sandbox | WardianError]:
     """``count`` clones of one capture, by the driver that made it. Each succeeds or fails by itself."""
     if not 1 <= count <= works.options.fork_max:
@@ -37,7 +38,10 @@ async def fork(
     async with works.snapshots.scratch() as directory:
         image = await parent.turn(lambda: capture.capture_for_fork(parent, directory))
         return await asyncio.gather(
-            *(_fork_one(roster, origins, parent.sandbox, image, wanted, timeout_s) for _ in range(count))
+            *(
+                _fork_one(roster, origins, parent.sandbox, image, wanted, timeout_s, speculative=speculative)
+                for _ in range(count)
+            )
         )
 
 
@@ -48,12 +52,15 @@ async def _fork_one(
     image: MachineImage,
     wanted: Wanted,
     timeout_s: int | None,
+    *,
+    speculative: bool,
 ) -> Sandbox | WardianError:
     asked = replace(
         parent.spec,
         timeout_s=parent.spec.timeout_s if timeout_s is None else timeout_s,
         idempotency_key=None,
         isolation=parent.spec.isolation.at_least(wanted.minimum),
+        speculative=parent.spec.speculative or speculative,
         granted_hosts=(),  # granted to the parent, and to nobody that comes after it
     )
     try:

@@ -280,9 +280,13 @@ class Sandboxes:
         *,
         count: int,
         timeout_s: int | None,
+        speculative: bool = False,
         bound: EgressGrant = NO_BOUND,
     ) -> Sequence[Sandbox | WardianError]:
-        """``count`` clones of a running sandbox, which goes on. Each succeeds or fails by itself."""
+        """``count`` clones of a running sandbox, which goes on. Each succeeds or fails by itself.
+
+        ``speculative`` clones do nothing outside until they are promoted; clones of such a one are so, too.
+        """
         if timeout_s is not None:
             self._check_timeout(timeout_s)
         parent = self.roster.owner(tenant, sandbox_id)
@@ -295,7 +299,21 @@ class Sandboxes:
             self._wanted,
             count=count,
             timeout_s=timeout_s,
+            speculative=speculative,
         )
+
+    async def promote(self, tenant: str, sandbox_id: str) -> Sandbox:
+        """Let a speculative branch do what it held back, once it asks again. Idempotent."""
+        owner = self.roster.owner(tenant, sandbox_id)
+
+        async def command() -> None:
+            owner.check_present()
+            if owner.sandbox.spec.speculative:
+                await owner.change(spec=replace(owner.sandbox.spec, speculative=False))
+                owner.log.append("sandbox.promoted")
+
+        await owner.turn(command)
+        return owner.sandbox
 
     async def snapshot(
         self, tenant: str, sandbox_id: str, *, name: str | None, memory: bool = True

@@ -87,8 +87,9 @@ def page(conn: Connection, tenant: str, states: Collection[EffectState], limit: 
     return [_effect_of(row) for row in rows]
 
 
-def count(conn: Connection, tenant: str) -> int:
-    return conn.execute(select(func.count()).where(table.c.tenant_id == tenant)).scalar_one()
+def count(conn: Connection, tenant: str, sandbox: str, state: EffectState) -> int:
+    here = (table.c.tenant_id == tenant, table.c.sandbox_id == sandbox, table.c.state == state.value)
+    return conn.execute(select(func.count()).where(*here)).scalar_one()
 
 
 def _effect_of(row: Row[Any]) -> Effect:

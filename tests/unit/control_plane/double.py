@@ -148,9 +148,10 @@ class Service(Sandboxes):
         *,
         count: int,
         timeout_s: int | None,
+        speculative: bool = False,
         bound: EgressGrant = NO_BOUND,
     ) -> Sequence[Sandbox | WardianError]:
-        self._ask(tenant, sandbox_id, count, timeout_s)
+        self._ask(tenant, sandbox_id, count, timeout_s, speculative)
         return self.outcomes
 
     async def snapshot(

@@ -100,7 +100,7 @@ async def test_forks_are_told_of_one_by_one(client: httpx.AsyncClient, service: 
     service.outcomes = [sandbox(id="i1"), Unavailable("no memory left")]
     answer = await client.post(f"/sandboxes/{ID}/fork", json={"count": 2})
     assert answer.status_code == 201
-    assert service.asked == (2, 300)
+    assert service.asked == (2, 300, False)
     first, second = answer.json()
     assert first["sandbox"]["sandboxID"] == "i1"
     assert second == {"error": {"code": 503, "message": "no memory left", "error_code": "unavailable"}}

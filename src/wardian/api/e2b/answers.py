@@ -73,6 +73,8 @@ def _identity(sandbox: Sandbox) -> dict[str, Any]:
     }
     if sandbox.spec.volume_mounts:
         told["volumeMounts"] = [{"name": each.name, "path": each.path} for each in sandbox.spec.volume_mounts]
+    if sandbox.spec.speculative:
+        told["speculative"] = True  # ours: it does nothing outside until it is promoted
     if sandbox.build_id:
         told["templateBuildID"] = sandbox.build_id  # ours, as the next: which bytes it began with
     if sandbox.tree:

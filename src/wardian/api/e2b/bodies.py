@@ -135,6 +135,8 @@ class Refresh(Body):
 class Fork(Body):
     timeout: int | None = None
     count: Annotated[int, Field(ge=1, le=FORKS_MAX)] = 1
+    speculative: bool = False
+    """Wardian's own: hold what the clones would do outside until they are promoted."""
 
 
 class NewSnapshot(Body):

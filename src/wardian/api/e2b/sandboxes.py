@@ -194,6 +194,11 @@ async def fork(
     asked = body or Fork()
     timeout_s = plane.timeout(TIMEOUT_S if asked.timeout is None else asked.timeout)
     outcomes = await plane.sandboxes.fork(
-        tenant, sandbox_id, count=asked.count, timeout_s=timeout_s, bound=bound
+        tenant,
+        sandbox_id,
+        count=asked.count,
+        timeout_s=timeout_s,
+        speculative=asked.speculative,
+        bound=bound,
     )
     return JSONResponse([answers.forked(outcome, domain=plane.domain) for outcome in outcomes], 201)

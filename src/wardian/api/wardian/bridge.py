@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from wardian.api.e2b.body import Body
-from wardian.api.e2b.context import Bound, Plane, Tenant
+from wardian.api.e2b.context import Bound, Plane, SandboxId, Tenant
 from wardian.model.budget import Budget, Price, Scope, Unit
 from wardian.model.effect import Effect
 from wardian.model.egress import Egress
@@ -139,6 +139,14 @@ async def reject(plane: Plane, tenant: Tenant, effect_id: str) -> Response:
     """Never send an effect in doubt again."""
     effect = await plane.bridge.ledger.decide(tenant, effect_id, approve=False)
     return JSONResponse(_told_effect(plane, effect))
+
+
+@router.post("/sandboxes/{sandbox_id}/promote")
+async def promote(plane: Plane, tenant: Tenant, sandbox_id: SandboxId) -> Response:
+    """Let a speculative branch do what it held back, once it asks again. ``held``: how many effects wait."""
+    sandbox = await plane.sandboxes.promote(tenant, sandbox_id)
+    held = await plane.bridge.ledger.speculated(tenant, sandbox.id)
+    return JSONResponse({"sandboxID": sandbox.id, "held": held})
 
 
 @router.put("/budgets", status_code=204)

@@ -199,6 +199,7 @@ class Exchange:
             port=request.port,
             method=request.method,
             path=request.path,
+            upgrade=request.upgrade,
         )
         if verdict != "ok" and not (verdict == "token_missing" and facts["admission"] == "link"):
             raise Forbidden("not admitted", code=verdict)  # whatever the server says: ours is the last word
