@@ -1,6 +1,6 @@
 """The bridge's process, with a fault in it: it kills itself at one checkpoint, once.
 
-``bridge_peer.py POINT DESCRIPTOR``: its directory remembers that it did.
+``bridge_peer.py POINT CHANNEL KEYS``: its directory remembers that it did.
 """
 
 from __future__ import annotations
@@ -22,5 +22,5 @@ def crash_at(point: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    point, descriptor = sys.argv[1], int(sys.argv[2])
-    run(descriptor, lambda name: crash_at(point, name))
+    point, descriptor, keys = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    run(descriptor, keys, lambda name: crash_at(point, name))

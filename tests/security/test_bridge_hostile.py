@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from wardian.bridge.supervisor import UID
 from wardian.vault import keys
 
 Make = Callable[..., Sandbox]
+VAULT_KEY = os.urandom(32).hex()
 WAIT_ON_A_SOCKET = r"""python3 -c '
 import os, socket, ssl
 raw = socket.create_connection(("api.test", 443))
@@ -65,7 +67,8 @@ def far(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upstreams]:
 
 @pytest.fixture(scope="module")
 def server(far: Upstreams, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with bridged(far, tmp_path_factory.mktemp("hostile"), WARDIAN_LOG="debug") as started:
+    given = {"WARDIAN_LOG": "debug", "WARDIAN_VAULT_KEY": VAULT_KEY}
+    with bridged(far, tmp_path_factory.mktemp("hostile"), **given) as started:
         yield started
 
 
@@ -197,6 +200,21 @@ def test_from_the_hosts_network_there_is_no_way_to_the_bridge(server: Server, bo
         assert len(Path(f"/proc/{pid}/net/{table}").read_text().splitlines()) == 1
     directory = server.data / "bridge"
     assert {(each.stat().st_uid, each.stat().st_mode & 0o77) for each in directory.iterdir()} == {(UID, 0)}
+
+
+def test_the_vaults_key_is_in_no_environment_and_no_command_line(server: Server, box: Sandbox) -> None:
+    """It was given by the environment, and this sandbox was made since."""
+    (pid,) = bridges(server)
+    assert (
+        "WARDIAN_LOG=debug" in Path(f"/proc/{pid}/environ").read_text()
+    )  # so it can be read, and is its own
+    for process in Path("/proc").glob("[0-9]*"):
+        for shown in ("environ", "cmdline"):
+            with suppress(OSError):
+                assert VAULT_KEY.encode() not in (process / shown).read_bytes(), process
+    held = [os.readlink(each) for each in Path(f"/proc/{server.process.pid}/fd").iterdir()]
+    assert not any("memfd:vault" in each for each in held)
+    assert not (server.data / "bridge" / "vault.key").exists()
 
 
 def raw(box: Sandbox, request: bytes) -> str:

@@ -14,9 +14,10 @@ from wardian.bridge.passes import Mint
 from wardian.bridge.service import Bridge
 from wardian.bridge.supervisor import Keys
 from wardian.model.errors import Unavailable, WardianError
-from wardian.model.secret import Place
+from wardian.model.secret import Place, Sealed
 from wardian.store import secrets as rows
 from wardian.store.database import Database
+from wardian.store.sealing import seal
 from wardian.vault.keys import MasterKey, from_file
 from wardian.vault.opening import unseal
 
@@ -50,6 +51,30 @@ async def test_where_the_key_comes_from_and_how_it_is_changed(tmp_path: Path) ->
         assert unseal(MasterKey(given), Place("t", made.id, 1), sealed) == VALUE.encode()
         await bridge.close()
         await (await opened(database, tmp_path, Keys(key=given.hex()))).close()
+    finally:
+        await database.close()
+
+
+async def test_what_was_sealed_before_there_was_a_public_key_is_taken_over(tmp_path: Path) -> None:
+    database, old = await Database.open(tmp_path / "w.db"), MasterKey(os.urandom(32))
+    try:
+        bridge = await opened(database, tmp_path)
+        made = await bridge.vault.create("t", "n", VALUE, {})
+        await bridge.close()
+        place, data_key = Place("t", made.id, 1), os.urandom(32)
+        former = Sealed(
+            old.former_id,
+            seal(old.secret, data_key, place.bound("key")),
+            seal(data_key, VALUE.encode(), place.bound("value")),
+        )
+        await database.write(lambda conn: rows.replace_seal(conn, place, former))
+        with pytest.raises(Unavailable, match=r"WARDIAN_VAULT_KEY_PREVIOUS.*vault\.key") as refused:
+            await opened(database, tmp_path)
+        assert refused.value.code == "vault_key_wrong"
+        bridge = await opened(database, tmp_path, Keys(previous=old.secret.hex()))
+        mine = from_file(tmp_path / "bridge" / "vault.key", may_make=False)
+        assert unseal(mine, *await bridge.vault.sealed("t", "n")) == VALUE.encode()
+        await bridge.close()
     finally:
         await database.close()
 

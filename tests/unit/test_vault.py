@@ -175,11 +175,11 @@ async def test_the_wrong_key_is_told_at_the_start(opened: Vault, database: Datab
 async def test_a_new_master_key_takes_over_what_the_old_one_sealed(opened: Vault, database: Database) -> None:
     await opened.create("t1", "n", VALUE, {})
     await opened.update("t1", "n", "second", None)
-    rotated = await Vault.open(database, OTHER.sealing, KEY.id, resealed)
+    rotated = await Vault.open(database, OTHER.sealing, (KEY.id,), resealed)
     assert await reveal(rotated, "t1", "n", 1, OTHER) == VALUE.encode()
     assert await reveal(rotated, "t1", "n", key=OTHER) == b"second"
     assert await database.read(rows.key_ids) == {OTHER.id}
-    await Vault.open(database, OTHER.sealing, KEY.id, resealed)  # the setting may stay
+    await Vault.open(database, OTHER.sealing, (KEY.id,), resealed)  # the setting may stay
     with pytest.raises(Unavailable):
         await Vault.open(database, KEY.sealing)
 

@@ -32,7 +32,7 @@ from wardian.guest.pace import Bucket
 from wardian.model.effect import Effect, EffectState
 from wardian.model.egress import name_of
 from wardian.model.errors import Forbidden, Invalid, NotFound, Unauthenticated, Unavailable, WardianError
-from wardian.model.grant import BRIDGE_HOST, SAFE_METHODS, Admission, Grant, InDoubt
+from wardian.model.grant import BRIDGE_HOST, SAFE_METHODS, Admission, Grant, InDoubt, Injection
 from wardian.model.sandbox import LIVE, Sandbox, State
 from wardian.model.secret import Place, Sealed
 from wardian.network.outbound import PlainRemote, join
@@ -152,7 +152,7 @@ class Bridge:
             )
             return sealed_of(told)
 
-        return await Vault.open(database, SealingKey(hello.key), previous["key_id"], reseal)
+        return await Vault.open(database, SealingKey(hello.key), previous["key_ids"], reseal)
 
     @property
     def vault(self) -> Vault:
@@ -438,6 +438,7 @@ class Bridge:
     async def _dial_for(self, facts: Facts) -> socket.socket:
         sandbox = self._sandbox(facts["sandbox"])
         assert self._dial is not None
+        self._check_destination(sandbox, facts["host"], facts["port"])
         try:
             return await self._dial(sandbox, facts["host"], facts["port"], facts["address"])
         except OSError as error:
@@ -450,6 +451,14 @@ class Bridge:
             raise Forbidden(
                 f"{facts['host']} cannot be reached: {reason or error.strerror or 'no answer'}", code=code
             ) from None
+
+    def _check_destination(self, sandbox: Sandbox, host: str, port: int) -> None:
+        """What the bridge says is believed as far as the sandbox's grants go: one that was taken over has
+        nowhere else to go. Where tokens are fetched only the secret says."""
+        for grant in self.grants_of(sandbox):
+            if grant.injector.kind is Injection.OAUTH2 or (grant.port == port and grant.covers(host)):
+                return
+        raise Forbidden(f"no grant leads to {host[:253]}:{port}", code="not_granted")
 
     async def _intend(self, facts: Facts) -> Facts:
         sandbox = self._sandbox(facts["sandbox"])

@@ -7,12 +7,13 @@ last one was; only the connections under way are lost, and the ledger says which
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import pwd
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,9 +45,12 @@ class Keys:
     command: str | None = field(default=None, repr=False)
     previous: str | None = field(default=None, repr=False)
 
-    def environment(self) -> Mapping[str, str]:
-        given = {"": self.key, "_COMMAND": self.command, "_PREVIOUS": self.previous}
-        return {f"WARDIAN_VAULT_KEY{name}": text for name, text in given.items() if text is not None}
+    def handed(self) -> int:
+        """A descriptor to read them from, once: they are in no environment and no command line."""
+        reader, writer = os.pipe()
+        with open(writer, "wb") as pipe:
+            pipe.write(json.dumps([self.key, self.command, self.previous]).encode())
+        return reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +118,19 @@ class Supervisor:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         user = bridge_user()
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        environment |= self._keys.environment()
         if user is not None:
             environment["WARDIAN_BRIDGE_UID"] = str(user)
         if self._may_make_key:
             environment["WARDIAN_VAULT_KEY_NEW"] = "1"
+        keys = self._keys.handed()
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 str(theirs.fileno()),
+                str(keys),
                 cwd=self._directory,
                 env=environment,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), keys],
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
@@ -137,6 +142,7 @@ class Supervisor:
             raise Unavailable(f"the bridge cannot be started: {error}", code="bridge_unavailable") from None
         finally:
             theirs.close()
+            os.close(keys)
         self._hello = asyncio.get_running_loop().create_future()
         channel = Channel(ours, self._take)
         gone = asyncio.create_task(channel.closed.wait())

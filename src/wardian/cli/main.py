@@ -23,6 +23,7 @@ from wardian.cli import (
     template,
     volume,
 )
+from wardian.cli.environment import concealed
 from wardian.cli.output import EXIT_CODES, ExitCode, Json, errors
 
 app = typer.Typer(
@@ -110,11 +111,13 @@ def serve(
     told otherwise. Sandboxes outlive it: the next server on the same data directory takes them over, running
     ones too. Every option may also come from the environment, as `WARDIAN_HOST` and so on.
     """
+    environment = concealed()  # before anything else: it may begin this command anew
     from wardian.cli import serve as server  # late: it brings half of the house, and other commands want none
     from wardian.config import Settings
 
     with errors(as_json=as_json):
         settings = Settings.load(
+            environment,
             data_dir=data or server_file.default_data_dir(),
             host=host,
             port=port,

@@ -65,6 +65,11 @@ class MasterKey:
     def id(self) -> str:
         return self.sealing.id
 
+    @property
+    def former_id(self) -> str:
+        """What it was called when it sealed by itself, before there was a public key."""
+        return sha256(b"wardian vault key\0" + self.secret).hexdigest()[:16]
+
 
 def parse(text: str) -> MasterKey:
     """A key as people write it: 64 hexadecimal digits, or base64. Raises :class:`BadVaultKey`."""

@@ -17,8 +17,15 @@ def unseal(key: MasterKey, place: Place, sealed: Sealed) -> bytes:
 
 
 def reseal(old: MasterKey, new: SealingKey, place: Place, sealed: Sealed) -> Sealed:
-    """The same value, its data key sealed to another key. Raises as :func:`unseal` does."""
-    return Sealed(new.id, lock(new, _unlock(old, sealed.data_key, place), place), sealed.value)
+    """The same value, its data key sealed to another key. Raises as :func:`unseal` does.
+
+    Also what the old key sealed before there was a public one: its data key is under the key itself.
+    """
+    if sealed.key_id == old.former_id:
+        data_key = sealing.unseal(old.secret, sealed.data_key, place.bound("key"))
+    else:
+        data_key = _unlock(old, sealed.data_key, place)
+    return Sealed(new.id, lock(new, data_key, place), sealed.value)
 
 
 def _unlock(key: MasterKey, locked: bytes, place: Place) -> bytes:

@@ -51,21 +51,27 @@ class Vault:
 
     @classmethod
     async def open(
-        cls, database: Database, key: SealingKey, previous: str | None = None, reseal: Reseal | None = None
+        cls,
+        database: Database,
+        key: SealingKey,
+        previous: Sequence[str] = (),
+        reseal: Reseal | None = None,
     ) -> Vault:
-        """Open the vault. What is sealed with the key whose id is ``previous`` is sealed anew first.
+        """Open the vault. What is sealed with a key whose id is in ``previous`` is sealed anew first.
 
         Raises :class:`Unavailable` when something is sealed with neither.
         """
         vault = cls(database, key)
-        if previous is not None and previous != key.id and reseal is not None:
-            await vault._rotate(previous, reseal)
+        for known in set(previous) - {key.id}:
+            assert reseal is not None
+            await vault._rotate(known, reseal)
         strange = await database.read(rows.key_ids) - {key.id}
         if strange:
             raise Unavailable(
                 f"the vault was sealed with key {min(strange)}, and the key given is {key.id}",
                 code="vault_key_wrong",
-                hint="give the right WARDIAN_VAULT_KEY, or the old one as WARDIAN_VAULT_KEY_PREVIOUS",
+                hint="give the right WARDIAN_VAULT_KEY, or once, as WARDIAN_VAULT_KEY_PREVIOUS, the old one: "
+                "of a vault from before there was a bridge, the contents of vault.key in the data directory",
             )
         return vault
 

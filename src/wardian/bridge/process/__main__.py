@@ -1,7 +1,7 @@
-"""``python -m wardian.bridge.process DESCRIPTOR``: as the server starts it."""
+"""``python -m wardian.bridge.process CHANNEL KEYS``, two descriptors: as the server starts it."""
 
 import sys
 
 from wardian.bridge.process.main import run
 
-run(int(sys.argv[1]))
+run(int(sys.argv[1]), int(sys.argv[2]))

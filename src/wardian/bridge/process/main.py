@@ -31,7 +31,7 @@ from wardian.bridge.process.works import Link, Works
 from wardian.bridge.values import sealed_of, sealed_values
 from wardian.model.errors import Invalid, WardianError
 from wardian.model.secret import Place
-from wardian.vault import keys
+from wardian.vault import keys as vault_keys
 from wardian.vault.keys import MasterKey
 from wardian.vault.opening import reseal
 
@@ -53,26 +53,27 @@ class Orders:
     previous: str | None = field(default=None, repr=False)
 
     @classmethod
-    def read(cls, environment: Mapping[str, str]) -> Orders:
+    def read(cls, environment: Mapping[str, str], keys: int) -> Orders:
+        """``keys`` is read to its end, and closed."""
         user = environment.get("WARDIAN_BRIDGE_UID")
+        with open(keys, "rb") as file:
+            key, command, previous = json.load(file)
         return cls(
             int(user) if user else None,
             environment.get("WARDIAN_VAULT_KEY_NEW") == "1",
-            environment.get("WARDIAN_VAULT_KEY"),
-            environment.get("WARDIAN_VAULT_KEY_COMMAND"),
-            environment.get("WARDIAN_VAULT_KEY_PREVIOUS"),
+            key,
+            command,
+            previous,
         )
 
 
-def run(descriptor: int, checkpoint: Callable[[str], None] = lambda name: None) -> None:
+def run(descriptor: int, keys: int, checkpoint: Callable[[str], None] = lambda name: None) -> None:
     """Serve until the server goes away. The working directory is the bridge's own."""
     logging.basicConfig(level=os.environ.get("WARDIAN_LOG", "warning").upper(), format="bridge: %(message)s")
-    orders = Orders.read(os.environ)
-    for name in [name for name in os.environ if name.startswith("WARDIAN_VAULT")]:
-        del os.environ[name]
+    orders = Orders.read(os.environ, keys)
     try:
         key = _master_key(orders)
-        previous = None if orders.previous is None else keys.parse(orders.previous)
+        previous = None if orders.previous is None else vault_keys.parse(orders.previous)
     except WardianError as error:
         socket.socket(fileno=descriptor).send(json.dumps({"n": 0, "ask": "failed", **told(error)}).encode())
         return
@@ -84,10 +85,10 @@ def run(descriptor: int, checkpoint: Callable[[str], None] = lambda name: None) 
 
 def _master_key(orders: Orders) -> MasterKey:
     if orders.key is not None:
-        return keys.parse(orders.key)
+        return vault_keys.parse(orders.key)
     if orders.key_command is not None:
-        return keys.from_command(orders.key_command)
-    key = keys.from_file(KEY_FILE, may_make=orders.may_make_key)
+        return vault_keys.from_command(orders.key_command)
+    key = vault_keys.from_file(KEY_FILE, may_make=orders.may_make_key)
     if orders.user is not None:
         os.chown(KEY_FILE, orders.user, orders.user)
     return key
@@ -152,11 +153,12 @@ class _Bridge:
             case "reseal":
                 place = Place(facts["tenant"], facts["secret"], facts["version"])
                 old = self._previous
-                if old is None or old.id != facts["sealed"]["key_id"]:
+                if old is None or facts["sealed"]["key_id"] not in (old.id, old.former_id):
                     raise Invalid("the previous vault key is not the one that sealed", code="vault_key_wrong")
                 return sealed_values(reseal(old, self._key.sealing, place, sealed_of(facts["sealed"]))), None
             case "previous":
-                return {"key_id": None if self._previous is None else self._previous.id}, None
+                old = self._previous
+                return {"key_ids": [] if old is None else [old.id, old.former_id]}, None
             case _:
                 raise Invalid(f"unknown: {what}")
         return {}, None
