@@ -7,13 +7,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import socket
 import socketserver
 import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,6 +38,8 @@ class Upstreams(World):
     """``seen``: every request, as (method, target, headers, body)."""
 
     seen: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
+    repositories: Path = Path()  # bare, at /git/
+    drip: threading.Event = field(default_factory=threading.Event)  # /drip waits for it, /drip/on sets it
     hold: threading.Event = field(default_factory=threading.Event)  # /slow waits for it
     reached_slow: threading.Event = field(default_factory=threading.Event)
 
@@ -80,6 +83,16 @@ def _handler(world: Upstreams) -> type[BaseHTTPRequestHandler]:
             elif path == "/token":
                 told = {"access_token": ACCESS_TOKEN, "refresh_token": REFRESH_TOKEN, "expires_in": 3600}
                 self._json(told)
+            elif path.startswith("/git/"):
+                self._git(path.removeprefix("/git"), headers, body)
+            elif path.startswith("/bucket/"):
+                self._send(200, b"" if self.command == "PUT" else b"an object", {"ETag": '"0"'})
+            elif path == "/drip":
+                world.drip.clear()
+                self._events([("", "first"), ("", "second")], between=lambda: world.drip.wait(20))
+            elif path == "/drip/on":
+                world.drip.set()
+                self._json({})
             elif path == "/cookies":
                 self._json({"ok": True}, {"Set-Cookie": "session=fresh-session-token"})
             elif path == "/redirect":
@@ -107,7 +120,38 @@ def _handler(world: Upstreams) -> type[BaseHTTPRequestHandler]:
             kind = {"Content-Type": "application/json"}
             self._send(200, json.dumps(told).encode(), kind | (headers or {}))
 
-        def _events(self, events: list[tuple[str, Any]]) -> None:
+        def _git(self, path: str, headers: dict[str, str], body: bytes) -> None:
+            """What git's own server says to whoever shows a credential."""
+            if "authorization" not in headers:
+                self._send(401, b"", {"WWW-Authenticate": 'Basic realm="git"'})
+                return
+            environment = {
+                "PATH": os.environ["PATH"],
+                "GIT_PROJECT_ROOT": str(world.repositories),
+                "GIT_HTTP_EXPORT_ALL": "1",
+                "GIT_PROTOCOL": headers.get("git-protocol", ""),
+                "HTTP_CONTENT_ENCODING": headers.get("content-encoding", ""),
+                "PATH_INFO": path,
+                "REQUEST_METHOD": self.command,
+                "QUERY_STRING": self.path.partition("?")[2],
+                "CONTENT_TYPE": headers.get("content-type", ""),
+                "CONTENT_LENGTH": str(len(body)),
+                "REMOTE_USER": "somebody",
+            }
+            done = subprocess.run(
+                ["git", "-c", "safe.directory=*", "http-backend"],
+                input=body,
+                capture_output=True,
+                env=environment | {"GIT_CONFIG_NOSYSTEM": "1"},
+                check=True,
+            )
+            head, _, content = done.stdout.partition(b"\r\n\r\n")
+            told = dict(line.split(": ", 1) for line in head.decode().splitlines())
+            self._send(int(told.pop("Status", "200").split()[0]), content, told)
+
+        def _events(
+            self, events: list[tuple[str, Any]], between: Callable[[], object] = lambda: time.sleep(0.01)
+        ) -> None:
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
             self.send_header("Transfer-Encoding", "chunked")
@@ -117,7 +161,7 @@ def _handler(world: Upstreams) -> type[BaseHTTPRequestHandler]:
                 line = (f"event: {name}\n" if name else "") + f"data: {text}\n\n"
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line.encode()))
                 self.wfile.flush()
-                time.sleep(0.01)
+                between()
             self.wfile.write(b"0\r\n\r\n")
 
         def _chat(self, asked: dict[str, Any]) -> None:
@@ -242,7 +286,8 @@ def upstreams(directory: Path) -> Iterator[Upstreams]:
     )
     with ExitStack() as stack:
         name_server, home = stack.enter_context(addresses(2))
-        world = Upstreams(name_server, home, home, home, certificate)
+        world = Upstreams(name_server, home, home, home, certificate, repositories=directory / "git")
+        new_repository(world.repositories / "app.git")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
         tls = _Tls((home, 443), _handler(world))
@@ -258,6 +303,22 @@ def upstreams(directory: Path) -> Iterator[Upstreams]:
             stack.callback(server.shutdown)
         stack.callback(world.hold.set)
         yield world
+
+
+def new_repository(path: Path) -> None:
+    """With one commit, and open to pushes."""
+    subprocess.run(
+        f"""set -e
+git init -q --bare -b main {path}
+git -C {path} config http.receivepack true
+tree=$(printf 'hello\\n' | git -C {path} hash-object -w --stdin | xargs printf '100644 blob %s\\tREADME\\n' \\
+    | git -C {path} mktree)
+git -C {path} update-ref refs/heads/main \\
+    "$(git -C {path} -c user.name=a -c user.email=a@b.test commit-tree -m first "$tree")"
+""",
+        shell=True,
+        check=True,
+    )
 
 
 def _names(world: Upstreams) -> type[socketserver.BaseRequestHandler]:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -93,6 +94,12 @@ def test_a_base_url_leads_to_the_host_with_the_secret_put_in(
     assert SECRET not in said
     assert told["headers"]["authorization"] == "Bearer " + "*" * len(SECRET)
     assert not any("wardian" in name for name in headers)
+    # Some clients take a status line without a reason for none.
+    said = run(box, f"{CURL} -i -H 'Expect: 100-continue' -d x {TOKEN} $WARDIAN_BRIDGE_URL/openai/echo")
+    assert said.splitlines()[::2][:2] == ["HTTP/1.1 100 Continue", "HTTP/1.1 200 OK"], said
+    said = run(box, f"{CURL} -i $WARDIAN_BRIDGE_URL/nothing/echo")
+    assert said.startswith("HTTP/1.1 404 Not Found"), said
+    run(box, f"{CURL} {TOKEN} $WARDIAN_BRIDGE_URL/api/echo?a=1")
     last = events(server, box)[-1]
     assert (last["allowed"], last["reason"], last["grant"], last["path"]) == (
         True,
@@ -211,16 +218,69 @@ def test_cookies_stay_outside_and_redirects_are_not_followed(box: Sandbox) -> No
     assert "https://other.test/echo" in said
 
 
-WEBSOCKET = """
-import base64, os, socket
-s = socket.create_connection(("bridge.wardian.internal", 80))
+GIT = """
+set -e
+export GIT_TERMINAL_PROMPT=0 HOME=/tmp/git-home
+rm -rf /tmp/app $HOME; mkdir -p $HOME
+git config --global user.name me; git config --global user.email me@inside.test
+git clone -q https://other.test/git/app.git /tmp/app
+cd /tmp/app
+cat README
+head -c 3000000 /dev/urandom > large
+git add large; git commit -q -m second; git push -q origin main
+git fetch -q; git status -sb | head -1
+"""
+
+
+def test_git_clones_and_pushes_over_https(box: Sandbox, far: Upstreams) -> None:
+    far.seen.clear()
+    said = run(box, f"bash -c '{GIT}'")
+    assert said.splitlines() == ["hello", "## main...origin/main"], said
+    expected = base64.b64encode(f"x-access-token:{SECRET}".encode()).decode()
+    assert {each[2].get("authorization") for each in far.seen} == {f"Basic {expected}"}
+    services = [each[1].rpartition("/")[2] for each in far.seen if each[0] == "POST"]
+    assert "git-upload-pack" in services
+    assert services.count("git-receive-pack") >= 1
+    repository = far.repositories / "app.git"
+    shown = subprocess.run(
+        ["git", "-c", "safe.directory=*", "-C", str(repository), "log", "--format=%s", "main"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout.split() == ["second", "first"]
+    assert SECRET not in run(box, "git -C /tmp/app config --list; cat /tmp/git-home/.git-credentials")
+
+
+STREAMS = r"""
+import base64, os, socket, ssl, sys
+from urllib.parse import urlsplit
+url, token = urlsplit(sys.argv[1]), os.environ.get("WARDIAN_TOKEN", "mine")
+context = ssl._create_unverified_context() if sys.argv[2:] else ssl.create_default_context()
+
+def ask(path, *headers):
+    raw = socket.create_connection((url.hostname, 443 if url.scheme == "https" else 80), timeout=30)
+    s = context.wrap_socket(raw, server_hostname=url.hostname) if url.scheme == "https" else raw
+    head = [f"GET {url.path}{path} HTTP/1.1", f"Host: {url.hostname}", f"Authorization: Bearer {token}"]
+    s.sendall("\r\n".join([*head, *headers, "", ""]).encode())
+    f = s.makefile("rb")
+    status = f.readline().split()[1].decode()
+    while f.readline().strip(): pass
+    return s, f, status
+
+def event(f):
+    while not (line := f.readline()).startswith(b"data: "):
+        assert line
+    return line.split()[1].decode()
+
+# The second event is only said once somebody who has the first one asks for it.
+_, events, _ = ask("/drip")
+print(event(events), ask("/drip/on")[2], event(events))
+
 key = base64.b64encode(os.urandom(16)).decode()
-s.sendall((f"GET /api/ws HTTP/1.1\\r\\nHost: bridge.wardian.internal\\r\\nUpgrade: websocket\\r\\n"
-  f"Connection: Upgrade\\r\\nSec-WebSocket-Key: {key}\\r\\nSec-WebSocket-Version: 13\\r\\n"
-  f"Authorization: Bearer {os.environ['WARDIAN_TOKEN']}\\r\\n\\r\\n").encode())
-f = s.makefile("rb")
-print(f.readline().decode().strip())
-while f.readline().strip(): pass
+upgrade = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"]
+s, f, status = ask("/ws", *upgrade, f"Sec-WebSocket-Key: {key}")
+print(status)
 for word in (b"first", b"second"):
     mask = os.urandom(4)
     s.sendall(bytes([0x81, 0x80 | len(word)]) + mask + bytes(b ^ mask[i % 4] for i, b in enumerate(word)))
@@ -228,12 +288,32 @@ for word in (b"first", b"second"):
 """
 
 
-def test_websockets_pass(box: Sandbox, far: Upstreams) -> None:
-    box.files.write("/tmp/ws.py", WEBSOCKET)
-    said = run(box, "python3 /tmp/ws.py")
-    assert said.splitlines()[1:] == ["first", "second"], said
-    assert "101" in said.splitlines()[0]
-    assert far.requests("/ws")[-1][2]["authorization"] == f"Bearer {SECRET}"
+def test_events_and_websockets_pass_as_they_come(
+    box: Sandbox, make: Make, server: Server, far: Upstreams
+) -> None:
+    """Through the bridge by both ways in, and through the gate where a name, or each request, decides."""
+    named = make()
+    network = {
+        "dnsServers": [far.names],
+        "allowOut": ["llm.test"],
+        "denyOut": ["0.0.0.0/0"],
+        "egressRules": ["allow false.test:80 GET /drip*", "allow false.test:80 GET /ws"],
+    }
+    call(server, "PUT", f"/sandboxes/{named.sandbox_id}/network", network)
+    for where, url, more in (
+        (box, "http://bridge.wardian.internal/api", ""),
+        (box, "https://api.test", ""),
+        (named, "http://llm.test", ""),
+        (named, "https://llm.test", "untrusted"),
+        (named, "http://false.test", ""),
+    ):
+        far.seen.clear()
+        where.files.write("/tmp/streams.py", STREAMS)
+        mine = "" if where is box else "WARDIAN_TOKEN=mine"
+        said = run(where, f"{mine} python3 /tmp/streams.py {url} {more}")
+        assert said.splitlines() == ["first 200 second", "101", "first", "second"], (url, said)
+        secret = SECRET if where is box else "mine"
+        assert {each[2]["authorization"] for each in far.seen} == {f"Bearer {secret}"}, url
 
 
 def test_what_no_grant_allows_is_refused(box: Sandbox, server: Server, far: Upstreams) -> None:

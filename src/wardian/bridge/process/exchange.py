@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -127,7 +128,9 @@ class Exchange:
         while (event := self._conn.next_event()) is h11.NEED_DATA:
             if self._conn.they_are_waiting_for_100_continue:
                 await self._inside.write(
-                    self._conn.send(h11.InformationalResponse(status_code=100, headers=[]))
+                    self._conn.send(
+                        h11.InformationalResponse(status_code=100, headers=[], reason=_reason(100))
+                    )
                 )
             async with asyncio.timeout(IDLE_S):
                 self._conn.receive_data(await self._inside.read())
@@ -179,7 +182,8 @@ class Exchange:
         if self._conn.their_state is not h11.DONE:
             headers = [*headers, ("connection", "close")]
         self._answered = True
-        data = self._conn.send(h11.Response(status_code=status, headers=headers)) or b""
+        response = h11.Response(status_code=status, headers=headers, reason=_reason(status))
+        data = self._conn.send(response) or b""
         data += self._conn.send(h11.Data(body)) or b""
         await self._inside.write(data + (self._conn.send(h11.EndOfMessage()) or b""))
 
@@ -474,10 +478,11 @@ class _Relay:
         headers = self._headers(event)
         content_type = next((value for name, value in headers if name == "content-type"), "")
         self._usage = UsageReader(content_type)
+        reason = event.reason
         first, event = await self._sealed(headers, content_type)
         exchange._answered = True
         self._left = int(next((value for name, value in headers if name == "content-length"), -1))
-        response = h11.Response(status_code=self._status, headers=headers)
+        response = h11.Response(status_code=self._status, headers=headers, reason=reason)
         await self._write((exchange._conn.send(response) or b"") + self._pass(first))
         while isinstance(event, h11.Data):
             await self._write(self._pass(self._take(event)))
@@ -569,7 +574,7 @@ class _Relay:
         headers = [
             (name, value) for name, value in event.headers if name.decode().lower() not in _NOT_PASSED_IN
         ]
-        answer = h11.InformationalResponse(status_code=101, headers=headers)
+        answer = h11.InformationalResponse(status_code=101, headers=headers, reason=event.reason)
         await exchange._inside.write(exchange._conn.send(answer))
         early_in, _ = self._conn.trailing_data
         early_out, _ = exchange._conn.trailing_data
@@ -596,6 +601,14 @@ class _Relay:
         while data := await self._upstream.read():
             await self._exchange._inside.write(self._inward(data))
         await self._exchange._inside.write(self._scrubber.rest())
+
+
+def _reason(status: int) -> bytes:
+    """What stands behind a status; some clients take a line without it for none."""
+    try:
+        return HTTPStatus(status).phrase.encode()
+    except ValueError:
+        return b"Unknown"
 
 
 def _bounded(url: str) -> str:
