@@ -108,6 +108,12 @@ class Settings:
     vault_key_previous: str | None = field(default=None, repr=False)
     """The master key until now: what it sealed is sealed anew at the start."""
 
+    effects_days: int = 30
+    """How long effects that nothing will ask for again stay in the ledger."""
+
+    effects_max: int = 100_000
+    """How many effects of a tenant the ledger keeps, but for those that may be replayed or decided yet."""
+
     bridge_ca: Path | None = None
     """Certificates (PEM) that the bridge trusts in upstreams, beside the public authorities."""
     scan_canaries: Path | None = None
@@ -155,6 +161,8 @@ class Settings:
             ("sandboxes_max", 1, 100_000),
             ("timeout_max_hours", 1, 24 * 365),
             ("volume_size_gib", 1, 100_000),
+            ("effects_days", 0, 36_500),
+            ("effects_max", 0, 100_000_000),
         ):
             if getattr(self, name) is not None and not low <= getattr(self, name) <= high:
                 raise BadSetting(f"{name} must be between {low} and {high}, not {getattr(self, name)}")
@@ -239,6 +247,8 @@ _READERS: Mapping[str, Any] = {
     "scan_canaries": Path,
     "volume_size_gib": _whole,
     "bridge_ca": Path,
+    "effects_days": _whole,
+    "effects_max": _whole,
 }
 """How each setting that the environment may give is read. ``WARDIAN_DATA`` and ``WARDIAN_CACHE`` concern
 more than a server, and are read where they are used."""

@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from wardian.bridge import effects
 from wardian.bridge.passes import Mint
+from wardian.bridge.retention import DAY_US, Retention, Sweeper
 from wardian.bridge.service import Bridge, holder_of
 from wardian.bridge.supervisor import Keys
 from wardian.model.budget import Budget, Price, Scope, Unit
@@ -24,7 +26,7 @@ from wardian.model.effect import EffectState
 from wardian.model.grant import Admission, Grant, InDoubt, Injection, Injector
 from wardian.model.resources import Resources
 from wardian.model.sandbox import Sandbox, SandboxSpec, State
-from wardian.store import keys
+from wardian.store import keys, nodes, sandboxes
 from wardian.store.database import Database
 
 POINTS = ("after_intent", "before_dial", "before_send", "answer_begun", "before_record", "after_record")
@@ -309,6 +311,46 @@ async def test_a_speculative_branch_does_nothing_outside_until_it_is_promoted(tm
         assert (await here.post('{"pay": 3}'))[0] == 200
         assert [json.loads(each) for each in done] == [{"ask": 1}, {"pay": 1}, {"pay": 3}]
         assert await ledger.speculated("t", "s1") == 0
+
+
+async def test_what_nothing_will_ask_for_goes_and_what_may_be_replayed_stays(tmp_path: Path) -> None:
+    async with world(tmp_path, "never", InDoubt.HOLD) as here:
+        ledger, sweeper = here.bridge.ledger, here.bridge.sweeper
+        await here.database.write(lambda conn: nodes.take(conn, "n", holder="h", at=1))
+        await here.database.write(lambda conn: sandboxes.add(conn, BOX, node_id="n"))
+        here.upstream.answer = b'"' + b"x" * 200_000 + b'"'  # too long for a row
+        blobs = tmp_path / "bridge" / "blobs"
+        first = await here.post('{"mail": 1}', step="7")
+        for n in range(3):
+            await here.post(json.dumps({"pay": n}))
+        await here.accounted(4)
+        assert len(list(blobs.iterdir())) == 4
+        assert await sweeper.sweep() == 0  # young, and few
+        (kept,) = blobs.iterdir()  # of the others there is nothing to be told again
+        listed = await ledger.list("t", in_doubt=False, limit=10)
+        assert [each.step for each in listed] == ["", "", "", "7"]
+        many = Sweeper(here.database, Retention(most=2), here.bridge._forget, lambda: 1)
+        assert await many.sweep() == 2  # the oldest, but not the one that may be replayed
+        assert [each.step for each in await ledger.list("t", in_doubt=False, limit=10)] == ["", "7"]
+        old = Sweeper(here.database, Retention(days=1), here.bridge._forget, lambda: 2 * DAY_US)
+        assert await old.sweep() == 1
+        assert [each.id for each in await ledger.list("t", in_doubt=False, limit=10)] == [kept.name]
+        here.box = replace(here.box, epoch=2)  # restored, long after
+        assert await here.post('{"mail": 1}', step="7") == first
+        await here.database.write(lambda conn: sandboxes.change(conn, "s1", {"state": "ended"}))
+        assert await old.sweep() == 1
+        assert list(blobs.iterdir()) == []
+        assert await ledger.list("t", in_doubt=False, limit=10) == []
+
+
+async def test_a_sandbox_cannot_fill_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(effects, "OPEN_MAX", 2)
+    async with world(tmp_path, "never", InDoubt.HOLD) as here:
+        for n in range(5):  # what nobody will ask for again does not count
+            assert (await here.post(json.dumps(n)))[0] == 200
+            await here.accounted(n + 1)
+        assert [(await here.post("{}", step=str(n)))[0] for n in range(3)] == [200, 200, 429]
+        assert len(here.upstream.done) == 7
 
 
 async def test_an_upstream_that_breaks_off_leaves_doubt_and_one_that_is_not_there_none(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from wardian.app.keeping import ATTEST_FILE, TENANT, TOKEN_KEY_FILE, VOLUME_KEY_FILE
 from wardian.bridge.passes import Mint
+from wardian.bridge.retention import Retention
 from wardian.bridge.service import Bridge
 from wardian.bridge.supervisor import Keys as BridgeKeys
 from wardian.builds.builder import Builder, Yard
@@ -123,6 +124,7 @@ async def open_bridge(settings: Settings, database: Database) -> Bridge:
         BridgeKeys(settings.vault_key, settings.vault_key_command, settings.vault_key_previous),
         now_us,
         trust,
+        Retention(settings.effects_days, settings.effects_max),
     )
 
 

@@ -21,12 +21,15 @@ from dataclasses import dataclass, replace
 from sqlalchemy import Connection
 
 from wardian.model.effect import Effect, EffectState, Response
-from wardian.model.errors import Conflict, NotFound
+from wardian.model.errors import Conflict, LimitExceeded, NotFound
 from wardian.model.grant import InDoubt
 from wardian.store import effects as rows
 from wardian.store.database import Database
 
 ID_PREFIX = "eff_"
+ROOMS_MAX = 4096
+OPEN_MAX = 10_000
+"""Of one sandbox, that may be replayed or decided yet: nothing removes them while it lives."""
 _OPEN = frozenset(EffectState) - {EffectState.DONE}
 
 
@@ -36,6 +39,10 @@ class EffectHeld(Conflict):
 
 class EffectSpeculative(Conflict):
     code = "effect_speculative"
+
+
+class LedgerFull(LimitExceeded):
+    code = "ledger_full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,7 @@ class Ledger:
     def __init__(self, database: Database, now_us: Callable[[], int]) -> None:
         self._database, self._now_us = database, now_us
         self._live: set[str] = set()
+        self._room: dict[str, int] = {}  # by sandbox; only the database's writer touches it
 
     def interrupted(self) -> None:
         """The bridge ended: what it was working on is in doubt."""
@@ -78,6 +86,7 @@ class Ledger:
                         conn, each.id, self._now_us(), EffectState.DONE, epoch=asked.epoch, delivered=False
                     )
                     return Intent(each.id, replay=each.response)
+            self._take_room(conn, asked.sandbox)
             new = replace(asked, id=f"{ID_PREFIX}{random.token_hex(12)}", ordinal=len(known))
             if speculative:
                 new = replace(new, state=EffectState.SPECULATED)
@@ -89,6 +98,19 @@ class Ledger:
             raise _held(found)
         self._live.add(found.effect)
         return found
+
+    def _take_room(self, conn: Connection, sandbox: str) -> None:
+        """For one more effect. They are counted when as many came as there was room for the last time."""
+        if self._room.get(sandbox, 0) <= 0:
+            if len(self._room) >= ROOMS_MAX:
+                self._room.clear()
+            self._room[sandbox] = OPEN_MAX - rows.needed_of(conn, sandbox)
+        if self._room[sandbox] <= 0:
+            raise LedgerFull(
+                f"{OPEN_MAX} effects of this sandbox may be replayed or decided yet, which is the limit",
+                hint="decide on those in doubt (`wardian effects ls --in-doubt`); steps go when it ends",
+            )
+        self._room[sandbox] -= 1
 
     def _is_answered(self, effect: Effect) -> bool:
         return effect.state is EffectState.DONE and effect.id not in self._live
@@ -118,9 +140,7 @@ class Ledger:
 
     def delivered(self, effect_id: str) -> None:
         """The program has all of the answer: whoever asks the same from now on means it anew."""
-        self._database.post(
-            lambda conn: rows.change(conn, effect_id, self._now_us(), EffectState.DONE, delivered=True)
-        )
+        self._database.post(lambda conn: rows.delivered(conn, effect_id, self._now_us()))
         self._live.discard(effect_id)
 
     async def unsent(self, effect_id: str) -> None:

@@ -25,6 +25,7 @@ from wardian.bridge.channel import Answer, BridgeGone, Channel, Facts
 from wardian.bridge.effects import EffectSpeculative, Ledger, response_of, response_values
 from wardian.bridge.grants import Grants
 from wardian.bridge.passes import Holder, Mint
+from wardian.bridge.retention import USUAL, Retention, Sweeper
 from wardian.bridge.supervisor import COMMAND, Hello, Keys, Supervisor
 from wardian.bridge.values import place_values, sealed_of, sealed_values
 from wardian.guest.guest import Guest, Tunnel
@@ -94,9 +95,12 @@ class Bridge:
         mint: Mint,
         supervisor: Supervisor,
         now_us: Callable[[], int],
+        retention: Retention = USUAL,
     ) -> None:
         self.grants, self.ledger, self.budgets = grants, Ledger(database, now_us), Budgets(database)
         self._mint, self._supervisor, self._now_us = mint, supervisor, now_us
+        self.sweeper = Sweeper(database, retention, self._forget, now_us)
+        self._sweeping: asyncio.Task[None] | None = None
         self._gauges: dict[str, Bucket] = {}
         self._told: OrderedDict[tuple[str, str], str] = OrderedDict()  # (sandbox, address): the name
         self._vault: Vault | None = None
@@ -115,6 +119,7 @@ class Bridge:
         keys: Keys,
         now_us: Callable[[], int],
         trust: str = "",
+        retention: Retention = USUAL,
         command: Sequence[str] = COMMAND,
     ) -> Bridge:
         """Start the process. ``trust``: certificates (PEM) of upstreams beside the public ones.
@@ -132,12 +137,13 @@ class Bridge:
         supervisor = Supervisor(
             directory, keys, handle, configure, lambda: bridge.ledger.interrupted(), command
         )
-        bridge = cls(database, grants, mint, supervisor, now_us)
+        bridge = cls(database, grants, mint, supervisor, now_us, retention)
         await bridge.budgets.load()
         sealed = await database.read(key_ids)
         hello = await supervisor.start(may_make_key=not sealed)
         try:
             bridge.ca, bridge._vault = hello.ca, await bridge._open_vault(database, hello)
+            bridge._sweeping = asyncio.create_task(bridge.sweeper.run(), name="ledger sweeper")
         except BaseException:
             await supervisor.close()
             raise
@@ -169,7 +175,14 @@ class Bridge:
         self._dial, self._judge, self._locate, self._record = dial, judge, locate, record
 
     async def close(self) -> None:
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._sweeping
         await self._supervisor.close()
+
+    async def _forget(self, effects: Sequence[str]) -> None:
+        await self._supervisor.channel.ask("forget", effects=list(effects))
 
     # ── for sandboxes
 

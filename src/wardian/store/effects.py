@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
 
 from wardian.model.effect import Effect, EffectState, Response
+from wardian.model.sandbox import State
 from wardian.store.tables import effect as table
+from wardian.store.tables import sandbox
+
+_SPENT = and_(table.c.state == EffectState.DONE.value, table.c.delivered.is_(True), table.c.step == "")
+"""Done, and told to the program, which can only mean it anew."""
 
 
 def add(conn: Connection, effect: Effect) -> None:
@@ -35,7 +40,7 @@ def add(conn: Connection, effect: Effect) -> None:
 
 
 def alike(conn: Connection, effect: Effect) -> Sequence[Effect]:
-    """Every effect with the key of this one, whatever its ordinal, in their order."""
+    """Every effect with the key of this one that matters yet, whatever its ordinal, in their order."""
     query = select(table).where(
         table.c.run == effect.run,
         table.c.step == effect.step,
@@ -44,6 +49,7 @@ def alike(conn: Connection, effect: Effect) -> Sequence[Effect]:
         table.c.sandbox_id == effect.sandbox,
         table.c.method == effect.method,
         table.c.url == effect.url,
+        ~_SPENT,
     )
     return [_effect_of(row) for row in conn.execute(query.order_by(table.c.ordinal))]
 
@@ -71,6 +77,56 @@ def answer(conn: Connection, effect_id: str, at: int, response: Response) -> Non
 def forget(conn: Connection, effect_id: str) -> None:
     """Nothing of it was sent."""
     conn.execute(delete(table).where(table.c.id == effect_id))
+
+
+def delivered(conn: Connection, effect_id: str, at: int) -> None:
+    """The program has the answer. Without a step nobody will ever be given it again."""
+    change(conn, effect_id, at, EffectState.DONE, delivered=True)
+    conn.execute(update(table).where(table.c.id == effect_id, table.c.step == ""), {"body": None})
+
+
+# ── what is over
+
+
+def spent_blobs(conn: Connection, limit: int) -> Sequence[str]:
+    """Effects whose answer lies in a file that nobody will ask for."""
+    query = select(table.c.id).where(table.c.blob.is_not(None), _SPENT)
+    return list(conn.execute(query.limit(limit)).scalars())
+
+
+def over(conn: Connection, before: int, most: int, limit: int) -> Sequence[str]:
+    """Effects that are not needed any more, and were last changed ``before``, or are too many: more than
+    ``most`` of one tenant's."""
+    alive = select(sandbox.c.id).where(
+        sandbox.c.id == table.c.sandbox_id, sandbox.c.state != State.ENDED.value
+    )
+    unneeded = or_(_SPENT, ~alive.exists())
+    old = select(table.c.id).where(unneeded, table.c.updated_at < before).limit(limit)
+    if found := list(conn.execute(old).scalars()):
+        return found
+    count = func.count()
+    for tenant, has in conn.execute(
+        select(table.c.tenant_id, count).group_by(table.c.tenant_id).having(count > most)
+    ):
+        surplus = select(table.c.id).where(unneeded, table.c.tenant_id == tenant)
+        surplus = surplus.order_by(table.c.updated_at).limit(min(has - most, limit))
+        if found := list(conn.execute(surplus).scalars()):
+            return found
+    return []
+
+
+def drop_answers(conn: Connection, effects: Sequence[str]) -> None:
+    conn.execute(update(table).where(table.c.id.in_(effects)), {"blob": None, "body": None})
+
+
+def remove(conn: Connection, effects: Sequence[str]) -> None:
+    conn.execute(delete(table).where(table.c.id.in_(effects)))
+
+
+def needed_of(conn: Connection, sandbox_id: str) -> int:
+    """How many effects of a sandbox may be replayed or decided yet."""
+    query = select(func.count()).where(table.c.sandbox_id == sandbox_id, table.c.run == sandbox_id, ~_SPENT)
+    return conn.execute(query).scalar_one()
 
 
 def find(conn: Connection, tenant: str, effect_id: str) -> Effect | None:

@@ -288,7 +288,7 @@ class Exchange:
     async def _replay(self, entry: Entry) -> None:
         said = "broke_off"
         try:
-            await self._answer(*replayed(entry.replay))
+            await self._answer(*replayed(entry.replay, self._works.blobs))
             said = "delivered"
         finally:
             self._works.channel.tell(said, effect=entry.id)
@@ -547,7 +547,9 @@ class _Relay:
         if self._entry is not None:
             exchange._works.checkpoint("before_record")
             await exchange._works.channel.ask(
-                "record", effect=self._entry.id, **self._entry.recorded(self._status, headers)
+                "record",
+                effect=self._entry.id,
+                **self._entry.recorded(self._status, headers, exchange._works.blobs),
             )
             exchange._works.checkpoint("after_record")
         await self._write(self._last + rest + (exchange._conn.send(h11.EndOfMessage()) or b""))

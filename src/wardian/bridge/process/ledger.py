@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
+from wardian.bridge.process.blobs import Blobs
 from wardian.model.errors import Conflict
 
 INLINE_MAX = 64 * 1024
 """Of an answer's body that goes into its row; what is longer goes into a file of the bridge's."""
 BLOB_MAX = 16 << 20
-BLOBS = Path("blobs")
-"""Below the bridge's own directory, which is where it works."""
 _KEPT_HEADERS_MAX = 16 * 1024
 
 
@@ -38,11 +35,12 @@ class Entry:
         if self._whole:
             self._body += data
 
-    def recorded(self, status: int, headers: list[tuple[str, str]]) -> dict[str, Any]:
+    def recorded(self, status: int, headers: list[tuple[str, str]], blobs: Blobs) -> dict[str, Any]:
         """The answer for the ledger; a long body is in its file, on the disk, when this returns."""
-        body, blob = bytes(self._body), None
+        body, blob, whole = bytes(self._body), None, self._whole
         if len(body) > INLINE_MAX:
-            blob, body = self._write_blob(body), b""
+            whole = whole and blobs.keep(self.id, body)
+            blob, body = self.id if whole else None, b""
         kept = [list(pair) for pair in headers if pair[0] not in ("content-length", "connection", "date")]
         if len(json.dumps(kept)) > _KEPT_HEADERS_MAX:
             kept = [pair for pair in kept if pair[0] == "content-type"]
@@ -51,16 +49,8 @@ class Entry:
             "headers": kept,
             "body": base64.b64encode(body).decode(),
             "blob": blob,
-            "whole": self._whole,
+            "whole": whole,
         }
-
-    def _write_blob(self, body: bytes) -> str:
-        BLOBS.mkdir(exist_ok=True, mode=0o700)
-        with (BLOBS / self.id).open("wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        return self.id
 
 
 def digest_of(query: str, content_type: str, body: bytes) -> str:
@@ -71,12 +61,12 @@ def digest_of(query: str, content_type: str, body: bytes) -> str:
     return "sha256:" + sha256(query.encode() + b"\0" + body).hexdigest()
 
 
-def replayed(told: Any) -> tuple[int, list[tuple[str, str]], bytes]:
+def replayed(told: Any, blobs: Blobs) -> tuple[int, list[tuple[str, str]], bytes]:
     """A recorded answer, as it is given again."""
-    body = base64.b64decode(told["body"])
+    body: bytes | None = base64.b64decode(told["body"])
     if told["blob"]:
-        body = (BLOBS / told["blob"]).read_bytes()
-    if not told["whole"]:
+        body = blobs.read(told["blob"])
+    if not told["whole"] or body is None:
         raise Conflict(
             "this was done before, and its answer was too long to be kept", code="effect_done_unrecorded"
         )

@@ -26,6 +26,7 @@ from wardian.bridge.channel import Answer, Channel, Facts, told
 from wardian.bridge.passes import Holder, Inspector
 from wardian.bridge.process import exchange, search
 from wardian.bridge.process.authority import Authority
+from wardian.bridge.process.blobs import Blobs
 from wardian.bridge.process.oauth import Tokens
 from wardian.bridge.process.works import Link, Works
 from wardian.bridge.values import sealed_of, sealed_values
@@ -129,7 +130,7 @@ class _Bridge:
         checkpoint: Callable[[str], None],
     ) -> None:
         self._key, self._previous, self._trust, self._checkpoint = key, previous, trust, checkpoint
-        self._authority = Authority(Path())
+        self._authority, self._blobs = Authority(Path()), Blobs()
         self._works: Works | None = None
         self._tokens: Tokens | None = None
         self._streams: set[asyncio.Task[None]] = set()
@@ -146,6 +147,8 @@ class _Bridge:
             case "stream":
                 assert sock is not None
                 self._begin(facts, sock)
+            case "forget":
+                self._blobs.forget(facts["effects"])
             case "search":
                 assert sock is not None
                 assert self._works is not None
@@ -173,6 +176,7 @@ class _Bridge:
             self._authority,
             self._trust,
             Inspector(facts["token_key"]),
+            self._blobs,
             self._checkpoint,
         )
         self._tokens = Tokens(self._works)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from wardian.bridge.channel import Channel
 from wardian.bridge.passes import Holder, Inspector
 from wardian.bridge.process.authority import Authority
+from wardian.bridge.process.blobs import Blobs
 from wardian.bridge.values import place_values, sealed_of
 from wardian.model.errors import Unavailable
 from wardian.model.secret import Place
@@ -19,7 +20,6 @@ from wardian.vault.keys import MasterKey
 from wardian.vault.opening import unseal
 
 VALUES_MAX = 256
-BLOB_DIRECTORY = "blobs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class Works:
     authority: Authority
     upstream: ssl.SSLContext
     inspector: Inspector
+    blobs: Blobs
     checkpoint: Callable[[str], None] = lambda name: None
     _values: OrderedDict[tuple[str, int], bytes] = field(default_factory=OrderedDict)
 
