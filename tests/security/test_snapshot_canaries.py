@@ -16,6 +16,7 @@ import pytest
 from e2b import Sandbox
 from e2b.exceptions import SandboxException
 from tests.acceptance.conftest import Server, serve, stop
+from tests.acceptance.templates import build, wardian
 from typer.testing import CliRunner
 
 from wardian.bridge.searching import PAGES
@@ -174,3 +175,33 @@ def test_a_snapshot_with_a_secret_is_refused_and_the_sandbox_goes_on(
     assert snapshot("verify", str(tmp_path / "told.json"), "--key", told["key"])[0] != 0
     for path in server.data.rglob("attestations/*"):
         assert values["heap"] not in path.read_text()
+
+
+def test_a_build_with_a_secret_in_its_image_is_refused_and_nothing_is_published(
+    server: Server, tmp_path: Path
+) -> None:
+    """Copied in as it is, or made inside in another form."""
+    value = "wk/image+" + secrets.token_urlsafe(24)
+    masked = bytes(byte ^ MASK for byte in value.encode()).hex()
+    headers, body = {"X-API-KEY": server.key}, {"name": "in-image", "value": value}
+    assert httpx.post(f"{server.url}/secrets", headers=headers, json=body).status_code == 201
+    (tmp_path / "leak.txt").write_text(f"token={value}\n")
+    unmask = f'import gzip; v=bytes(b^{MASK} for b in bytes.fromhex("{masked}"))'
+    before = set(server.data.glob("attestations/*"))
+    for steps, place in (
+        ("COPY leak.txt /srv/leak.txt", "/srv/leak.txt"),
+        (f'RUN python3 -c \'{unmask}; open("/srv/z", "wb").write(gzip.compress(v))\'', "/srv/z"),
+    ):
+        (tmp_path / "Dockerfile").write_text(f"FROM base\n{steps}\n")
+        done = wardian(server, "build", str(tmp_path), "--name", "leaky", "--json")
+        said = json.loads((done.stderr or done.stdout).splitlines()[-1])["error"]
+        assert done.returncode != 0
+        assert "would hold secrets: secret:in-image:1" in said["message"], said
+        assert place in said["message"], said
+        assert value not in done.stdout + done.stderr
+    assert set(server.data.glob("attestations/*")) == before
+    with pytest.raises(SandboxException, match="not found"):
+        Sandbox.create("leaky", timeout=60, **access(server))
+    (tmp_path / "Dockerfile").write_text("FROM base\nCOPY leak.txt /srv/leak.txt\n")
+    (tmp_path / "leak.txt").write_text("nothing\n")
+    assert build(server, tmp_path, "--name", "leaky")["image"]

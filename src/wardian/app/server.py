@@ -190,9 +190,7 @@ async def _begin_lifecycle(stack: AsyncExitStack, ground: _Ground) -> _Lifecycle
     stack.push_async_callback(sandboxes.close)
     stack.push_async_callback(mounts.close)
     ground.volumes.in_use = sandboxes.mounts_volume
-    bridge.attach(
-        dial=shore.dial_host, judge=shore.admit_granted, locate=sandboxes.find_live, record=record
-    )
+    bridge.attach(dial=shore.dial_host, judge=shore.admit_granted, locate=sandboxes.find_live, record=record)
     return _Lifecycle(works, templates, sandboxes, shore, inspector, taken_over=await sandboxes.start())
 
 
