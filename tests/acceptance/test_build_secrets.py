@@ -11,15 +11,10 @@ import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from e2b import Sandbox
 from tests.acceptance import lending
 from tests.acceptance.conftest import Server, serve, stop
@@ -29,6 +24,7 @@ from tests.images.leaks import leaks, shapes
 
 from wardian.images.catalog import default_cache
 from wardian.images.indexes import BUNDLES, LOOPBACK, PLACE, host_indexes
+from wardian.vault import certificates
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -74,30 +70,13 @@ class Lender:
     secrets: dict[str, str | bytes]
 
 
-def authority() -> bytes:
-    """A certificate nobody else has, in PEM."""
-    key, name = (
-        ec.generate_private_key(ec.SECP256R1()),
-        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "lent")]),
-    )
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder(
-            name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(1)
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    return made.public_bytes(serialization.Encoding.PEM)
-
-
 @pytest.fixture(scope="module")
 def lender(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lender]:
     if any(name.lower() in ("http_proxy", "https_proxy") for name in os.environ):
         pytest.skip("this host is behind a proxy itself, and ours does not ask another")
     home = tmp_path_factory.mktemp("lender")
     (home / "data").mkdir()
-    own = authority()
+    own = certificates.self_signed([], name="lent").pem
     given = next(
         (os.environ[name] for name in ("PIP_CERT", "REQUESTS_CA_BUNDLE") if name in os.environ), BUNDLES[0]
     )

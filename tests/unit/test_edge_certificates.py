@@ -13,15 +13,14 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives import serialization
 
 from wardian.api.edge import authority as authorities
 from wardian.api.edge.authority import Authority, known_domains
 from wardian.api.edge.certificates import BadCertificate, Certificates, Files, Issued, load, new_context
 from wardian.model.domain import Domain
 from wardian.model.errors import Unavailable
+from wardian.vault import certificates
 
 NAME = "wardian.test"
 DOMAIN = Domain(NAME)
@@ -93,7 +92,7 @@ def test_it_can_vouch_for_nothing_else(authority: Authority, tmp_path: Path, nam
 
 def test_it_survives_a_restart(authority: Authority, tmp_path: Path) -> None:
     again = Authority.open(tmp_path, NAME)
-    assert again.certificate == authority.certificate
+    assert again.pair.certificate == authority.pair.certificate
     handshake(loaded(again.issue(), tmp_path), authority.certificate_path, NAME)
     assert known_domains(tmp_path) == [NAME]
 
@@ -114,10 +113,10 @@ def test_a_broken_file_is_not_replaced_in_silence(authority: Authority, tmp_path
 def test_an_authority_that_is_nearly_over_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(authorities, "LIFETIME", dt.timedelta(days=60))
+    monkeypatch.setattr(certificates, "AUTHORITY_LIFETIME", dt.timedelta(days=60))
     old = Authority.open(tmp_path, NAME)
     monkeypatch.undo()
-    assert Authority.open(tmp_path, NAME).certificate != old.certificate
+    assert Authority.open(tmp_path, NAME).pair.certificate != old.pair.certificate
 
 
 def test_leaves_are_renewed_while_a_third_of_their_life_is_left(authority: Authority) -> None:
@@ -135,30 +134,13 @@ def pair(
     names: tuple[str, ...] = (NAME, f"*.{NAME}"), *, days: int = 30, password: bytes | None = None
 ) -> tuple[bytes, bytes]:
     """A self-signed certificate and its key, as PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "operator")])
-    end = dt.datetime.now(dt.UTC) + dt.timedelta(days=days)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(end - dt.timedelta(days=365))
-        .not_valid_after(end)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(n) for n in names]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA256())
-    )
+    end = dt.timedelta(days=days)
+    made = certificates.self_signed(names, start=end - dt.timedelta(days=365), end=end, name="operator")
     sealed: serialization.KeySerializationEncryption = (
         serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
     )
     form = serialization.PrivateFormat.PKCS8
-    return (
-        certificate.public_bytes(serialization.Encoding.PEM),
-        key.private_bytes(serialization.Encoding.PEM, form, sealed),
-    )
+    return made.pem, made.key.private_bytes(serialization.Encoding.PEM, form, sealed)
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ async def pipe_to_echo(context: ssl.SSLContext | None) -> AsyncIterator[Tunnel]:
 
 
 async def test_bytes_come_back_whole_while_others_are_on_their_way(tmp_path: Path) -> None:
-    context, _ = self_signed(tmp_path, "inside.test")
+    context, _ = self_signed("inside.test")
     sent = os.urandom(2 * MIB)
     async with pipe_to_echo(context) as plain:
         tunnel = await TlsTunnel.over(plain)

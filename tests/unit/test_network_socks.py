@@ -74,7 +74,7 @@ async def test_whatever_goes_wrong_is_the_end(
 
 
 async def test_a_proxy_in_tls_is_verified(tmp_path: Path) -> None:
-    context, pem = self_signed(tmp_path, "socks.test")
+    context, pem = self_signed("socks.test")
     asked: list[bytes] = []
     async with listening(proxy(asked, reply=SUCCESS), context) as port:
         good = EgressProxy(f"p.test:{port}", tls=True, server_name="socks.test", ca_cert=pem)

@@ -59,7 +59,7 @@ def _certificate(settings: Settings, domain: Domain) -> Finding:
         authority = Authority.open(settings.data_dir, domain.name)
     except WardianError as error:
         return Finding("certificate", "missing", error.message, error.hint or "")
-    end = authority.certificate.not_valid_after_utc
+    end = authority.pair.certificate.not_valid_after_utc
     said = f"our own authority, until {end:%Y-%m-%d}: {authority.certificate_path}"
     if end - dt.datetime.now(dt.UTC) < 3 * LEAF_LIFETIME:
         remedy = (

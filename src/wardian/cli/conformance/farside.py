@@ -7,26 +7,20 @@ arrives.
 from __future__ import annotations
 
 import asyncio
-import datetime
 import ssl
 import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import dns.exception
 import dns.message
 import dns.rcode
 import dns.rrset
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from wardian.cli.conformance.attacks import MARK, Heard
 from wardian.model.errors import Unavailable
+from wardian.vault import certificates
 
 NETWORK = "198.51.100.0/24"
 """For documentation (RFC 5737): nobody is there. A server must be told to let its sandboxes reach it."""
@@ -113,7 +107,7 @@ async def far_side() -> AsyncIterator[FarSide]:
     async with AsyncExitStack() as stack:
         names, home, elsewhere = stack.enter_context(_addresses(3))
         far = FarSide(names, home, elsewhere, _own_address() or elsewhere)
-        context = _tls_context(stack)
+        context = certificates.server_context(certificates.self_signed([ALLOWED]))
         loop = asyncio.get_running_loop()
 
         async def datagrams(address: str, port: int, *, names: bool = False) -> None:
@@ -170,30 +164,3 @@ def _addresses(count: int) -> Iterator[list[str]]:
     finally:
         for address in mine:
             subprocess.run(["ip", "addr", "del", f"{address}/32", "dev", "lo"], capture_output=True)
-
-
-def _tls_context(stack: AsyncExitStack) -> ssl.SSLContext:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, ALLOWED)])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="egress-check-")))
-    both = directory / "both.pem"
-    both.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        + certificate.public_bytes(serialization.Encoding.PEM)
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(both)
-    return context
