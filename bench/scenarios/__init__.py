@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from bench.lab import Lab
 from bench.measure import Section
 from bench.scenarios import (
+    bridge,
     build,
     builtin,
     burst,
@@ -36,4 +37,5 @@ SCENARIOS: Mapping[str, Callable[[Lab], Sequence[Section]]] = {
     "idle": idle.run,
     "builtin": builtin.run,
     "scan": scan.run,
+    "bridge": bridge.run,
 }
