@@ -10,20 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wardian.model.errors import Kind, WardianError
-
-HTTP_STATUS: Mapping[Kind, int] = {
-    Kind.INVALID: 400,
-    Kind.UNAUTHENTICATED: 401,
-    Kind.FORBIDDEN: 403,
-    Kind.NOT_FOUND: 404,
-    Kind.CONFLICT: 409,
-    Kind.LIMIT: 429,
-    Kind.UNSUPPORTED: 501,
-    Kind.UNAVAILABLE: 503,
-    Kind.TIMEOUT: 504,
-    Kind.GUEST: 502,
-    Kind.INTERNAL: 500,
-}
+from wardian.model.statuses import HTTP_STATUS
 
 CONNECT_CODE: Mapping[Kind, str] = {
     Kind.INVALID: "invalid_argument",

@@ -6,8 +6,9 @@ import errno
 from collections.abc import Mapping
 
 from wardian.api.envd.connect import RpcError
-from wardian.api.errors import CONNECT_CODE, HTTP_STATUS
+from wardian.api.errors import CONNECT_CODE
 from wardian.model.errors import Kind, WardianError
+from wardian.model.statuses import HTTP_STATUS
 
 _CODES: Mapping[int, str] = {
     errno.ENOENT: "not_found",
