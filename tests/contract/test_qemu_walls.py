@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.contract.harness import SMALL, House, Member
 
 from wardian.isolation.host.launching import UID_BASE
-from wardian.isolation.port import IsolationLevel
+from wardian.isolation.port import IsolationLevel, MachineImage
 from wardian.isolation.qemu.machine import QemuMachine
 
 pytestmark = pytest.mark.parametrize("house", ["qemu"], indirect=True)
@@ -91,13 +93,39 @@ async def test_clones_share_the_pages_that_they_do_not_write(house: House, tmp_p
         assert kib["Anonymous"] < SMALL.memory_mib * 1024 // 2, kib  # what it has written to
 
 
-async def test_zeros_are_not_stored(house: House, tmp_path: Path) -> None:
+async def test_what_is_free_or_zero_is_not_stored(house: House, tmp_path: Path) -> None:
+    """What a clone has freed is neither in its image nor in those of its clones."""
     member = await house.start()
-    image = await member.capture(tmp_path / "image", keep_running=True)
-    memory = (image.directory / "memory.raw").stat()
-    assert memory.st_size == SMALL.memory_mib * MIB
-    assert memory.st_blocks * 512 < memory.st_size * 0.8
-    assert (image.directory / "disk.raw").stat().st_blocks * 512 < 8 * MIB
+    image = await member.capture(tmp_path / "first", keep_running=True)
+    assert (image.directory / "memory.raw").stat().st_size == SMALL.memory_mib * MIB
+    assert stored(image, "disk.raw") < 8 * MIB
+    at_first = stored(image, "memory.raw")
+    await member.sh("head -c 40000000 /dev/urandom > /dev/shm/bulk")
+    full = await member.capture(tmp_path / "full", keep_running=True)
+    assert stored(full, "memory.raw") > at_first + 36 * MIB
+    await member.sh("rm /dev/shm/bulk")
+    freed = await member.capture(tmp_path / "freed", keep_running=True)
+    assert stored(freed, "memory.raw") < at_first + 8 * MIB
+    again = await (await house.restore(full)).sh("rm /dev/shm/bulk; echo gone")
+    assert again == "gone\n"
+    heir = await house.members[-1].capture(tmp_path / "heir", keep_running=True)
+    assert stored(heir, "memory.raw") < at_first + 8 * MIB
+
+
+def stored(image: MachineImage, name: str) -> int:
+    """The bytes that a file of an image takes on disk."""
+    return (image.directory / name).stat().st_blocks * 512
+
+
+async def test_a_booted_machine_gives_back_what_it_frees(house: House) -> None:
+    """Its kernel reports what is free in blocks of 2 MiB, after a while, and QEMU lets go of it."""
+    member = await house.boot(replace(SMALL, memory_mib=256))
+    await member.sh("head -c 100000000 /dev/zero > /dev/shm/bulk")
+    full = (await member.machine.stats()).memory_bytes
+    await member.sh("rm /dev/shm/bulk")
+    async with asyncio.timeout(60):
+        while (await member.machine.stats()).memory_bytes > full - 48 * MIB:
+            await member.sh("true")
 
 
 async def test_a_guest_that_breaks_its_link_ends_alone(house: House) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,9 @@ def test_the_command_line_gives_an_emulated_kernel_its_counter() -> None:
     assert line.endswith(" debug")
     assert "wardian_processes=64" in line
     assert "tsc" not in kernel_line(SPEC, Accelerator.KVM, 0, (), echo=False)
+    assert "init_on_free=1" in line  # what is free is zeros, which no image stores
+    large = replace(SPEC, resources=replace(SPEC.resources, memory_mib=2048))
+    assert "init_on_free=1" not in kernel_line(large, Accelerator.KVM, 0, (), echo=False)
     command = waiting_command(SPEC, Accelerator.TCG)
     assert "spawn=deny" in command[command.index("-sandbox") + 1]
     assert not any("netdev" in word or "virtio-net" in word for word in command)
