@@ -25,6 +25,7 @@ from wardian.isolation.firecracker.machine import FirecrackerMachine
 from wardian.isolation.firecracker.metrics import Counters
 from wardian.isolation.firecracker.requests import Rate
 from wardian.isolation.firecracker.tools import Tools
+from wardian.isolation.host.probing import empty_root
 from wardian.isolation.port import (
     ImageRefused,
     IsolationLevel,
@@ -32,7 +33,6 @@ from wardian.isolation.port import (
     MachineGone,
     MachineImage,
     MachineSpec,
-    RootImage,
 )
 from wardian.model.errors import WardianError
 from wardian.model.resources import Resources
@@ -43,8 +43,7 @@ RESOURCES = Resources(cpu_count=1, memory_mib=128, disk_mib=64, processes_max=64
 
 @pytest.fixture
 def spec(tmp_path: Path) -> MachineSpec:
-    (tmp_path / "root.erofs").write_bytes(b"root")
-    return MachineSpec(RootImage(tmp_path / "root.erofs", "sha256:" + "0" * 64), RESOURCES)
+    return MachineSpec(empty_root(tmp_path), RESOURCES)
 
 
 @pytest.fixture

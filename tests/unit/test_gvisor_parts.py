@@ -17,7 +17,7 @@ from hypothesis import strategies as some
 
 from wardian.isolation.gvisor.config import CAPABILITIES, machine_config
 from wardian.isolation.gvisor.driver import is_paused
-from wardian.isolation.gvisor.erofs import RootUnusable, check_root
+from wardian.isolation.gvisor.erofs import check_root
 from wardian.isolation.gvisor.links import link_arguments, nat_table
 from wardian.isolation.gvisor.profile import CREATE, choose_profile, release_date
 from wardian.isolation.gvisor.substrate import SubstrateReader, SubstrateUnusable
@@ -25,6 +25,7 @@ from wardian.isolation.host.directory import MachineDirectory
 from wardian.isolation.host.disk import DiskTemplates, copy_sparse
 from wardian.isolation.host.probing import ProbeFailed
 from wardian.isolation.host.process import HeldProcess, start_time
+from wardian.isolation.host.roots import RootUnusable, check_for_linux
 from wardian.isolation.host.substrate import cpu_features
 from wardian.model.resources import Resources
 
@@ -188,14 +189,16 @@ def test_any_file_that_is_no_root_is_refused_and_nothing_worse(data: bytes) -> N
     path = Path(f"/dev/shm/wardian-test-root-{os.getpid()}")
     for content in (data, bytes(1024) + b"\xe2\xe1\xf5\xe0" + bytes(4) + data):
         path.write_bytes(content)
-        with suppress(RootUnusable):
-            check_root(path)
+        for check in (check_root, check_for_linux):
+            with suppress(RootUnusable):
+                check(path)
         path.unlink()
 
 
 def test_a_missing_root_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RootUnusable, match="cannot be read"):
-        check_root(tmp_path / "missing")
+    for check in (check_root, check_for_linux):
+        with pytest.raises(RootUnusable, match="cannot be read"):
+            check(tmp_path / "missing")
 
 
 def _spawn_something() -> int:

@@ -28,6 +28,7 @@ from wardian.isolation.host.machines import Holding, groups_below, new_id
 from wardian.isolation.host.probing import boot_and_ask, empty_root, unusable
 from wardian.isolation.host.process import HeldProcess
 from wardian.isolation.host.records import are_recorded, spec_in, substrate_in
+from wardian.isolation.host.roots import check_for_linux
 from wardian.isolation.host.substrate import Substrate, file_identity, this_cpu
 from wardian.isolation.port import (
     Capabilities,
@@ -134,6 +135,7 @@ class FirecrackerDriver(Driver):
 
     async def prepare(self, spec: MachineSpec) -> Prepared:
         substrate = await self._substrate()
+        check_for_linux(spec.root.path)
         jail = Jail(self._jails, new_id())
         try:
             jail.create()

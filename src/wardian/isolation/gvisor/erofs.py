@@ -14,27 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from wardian.model.errors import Kind, WardianError
+from wardian.isolation.host.roots import RootUnusable, Superblock, opened
 
-_SUPERBLOCK_AT, _MAGIC = 1024, 0xE0F5E1E2
 _BLOCKS = frozenset(1 << bits for bits in range(12, 17))
 _NODE_SIZE, _PLAIN, _INLINE = 32, 0, 2
 _DIRECTORY_MAX, _LOOKS_MAX = 1 << 20, 4096
 
 
-class RootUnusable(WardianError):
-    """The root image cannot be run."""
-
-    kind, code = Kind.INVALID, "root_unusable"
-
-
 def check_root(path: Path) -> None:
     """Raise :class:`RootUnusable` unless ``path`` is an EROFS image made for gVisor."""
-    try:
-        with path.open("rb") as file:
-            usable = _Image(file, path).is_usable()
-    except (OSError, OverflowError, ValueError, struct.error) as error:
-        raise RootUnusable(f"the root image {path} cannot be read: {error}") from error
+    with opened(path) as file:
+        usable = _Image(file, path).is_usable()
     if not usable:
         raise RootUnusable(
             f"{path} has a layout that gVisor cannot run programs from",
@@ -54,24 +44,19 @@ class _Inode:
 class _Image:
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file = file
-        superblock = self._read(_SUPERBLOCK_AT, 128)
-        if struct.unpack_from("<I", superblock)[0] != _MAGIC:
-            raise RootUnusable(f"{path} is not an EROFS image")
-        self._block_size = 1 << superblock[12]
-        self._root = struct.unpack_from("<H", superblock, 14)[0]
-        self._meta_at = struct.unpack_from("<I", superblock, 40)[0] * self._block_size
+        self._about = Superblock.read(file, path)
 
     def is_usable(self) -> bool:
         """Whether the first file with a tail has it in a block of its own, as every other then has."""
-        if self._block_size not in _BLOCKS:
+        if self._about.block_size not in _BLOCKS:
             return False
-        waiting, looks = [self._root], 0
+        waiting, looks = [self._about.root], 0
         while waiting and looks < _LOOKS_MAX:
             looks += 1
             inode = self._inode(waiting.pop())
             if stat.S_ISDIR(inode.mode):
                 waiting += self._children(inode)
-            elif stat.S_ISREG(inode.mode) and inode.size % self._block_size:
+            elif stat.S_ISREG(inode.mode) and inode.size % self._about.block_size:
                 return inode.layout == _PLAIN
         return True
 
@@ -83,7 +68,7 @@ class _Image:
         return data
 
     def _inode(self, node: int) -> _Inode:
-        at = self._meta_at + node * _NODE_SIZE
+        at = self._about.meta_at + node * _NODE_SIZE
         raw = self._read(at, 64)
         form, xattr_count, mode = struct.unpack_from("<HHH", raw)
         extended = form & 1
@@ -94,12 +79,12 @@ class _Image:
 
     def _children(self, directory: _Inode) -> Iterator[int]:
         size = min(directory.size, _DIRECTORY_MAX)
-        whole = size if directory.layout == _PLAIN else size - size % self._block_size
-        data = self._read(directory.block * self._block_size, whole) + self._read(
+        whole = size if directory.layout == _PLAIN else size - size % self._about.block_size
+        data = self._read(directory.block * self._about.block_size, whole) + self._read(
             directory.tail_at, size - whole
         )
-        for begin in range(0, size, self._block_size):
-            block = data[begin : begin + self._block_size]
+        for begin in range(0, size, self._about.block_size):
+            block = data[begin : begin + self._about.block_size]
             entries_size = struct.unpack_from("<H", block, 8)[0]  # names begin where the first entry says
             names = [struct.unpack_from("<QH", block, at) for at in range(0, entries_size, 12)]
             ends = [start for _, start in names[1:]] + [len(block)]
@@ -108,4 +93,4 @@ class _Image:
                     yield node
 
 
-__all__ = ["RootUnusable", "check_root"]
+__all__ = ["check_root"]

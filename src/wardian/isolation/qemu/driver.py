@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import Mapping, Set
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from wardian.isolation.host.disk import MANY_FILES, DiskTemplates
 from wardian.isolation.host.machines import Machines
 from wardian.isolation.host.probing import boot_and_ask, empty_root, unusable
 from wardian.isolation.host.records import spec_in, substrate_in
+from wardian.isolation.host.roots import check_for_linux
 from wardian.isolation.port import (
     Capabilities,
     Driver,
@@ -22,7 +22,6 @@ from wardian.isolation.port import (
     Machine,
     MachineSpec,
     Prepared,
-    RootImage,
 )
 from wardian.isolation.qemu.command import TRANSLATED_MIB, Accelerator
 from wardian.isolation.qemu.image import DRIVER_NAME
@@ -33,21 +32,13 @@ from wardian.isolation.qemu.probe import Choice, check_host, remember, remembere
 from wardian.isolation.qemu.substrate import Ground, GroundReader, ground_details
 from wardian.isolation.qemu.tools import Tools
 from wardian.isolation.qemu.vmm import Vmm
-from wardian.model.errors import Kind, WardianError
+from wardian.model.errors import WardianError
 
 OWN_MIB = 128 + TRANSLATED_MIB
 """What QEMU needs beside the guest's memory, at most."""
 
 EMULATED_BOOT_S = 60.0
 """How long an emulated machine may take to answer, on a host that has other things to do as well."""
-
-SUPERBLOCK_AT, EROFS_MAGIC, PAGE_BITS = 1024, 0xE0F5E1E2, 12
-
-
-class RootUnusable(WardianError):
-    """The root image cannot be booted."""
-
-    kind, code = Kind.INVALID, "root_unusable"
 
 
 class QemuDriver(Driver):
@@ -120,7 +111,7 @@ class QemuDriver(Driver):
 
     async def prepare(self, spec: MachineSpec) -> Prepared:
         ground = await self._grounds.read((await self._chosen()).accelerator)
-        _check_root(spec.root)
+        check_for_linux(spec.root.path)
         async with self._machines.room(Limits.of(spec.resources, OWN_MIB)) as room:
             (room.directory / DISK).touch(mode=0o600)
         plan = Launch(
@@ -174,21 +165,6 @@ class QemuDriver(Driver):
         """What a machine of an earlier process stands on, which may not be what new ones would."""
         ground = await self._grounds.read(Accelerator(record["accelerator"]))
         return replace(ground, substrate=substrate_in(record))
-
-
-def _check_root(root: RootImage) -> None:
-    """Raises OSError, better here than as words of QEMU's, and :class:`RootUnusable`."""
-    with root.path.open("rb") as image:
-        image.seek(SUPERBLOCK_AT)
-        magic, _, _, block_bits = struct.unpack("<IIIB", image.read(13).ljust(13, b"\0"))
-    if magic != EROFS_MAGIC:
-        raise RootUnusable(f"{root.path} is no EROFS image", hint="build the template again")
-    if block_bits > PAGE_BITS:
-        raise RootUnusable(
-            f"{root.path} is laid out in blocks of {1 << block_bits} bytes, which Linux cannot read: "
-            "it has directories with many names of over 200 bytes",
-            hint="ask for isolation gvisor, or shorten those names",
-        )
 
 
 async def _settle_pause(vmm: Vmm) -> bool:
