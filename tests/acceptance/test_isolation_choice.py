@@ -171,6 +171,30 @@ def test_the_command_line_says_what_a_template_is_built_in(both: Server, tmp_pat
     sandbox.kill()
 
 
+def test_a_template_hands_its_isolation_on(both: Server, tmp_path: Path) -> None:
+    """To those that are built upon it and say nothing themselves; what they say may not be weaker."""
+
+    def build(name: str, text: str, *words: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "wardian.toml").write_text(f'[template]\nname = "{name}"\n{text}')
+        return wardian(both, "template", "build", str(tmp_path / name), "--json", *words, check=False)
+
+    fixed, upon = (
+        'isolation = "gvisor"\n[base]\ntemplate = "base"',
+        '[base]\ntemplate = "fixed"\n[[step]]\nrun = "true"',
+    )
+    assert build("fixed", fixed).returncode == 0
+    assert json.loads(build("heir", upon).stdout)["isolation"] == "gvisor"
+    sandbox = Sandbox.create("heir", timeout=60, **options(both))
+    assert told(both, sandbox) == "gvisor"
+    sandbox.kill()
+    assert (
+        json.loads(build("stronger", upon, "--isolation", "microvm-kvm").stdout)["isolation"] == "microvm-kvm"
+    )
+    weaker = build("weaker", upon, "--isolation", "microvm")  # which may be emulated
+    assert (weaker.returncode != 0, "isolation_below_base" in weaker.stderr) == (True, True), weaker.stderr
+
+
 def test_the_sdk_says_what_a_template_is_built_in(both: Server) -> None:
     made = Template().from_template("base").run_cmd("true")
     there = options(both, **{HEADER: "gvisor"})

@@ -9,7 +9,7 @@ from tests.lifecycle.fakes import MemoryDriver, World
 
 from wardian.isolation.drivers import Drivers
 from wardian.isolation.port import Driver
-from wardian.model.errors import Unavailable, WardianError
+from wardian.model.errors import Invalid, Unavailable, WardianError
 from wardian.model.isolation import Isolation, IsolationLevel, Wanted, isolation_of, minimum_of
 
 KVM, EMULATED, GVISOR = (
@@ -17,6 +17,7 @@ KVM, EMULATED, GVISOR = (
     IsolationLevel.MICROVM_EMULATED,
     IsolationLevel.GVISOR,
 )
+WEAKEST_FIRST = [EMULATED, GVISOR, KVM]
 
 
 async def drivers(**levels: IsolationLevel | str) -> Drivers:
@@ -35,9 +36,8 @@ async def drivers(**levels: IsolationLevel | str) -> Drivers:
 
 
 def test_levels_are_strong_in_one_order() -> None:
-    weakest_first = [EMULATED, GVISOR, KVM]
-    for place, level in enumerate(weakest_first):
-        assert [level.satisfies(minimum) for minimum in weakest_first] == [
+    for place, level in enumerate(WEAKEST_FIRST):
+        assert [level.satisfies(minimum) for minimum in WEAKEST_FIRST] == [
             place >= other for other in range(3)
         ]
         assert level.satisfies(None)
@@ -80,6 +80,22 @@ def test_what_is_wanted_twice_is_both() -> None:
     with pytest.raises(WardianError) as refused:
         body.and_also(Wanted(Isolation.GVISOR))
     assert refused.value.code == "isolation_contradicted"
+
+
+@pytest.mark.parametrize("base", Isolation)
+@pytest.mark.parametrize("said", [None, *Isolation])
+def test_a_template_upon_another_is_not_weaker(base: Isolation, said: Isolation | None) -> None:
+    wanted, worst = Wanted(said), min(base.levels, key=WEAKEST_FIRST.index)
+    if said is None:
+        assert wanted.upon(base).asked is base
+    elif base is not Isolation.AUTO and any(
+        WEAKEST_FIRST.index(each) < WEAKEST_FIRST.index(worst) for each in said.levels
+    ):
+        with pytest.raises(Invalid) as refused:
+            wanted.upon(base)
+        assert refused.value.code == "isolation_below_base"
+    else:
+        assert wanted.upon(base) == wanted
 
 
 def test_a_template_only_says_what_nobody_else_does() -> None:

@@ -74,6 +74,15 @@ def reads_the_host(plan: Plan) -> bool:
     )
 
 
+def template_below(plan: Plan) -> str | None:
+    """The template that the last stage stands on, directly or by way of others; None if none."""
+    named = {stage.name: stage for stage in plan.stages[:-1]}
+    stage = plan.stages[-1] if plan.stages else None
+    while stage is not None and stage.base.kind is BaseKind.STAGE:
+        stage = named.pop(stage.base.reference, None)
+    return stage.base.reference if stage is not None and stage.base.kind is BaseKind.TEMPLATE else None
+
+
 def needed_stages(all_stages: Sequence[Stage]) -> Sequence[Stage]:
     """The last stage and those it is made of, in order. Raises :class:`BuildFailed` for no proper plan."""
     if not all_stages:

@@ -32,7 +32,7 @@ from wardian.images.roots import Roots
 from wardian.isolation.drivers import Drivers
 from wardian.model.build import BuildLine, BuildStatus, Built, Lock, Plan
 from wardian.model.errors import Conflict, Forbidden, Invalid, LimitExceeded, NotFound, WardianError
-from wardian.model.isolation import IsolationLevel, Wanted
+from wardian.model.isolation import Isolation, IsolationLevel, Wanted
 from wardian.model.resources import Resources
 from wardian.model.template import (
     DEFAULT_TAG,
@@ -241,9 +241,10 @@ class Builds:
     ) -> Build:
         """Start a build that waits; it is ``building`` when this returns. Each can be started once.
 
-        Refused when this host does not have the isolation it is to run in.
+        Refused when this host does not have the isolation it is to run in, or that is weaker than what the
+        template says that it is built upon.
         """
-        wanted = Wanted(plan.isolation).and_also(self._wanted)
+        wanted = Wanted(plan.isolation).and_also(self._wanted).upon(await self._isolation_below(tenant, plan))
         self._house.drivers.choose(wanted)
         plan = replace(plan, isolation=wanted.asked)
         if plans.reads_the_host(plan) and tenant not in self._limits.host_images:
@@ -278,6 +279,12 @@ class Builds:
         self._tenants[build.id] = tenant
         self._jobs[build.id] = asyncio.create_task(work, name=f"build {build.id}")
         return build
+
+    async def _isolation_below(self, tenant: str, plan: Plan) -> Isolation | None:
+        """What the template says that the plan builds upon."""
+        reference = plans.template_below(plan)
+        base = None if reference is None else await self._house.templates.find(tenant, reference)
+        return None if base is None else base.build.isolation
 
     async def _carry_out(
         self,

@@ -58,6 +58,11 @@ class Isolation(StrEnum):
             case _:
                 return (IsolationLevel(self.value),)
 
+    @property
+    def least(self) -> IsolationLevel:
+        """The weakest level that this may come to."""
+        return min(self.levels, key=_STRENGTH.__getitem__)
+
 
 class BelowMinimum(Forbidden):
     """What is asked for, or is there, is weaker than the key that asks demands."""
@@ -90,6 +95,18 @@ class Wanted:
     def else_as(self, asked: Isolation | None) -> Wanted:
         """The same, with ``asked`` where nothing is asked for."""
         return self if self.asked is not None else replace(self, asked=asked)
+
+    def upon(self, base: Isolation | None) -> Wanted:
+        """What is wanted of a template made of one that says ``base``: that, or what is no weaker."""
+        if base is None or base is Isolation.AUTO or self.asked is None:
+            return self.else_as(base)
+        if not self.asked.least.satisfies(base.least):
+            raise Invalid(
+                f"isolation '{self.asked}' may be weaker than '{base}', which the template below says",
+                code="isolation_below_base",
+                hint=f"say nothing and inherit '{base}', or say what is as strong at least",
+            )
+        return self
 
     def and_also(self, other: Wanted) -> Wanted:
         """Both: what either asks for, and the stronger of their minimums."""
