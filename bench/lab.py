@@ -13,14 +13,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.clients import Endpoint
-from bench.island import Islands
+from bench.island import Islands, Maker
 from bench.peers import Peers, Root, without_hybrid_cgroups
+from bench.qemu import PlainQemu
 from bench.server import Pools, Server
+from wardian.app.drivers import drivers_of, qemu_tools
+from wardian.config import Settings
 from wardian.images.base import base_recipe
 from wardian.images.catalog import BuiltImage, Catalog
-from wardian.isolation.gvisor import Tools
+from wardian.isolation.gvisor import GvisorDriver
+from wardian.isolation.qemu import QemuDriver
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+GVISOR, MICROVM, BY_HAND = GvisorDriver.name, QemuDriver.name, "QEMU by hand"
+"""The kinds of machines there are in this process."""
 
 
 class Lab:
@@ -35,7 +41,7 @@ class Lab:
         self._plain: Endpoint | None = None
         self.plain_pid = 0
         self._peers: Peers | None = None
-        self._islands: Islands | None = None
+        self._islands: dict[str, Islands] = {}
         self._image: BuiltImage | None = None
 
     def close(self) -> None:
@@ -101,20 +107,21 @@ class Lab:
             self._peers = Peers.on(root, self.scratch, shield)
         return self._peers
 
-    def islands(self) -> Islands:
-        """Machines in this process."""
-        if self._islands is None:
-            built = REPOSITORY / "launcher" / "build"
-            tools = Tools(
-                runsc=Path("/usr/bin/runsc"),
-                launcher=built / "wardian-launch",
-                enter=built / "wardian-enter",
-                echo=built / "wardian-echo",
-                agent=REPOSITORY / "guest" / "build" / "wardian-guest",
-            )
-            self._islands = Islands(self.scratch, self._built().root, tools)
-            self._stack.callback(self._islands.close)
-        return self._islands
+    def islands(self, kind: str = GVISOR) -> Islands:
+        """Machines in this process, of one kind."""
+        if kind not in self._islands:
+            root = self._built().root
+            self._islands[kind] = Islands(self.scratch, root, self._maker(kind, self.scratch / kind))
+            self._stack.callback(self._islands[kind].close)
+        return self._islands[kind]
+
+    def _maker(self, kind: str, directory: Path) -> Maker:
+        settings = Settings(data_dir=directory)
+        if kind != BY_HAND:
+            return drivers_of(settings)[kind]()
+        driver = drivers_of(settings)[MICROVM]()
+        assert isinstance(driver, QemuDriver)
+        return PlainQemu(directory, qemu_tools(settings), driver)
 
     def _built(self) -> BuiltImage:
         if self._image is None:
@@ -122,4 +129,4 @@ class Lab:
         return self._image
 
 
-__all__ = ["Lab", "Pools"]
+__all__ = ["BY_HAND", "GVISOR", "MICROVM", "Lab", "Pools"]

@@ -14,9 +14,11 @@ from bench.scenarios import (
     calls,
     create,
     domain,
+    emulation,
     execute,
     idle,
     lifecycle,
+    microvm,
     scan,
     small_files,
     transfer,
@@ -38,4 +40,6 @@ SCENARIOS: Mapping[str, Callable[[Lab], Sequence[Section]]] = {
     "builtin": builtin.run,
     "scan": scan.run,
     "bridge": bridge.run,
+    "microvm": microvm.run,
+    "emulation": emulation.run,
 }

@@ -50,9 +50,15 @@ def _gvisor(settings: Settings) -> Driver:
 
 
 def _qemu(settings: Settings) -> Driver:
+    host_dir = (settings.cache_dir or default_cache()) / "qemu"
+    return QemuDriver(settings.data_dir / "qemu", qemu_tools(settings), host_dir=host_dir)
+
+
+def qemu_tools(settings: Settings) -> QemuTools:
+    """What microVMs are made with."""
     launcher, guest = settings.programs / "launcher/build", settings.programs / "guest/build"
     cache = settings.cache_dir or default_cache()
-    tools = QemuTools(
+    return QemuTools(
         qemu=settings.qemu,
         firmware=FIRMWARE,
         launcher=launcher / "wardian-launch",
@@ -64,7 +70,6 @@ def _qemu(settings: Settings) -> Driver:
         kernel=settings.kernel,
         kernel_arguments=settings.kernel_arguments,
     )
-    return QemuDriver(settings.data_dir / "qemu", tools, host_dir=cache / "qemu")
 
 
-__all__ = ["drivers_of", "serving"]
+__all__ = ["drivers_of", "qemu_tools", "serving"]
