@@ -1,9 +1,9 @@
 """Makes this machine ready for `make demo`, `make test` and `make bench`; does only what is still missing.
 
-Steps: Debian packages, the Python environment (by uv), the guest agent and launcher, the guest kernel, the
-base image. Each first looks whether it is done, which takes a fraction of a second for all, so an interrupted
-set-up simply goes on where it stopped. Needs nothing but Python's standard library. Commands write to
-build/setup.log.
+Steps: Debian packages, the Python environment (by uv), the guest agent and launcher, the guest kernel, a try
+of what runs microVMs, the base image. Each first looks whether it is done, which takes a fraction of a second
+for all, so an interrupted set-up simply goes on where it stopped. Needs nothing but Python's standard
+library. Commands write to build/setup.log.
 """
 
 from __future__ import annotations
@@ -57,7 +57,14 @@ def main() -> int:
         LOG.write_text("")
         started = time.monotonic()
         try:
-            for step in (debian_packages, python_environment, native_programs, guest_kernel, base_image):
+            for step in (
+                debian_packages,
+                python_environment,
+                native_programs,
+                guest_kernel,
+                micro_vms,
+                base_image,
+            ):
                 step()
         except SetupError as error:
             say(f"\nset-up stopped: {error}\n")
@@ -285,6 +292,26 @@ def kernel_package() -> str:
     if not match:
         raise SetupError(f"apt does not know {KERNEL_PACKAGE}: run apt-get update, then this again")
     return match[1]
+
+
+def micro_vms() -> None:
+    """Try what runs microVMs here, KVM or the emulator; servers remember it until the host starts again."""
+    if os.geteuid() != 0:
+        return  # only root makes machines: its first server tries it
+    programs = (
+        ROOT / "guest/build/wardian-init",
+        ROOT / "guest/build/wardian-guest",
+        ROOT / "launcher/build",
+    )
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    key = f"{boot}{qemu_release()} {[path.stat().st_mtime_ns for path in programs]}"
+    stamp = BUILD / "microvms.tried"
+    if stamp.exists() and stamp.read_text() == key:
+        done("microVMs")
+        return
+    with step("microVMs", "trying KVM and the emulator"):
+        run([str(VENV / "bin/python"), str(ROOT / "scripts/probe.py")])
+    stamp.write_text(key)
 
 
 def base_image() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Set
+from collections.abc import AsyncIterator, Mapping, Set
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from wardian.isolation.qemu.image import DRIVER_NAME
 from wardian.isolation.qemu.launch import Launch, launch
 from wardian.isolation.qemu.machine import LEVELS, QemuMachine, roles
 from wardian.isolation.qemu.prepared import QemuPrepared
-from wardian.isolation.qemu.probe import Choice, check_host, remember, remembered, try_kvm
+from wardian.isolation.qemu.probe import Choice, check_host, choice_file, remember, remembered, try_kvm
 from wardian.isolation.qemu.substrate import Ground, GroundReader, ground_details
 from wardian.isolation.qemu.tools import Tools
 from wardian.isolation.qemu.vmm import Vmm
@@ -69,7 +70,7 @@ class QemuDriver(Driver):
         self._echo = echo
         self._grounds = GroundReader(tools, self._host_dir)
         self._disks = DiskTemplates(self._state_dir / "disks", MANY_FILES)
-        self._choice_file = self._host_dir / "accelerator.json"
+        self._choice_file = choice_file(self._host_dir, tools)
         self._choice: Choice | None = None
         self._choosing = asyncio.Lock()
         self._machines = Machines(self._state_dir, cgroup_parent, Vmm)
@@ -81,9 +82,8 @@ class QemuDriver(Driver):
     async def probe(self) -> Capabilities:
         try:
             check_host(self._tools)
-            choice = await self._chosen()
+            choice = await self._tried()
             ground = await self._grounds.read(choice.accelerator)
-            boot_ms = choice.boot_ms or await self._boot(choice)
         except (WardianError, OSError, TimeoutError) as error:
             return unusable(self, error)
         return Capabilities(
@@ -93,21 +93,40 @@ class QemuDriver(Driver):
             version=ground.substrate.version,
             build=ground.substrate.build,
             cpu_features=ground.substrate.cpu_features,
-            details={**ground_details(ground), "boot_ms": boot_ms, "why_not_kvm": choice.reason},
+            details={**ground_details(ground), "boot_ms": choice.boot_ms, "why_not_kvm": choice.reason},
         )
 
-    async def _boot(self, choice: Choice) -> float:
-        """Boot a machine, which takes seconds under emulation; remember that it did."""
-        scratch = self._state_dir / "probe"
-        echoing = self._echoing(choice.accelerator)
+    async def _tried(self) -> Choice:
+        """What runs machines here, after one did. Where KVM does not answer, the emulator has by then."""
+        known = self._choice
+        if known is not None and known.boot_ms:
+            return known
+        await self._grounds.read(Accelerator.TCG)  # what both need is made once
+        async with self._booting(Accelerator.TCG if known is None else known.accelerator) as boot_ms:
+            choice = await self._chosen()
+            if not choice.boot_ms:
+                choice = replace(choice, boot_ms=await boot_ms)
+        self._choose(choice)
+        remember(self._choice_file, self._tools, choice)
+        return choice
+
+    @asynccontextmanager
+    async def _booting(self, accelerator: Accelerator) -> AsyncIterator[asyncio.Future[float]]:
+        """A machine boots meanwhile, which takes seconds under emulation: how many milliseconds it took."""
+        booting = asyncio.ensure_future(self._boot(accelerator))
         try:
-            root = await asyncio.to_thread(empty_root, scratch)
-            boot_ms = await boot_and_ask(echoing, root, patience_s=EMULATED_BOOT_S)
+            yield booting
+        finally:
+            booting.cancel()  # nobody waits for it any more
+            await asyncio.gather(booting, return_exceptions=True)
+
+    async def _boot(self, accelerator: Accelerator) -> float:
+        echoing = self._echoing(accelerator)
+        try:
+            root = await asyncio.to_thread(empty_root, self._state_dir / "probe")
+            return await boot_and_ask(echoing, root, patience_s=EMULATED_BOOT_S)
         finally:
             await echoing.close()
-        self._choose(replace(choice, boot_ms=boot_ms))
-        remember(self._choice_file, self._tools, replace(choice, boot_ms=boot_ms))
-        return boot_ms
 
     async def prepare(self, spec: MachineSpec) -> Prepared:
         ground = await self._grounds.read((await self._chosen()).accelerator)
@@ -153,7 +172,7 @@ class QemuDriver(Driver):
 
     def _echoing(self, accelerator: Accelerator) -> QemuDriver:
         return QemuDriver(
-            self._state_dir / "probe",
+            self._state_dir / "probe" / accelerator,  # both are tried at once
             self._tools,
             cgroup_parent=self._cgroup_parent,
             accelerator=accelerator,

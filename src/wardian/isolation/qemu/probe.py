@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -37,13 +38,18 @@ async def try_kvm(driver: Driver, scratch: Path) -> Choice:
         return Choice(Accelerator.TCG, "/dev/kvm may not be used by us")
     try:
         async with asyncio.timeout(KVM_TIMEOUT_S):
-            await boot_and_ask(driver, await asyncio.to_thread(empty_root, scratch))
+            boot_ms = await boot_and_ask(driver, await asyncio.to_thread(empty_root, scratch))
     except TimeoutError:
         return Choice(Accelerator.TCG, f"a kernel did not boot under /dev/kvm within {KVM_TIMEOUT_S:g} s")
     except (WardianError, OSError) as error:
         what = error.message if isinstance(error, WardianError) else str(error)
         return Choice(Accelerator.TCG, f"a kernel did not boot under /dev/kvm: {what.strip()[:300]}")
-    return Choice(Accelerator.KVM)
+    return Choice(Accelerator.KVM, boot_ms=boot_ms)
+
+
+def choice_file(directory: Path, tools: Tools) -> Path:
+    """Where the choice for these programs is kept. (Servers of several releases may share a directory.)"""
+    return directory / f"accelerator-{hashlib.sha256(_mark(tools).encode()).hexdigest()[:12]}.json"
 
 
 def remembered(file: Path, tools: Tools) -> Choice | None:
@@ -86,4 +92,4 @@ def check_host(tools: Tools) -> None:
             raise ProbeFailed(f"{path} is missing", hint="build it: make -C launcher")
 
 
-__all__ = ["Choice", "check_host", "remember", "remembered", "try_kvm"]
+__all__ = ["Choice", "check_host", "choice_file", "remember", "remembered", "try_kvm"]
