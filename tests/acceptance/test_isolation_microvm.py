@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from e2b import Sandbox
 from tests.acceptance.conftest import Server, serve, stop
+from tests.acceptance.test_files_pause import boot_id, check_rebooted, furnish
 from tests.acceptance.test_isolation_choice import HEADER, ask, options, told
 
 MICROVM = ("microvm-kvm", "microvm-emulated")
@@ -43,6 +44,23 @@ def test_the_same_sdk_on_either_wall(real: Server) -> None:
         sandbox.kill()
         assert level == "gvisor" if asked == "gvisor" else level in MICROVM
     assert kernels["gvisor"] != kernels["microvm"]
+
+
+def test_a_pause_of_the_files_ends_in_a_boot_of_the_microvm(real: Server) -> None:
+    """And whatever its wall is, it is that one again."""
+    sandbox = Sandbox.create(timeout=600, request_timeout=120, **options(real, **{HEADER: "microvm"}))
+    level, before = told(real, sandbox), furnish(sandbox)
+    assert sandbox.pause(mode="filesystem", request_timeout=120) is True
+    assert ask(real, "GET", f"/sandboxes/{sandbox.sandbox_id}").json()["pauseMode"] == "filesystem"
+    sandbox.connect(timeout=600, request_timeout=120)
+    check_rebooted(sandbox, before)
+    assert told(real, sandbox) == level
+    # And a full pause afterwards keeps everything.
+    now = boot_id(sandbox)
+    sandbox.pause(request_timeout=120)
+    sandbox.connect(timeout=600, request_timeout=120)
+    assert boot_id(sandbox) == now
+    sandbox.kill()
 
 
 def test_files_go_from_one_wall_to_the_other(real: Server) -> None:

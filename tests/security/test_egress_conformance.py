@@ -11,7 +11,8 @@ from wardian.cli.conformance import check as suite
 from wardian.cli.conformance.attacks import CASES, Case, Expected, Heard, Outcome, Verdict, judge
 from wardian.model.errors import Kind, WardianError
 
-ISOLATIONS = ("gvisor", "microvm")
+ISOLATIONS = ("gvisor", pytest.param("microvm", marks=pytest.mark.slow))
+"""Emulated, the microVM takes a minute on a quiet host: ``make test-slow``."""
 HOME, ELSEWHERE = "198.51.100.1", "198.51.100.2"
 
 
