@@ -13,11 +13,11 @@ import secrets
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence, Set
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wardian.isolation.firecracker.vsock import Link
 from wardian.isolation.host.directory import CONTROL, DISK, MachineDirectory
 from wardian.isolation.host.disk import MANY_FILES, DiskTemplates
 from wardian.isolation.port import MachineImage, MachineSpec
@@ -27,7 +27,6 @@ from wardian.isolation.qemu.qmp import Qmp, conversation
 from wardian.isolation.qemu.substrate import Ground, GroundReader
 
 MEMORY, DEVICES = "memory.raw", "devices.state"
-MARK, PACKET_MAX, CHUNK = 0xA5, 65600, 1 << 18
 PADDING = bytes(64)  # completes what a captured machine had received of a frame
 
 
@@ -154,11 +153,9 @@ class PlainMachine:
     link: socket.socket = field(init=False)
 
     def __post_init__(self) -> None:
-        self.link, self._packets = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for end in (self.link, self._packets):
-            end.setblocking(False)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHUNK)
-        self._joint = [asyncio.ensure_future(work) for work in (self._out(), self._in())]
+        self._joint = Link()
+        self._joint.carry(self.stream)
+        self.link = self._joint.host_end
 
     @property
     def record(self) -> dict[str, Any]:
@@ -182,13 +179,10 @@ class PlainMachine:
         )
 
     async def kill(self) -> None:
-        for work in self._joint:
-            work.cancel()
+        await self._joint.close()
         self.process.kill()
         self.process.wait()
         os.close(self.memory)
-        self.stream.close()
-        self._packets.close()
         self.directory.remove()
         self.maker.running.discard(self)
 
@@ -196,36 +190,6 @@ class PlainMachine:
         await qmp.call("xen-save-devices-state", filename=str(to / DEVICES), live=True)
         await asyncio.to_thread(_copy, Path(f"/proc/{os.getpid()}/fd/{self.memory}"), to / MEMORY)
         await asyncio.to_thread(_copy, self.directory / DISK, to / DISK)
-
-    async def _out(self) -> None:
-        loop = asyncio.get_running_loop()
-        with suppress(OSError):
-            while packet := await loop.sock_recv(self._packets, PACKET_MAX):
-                await loop.sock_sendall(
-                    self.stream, bytes((MARK,)) + len(packet).to_bytes(3, "little") + packet
-                )
-
-    async def _in(self) -> None:
-        loop, held = asyncio.get_running_loop(), bytearray()
-        with suppress(OSError):
-            while piece := await loop.sock_recv(self.stream, CHUNK):
-                held += piece
-                for packet in _packets(held):
-                    await loop.sock_sendall(self._packets, packet)
-
-
-def _packets(held: bytearray) -> Iterator[bytes]:
-    """The packets that are complete, taken out of what was received."""
-    while held:
-        if not held[0]:
-            del held[0]
-            continue
-        end = 4 + int.from_bytes(held[1:4], "little")
-        if len(held) < max(end, 4):
-            return
-        packet = bytes(held[4:end])
-        del held[:end]
-        yield packet
 
 
 def _copy(source: Path, target: Path) -> None:

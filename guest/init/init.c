@@ -2,13 +2,15 @@
    writable disk over the read-only root, opens the port that is the link, and becomes the guest agent, which is kept in a
    sealed memory file: an image needs nothing of ours, and a snapshot carries the very agent that it was taken with.
 
-   The kernel's command line says wardian_processes=N; with wardian_echo we are the agent of a probe ourselves. What goes wrong is told on the port, in words: the keeper at the
-   other end takes that for the end, and writes it down. */
+   The kernel's command line says wardian_processes=N; with wardian_echo we are the agent of a probe ourselves. What goes
+   wrong is told on the port, in words: the keeper at the other end takes that for the end, and writes it down. With
+   wardian_link=vsock the link is not a port: the agent listens on a vsock, and again after every capture, which cuts it. */
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/vm_sockets.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,12 +18,13 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sendfile.h>
 #include <unistd.h>
 
-enum { WAIT_MS = 20000, MODULES_MAX = 64 };
+enum { WAIT_MS = 20000, LINK_PORT = 1024 };
 static const char ROOT_DISK[] = "/dev/vda", OWN_DISK[] = "/dev/vdb", PORT[] = "/dev/vport0p1";
 static int port = -1, upper = -1;
 
@@ -75,6 +78,14 @@ static void open_port(void)
         usleep(1000);
     }
     port = fd;
+}
+
+static int listening(void)
+{
+    struct sockaddr_vm here = {.svm_family = AF_VSOCK, .svm_port = LINK_PORT, .svm_cid = VMADDR_CID_ANY};
+    int fd = socket(AF_VSOCK, SOCK_STREAM, 0);
+    need(fd >= 0 && !bind(fd, (struct sockaddr *)&here, sizeof here) && !listen(fd, 1), "listen on the vsock");
+    return fd;
 }
 
 static void mount_root(void)
@@ -147,8 +158,8 @@ static void processes_max(char *out, size_t size)
 
 int main(void)
 {
-    char processes[16], stream[16], changes[16];
-    char *argv[] = {"wardian-guest", "--processes-max", processes, "--stream", stream, "--upper", changes, NULL};
+    char processes[16], link[16], changes[16];
+    char *argv[] = {"wardian-guest", "--processes-max", processes, "--stream", link, "--upper", changes, NULL};
     char *environment[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", NULL};
     need(!mount("dev", "/dev", "devtmpfs", MS_NOSUID, "mode=0755") || errno == EBUSY, "/dev");
     need(!mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL), "/proc");
@@ -158,12 +169,17 @@ int main(void)
     read_command_line();
     processes_max(processes, sizeof processes);
     load_modules();
-    open_port();
+    int listener = strstr(settings, "wardian_link=vsock") ? listening() : -1;
+    if (listener < 0) open_port();
+    else argv[3] = "--listen";
     mount_root();
-    if (strstr(settings, "wardian_echo")) echo();
+    if (strstr(settings, "wardian_echo")) {
+        if (listener >= 0) need((port = accept(listener, NULL, NULL)) >= 0, "accept");
+        echo();
+    }
     int agent = sealed_agent();
     enter_root();
-    snprintf(stream, sizeof stream, "%d", port);
+    snprintf(link, sizeof link, "%d", listener < 0 ? port : listener);
     snprintf(changes, sizeof changes, "%d", upper);
     syscall(SYS_execveat, agent, "", argv, environment, AT_EMPTY_PATH);
     need(0, "the agent cannot be run");

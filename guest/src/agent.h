@@ -35,7 +35,7 @@ enum op {
 /* ---- main.c: settings and the loop ---- */
 struct settings {
     const char *native; /* a directory that stands for / in everything that would change this machine; NULL as pid 1 */
-    int link, stream, upper, redirect, dns, fuse; /* descriptors; -1: none given */
+    int link, stream, listener, upper, redirect, dns, fuse; /* descriptors; -1: none given */
     unsigned processes_max;
 };
 extern struct settings settings;

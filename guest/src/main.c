@@ -16,7 +16,7 @@
 
 #include "agent.h"
 
-struct settings settings = {.link = 7, .stream = -1, .upper = -1, .redirect = -1, .dns = -1, .fuse = -1};
+struct settings settings = {.link = 7, .stream = -1, .listener = -1, .upper = -1, .redirect = -1, .dns = -1, .fuse = -1};
 int epoll_fd;
 static struct source signals;
 static enum {
@@ -179,13 +179,14 @@ static int number(const char *text) {
     return (int)value;
 }
 
-/* --processes-max N; --link FD; --stream FD: the link is a byte stream; --upper FD: where an overlay keeps
-   what was changed; for tests on a host: --native DIR [--redirect FD] [--dns FD] [--fuse FD] */
+/* --processes-max N; --link FD; --stream FD: the link is a byte stream; --listen FD: it is that of whoever connects
+   there last; --upper FD: where an overlay keeps what was changed; for tests on a host: --native DIR [--redirect FD] [--dns FD] [--fuse FD] */
 static void read_arguments(char **argv) {
     for (argv++; *argv; argv += 2) {
         if (!strcmp(argv[0], "--processes-max")) settings.processes_max = (unsigned)number(argv[1]);
         else if (!strcmp(argv[0], "--link")) settings.link = number(argv[1]);
         else if (!strcmp(argv[0], "--stream")) settings.stream = number(argv[1]);
+        else if (!strcmp(argv[0], "--listen")) settings.listener = number(argv[1]);
         else if (!strcmp(argv[0], "--upper")) settings.upper = number(argv[1]);
         else if (!strcmp(argv[0], "--redirect")) settings.redirect = number(argv[1]);
         else if (!strcmp(argv[0], "--dns")) settings.dns = number(argv[1]);
@@ -210,7 +211,7 @@ int main(int argc, char **argv) {
     if (settings.native) prctl(PR_SET_CHILD_SUBREAPER, 1);
     else machine_setup();
     if (settings.upper >= 0) fcntl(settings.upper, F_SETFD, FD_CLOEXEC);
-    if (settings.stream >= 0) port_start();
+    if (settings.stream >= 0 || settings.listener >= 0) port_start();
     fcntl(settings.link, F_SETFD, FD_CLOEXEC);
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     start_signals();

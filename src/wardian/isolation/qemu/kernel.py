@@ -27,6 +27,9 @@ from wardian.model.errors import Kind, WardianError
 MODULES = ("virtio_mmio", "virtio_blk", "virtio_balloon", "erofs", "overlay", "dummy")
 """What a machine cannot do without, where the kernel does not have it built in."""
 
+VSOCK = "vmw_vsock_virtio_transport"
+"""What a machine needs besides whose link is a vsock, as Firecracker's is."""
+
 BOOT_MAX = 1 << 28
 _ELF, _SETUP = b"\x7fELF", b"HdrS"
 _ZSTD, _XZ, _GZIP = b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"\x1f\x8b"
@@ -83,21 +86,21 @@ def given_kernel(image: Path, arguments: str, cache: Path) -> GuestKernel:
     return GuestKernel(path, (), tuple(arguments.split()))
 
 
-def extract(package: Path, cache: Path) -> GuestKernel:
+def extract(package: Path, cache: Path, wanted: Iterable[str] = MODULES) -> GuestKernel:
     """Take a ``linux-image-*.deb`` apart into ``cache``; nothing is done if that was done before."""
     with package.open("rb") as file:
         target = cache / hashlib.file_digest(file, "sha256").hexdigest()
     if not (target / "release").exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as draft:
-            _take_apart(package, Path(draft))
+            _take_apart(package, Path(draft), wanted)
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(draft, target)
     os.utime(target / "release")
     return find_kernel(cache)
 
 
-def _take_apart(package: Path, to: Path) -> None:
+def _take_apart(package: Path, to: Path, wanted: Iterable[str]) -> None:
     kernel, release, modules = b"", "", dict[str, bytes]()
     command = ["dpkg-deb", "--fsys-tarfile", str(package)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as opening:
@@ -115,7 +118,7 @@ def _take_apart(package: Path, to: Path) -> None:
         raise KernelUnusable(f"{package} is no package of a kernel")
     _write(to / "vmlinux", uncompressed(kernel))
     (to / "modules").mkdir()
-    for number, name in enumerate(in_order(MODULES, modules)):
+    for number, name in enumerate(in_order(wanted, modules)):
         _write(to / "modules" / f"{number:02}-{name}.ko", _module(modules[name]))
     _write(to / "release", release.encode())
 
@@ -193,6 +196,7 @@ def _write(path: Path, data: bytes) -> None:
 
 __all__ = [
     "MODULES",
+    "VSOCK",
     "GuestKernel",
     "KernelUnusable",
     "extract",
