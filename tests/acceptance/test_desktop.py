@@ -66,8 +66,8 @@ def test_the_mouse_moves(desktop: Sandbox) -> None:
 
 
 def test_what_is_typed_arrives(desktop: Sandbox) -> None:
-    desktop.launch("debian-xterm")
-    eventually(lambda: "xterm" in _focused(desktop))
+    desktop.launch("st")
+    eventually(lambda: '"st-' in _focused(desktop))
     desktop.write("echo typed > /tmp/typed")
     desktop.press("enter")
     eventually(lambda: desktop.files.exists("/tmp/typed"))
@@ -75,8 +75,8 @@ def test_what_is_typed_arrives(desktop: Sandbox) -> None:
 
 
 def _focused(desktop: Sandbox) -> str:
-    """What the window that gets the keys is called."""
-    return str(desktop.commands.run("xdotool getwindowfocus getwindowclassname || true").stdout).lower()
+    """Of which class the window that gets the keys is."""
+    return str(desktop.commands.run("xprop -id $(xdotool getwindowfocus) WM_CLASS || true").stdout)
 
 
 def test_another_resolution_is_given(house: Server) -> None:

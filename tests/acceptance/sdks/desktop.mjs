@@ -11,9 +11,9 @@ try {
   await sandbox.moveMouse(200, 150)
   assert.deepEqual(await sandbox.getCursorPosition(), { x: 200, y: 150 })
 
-  await sandbox.launch('debian-xterm')
+  await sandbox.launch('st')
   const started = await sandbox.waitAndVerify(
-    'xdotool getwindowfocus getwindowclassname', (done) => /xterm/i.test(done.stdout), 60)
+    'xprop -id $(xdotool getwindowfocus) WM_CLASS', (done) => /"st-/.test(done.stdout), 60)
   assert.ok(started)
   await sandbox.write('echo typed > /tmp/typed')
   await sandbox.press('enter')

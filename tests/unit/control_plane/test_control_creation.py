@@ -174,6 +174,9 @@ async def test_messages_are_the_protocols(client: httpx.AsyncClient) -> None:
     assert refused(answer, 400, "bad_timeout") == "Timeout must be greater than 0"
     answer = await client.post("/v2/sandboxes", json={"templateID": "base", "timeout": 10**9})
     assert refused(answer, 400, "bad_timeout") == "Timeout cannot be greater than 24 hours"
+    rules = {"a.test": [{"transform": {"headers": {"X-Key": "v"}}}]}
+    answer = await client.post("/v2/sandboxes", json={"templateID": "base", "network": {"rules": rules}})
+    assert "wardian grant add" in refused(answer, 501, "network_rules_unsupported")  # what to do instead
     answer = await client.get("/sandboxes/inobody")
     expected = "Sandbox \"inobody\" doesn't exist or you don't have access to it"
     assert refused(answer, 404, "sandbox_not_found") == expected

@@ -88,10 +88,10 @@ class EgressBody(Body):
         """The rules, checked by themselves. Raises :class:`Invalid` or :class:`Unsupported`."""
         if any(rules for rules in (self.rules or {}).values()):
             raise Unsupported(
-                "network.rules is not supported: changing requests takes a bridge that reads them, "
-                "and there is none yet",
+                "network.rules is not supported: what puts headers into requests here is the grant of a secret",
                 code="network_rules_unsupported",
-                hint="allow the host with allowOut, and give the program inside its own headers",
+                hint="keep the value as a secret and grant its use: wardian secret set NAME; wardian grant add "
+                "NAME --secret NAME --host HOST --inject header:HEADER --admission link (docs/bridge.md)",
             )
         egress = Egress(
             allow=tuple(self.allowOut or ()),
