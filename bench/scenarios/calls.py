@@ -1,12 +1,16 @@
-"""How many calls of the SDK one core answers: the server and its machines on one, the clients on another."""
+"""How many calls of the SDK one core answers: the server and its machines on one, the clients on another.
+
+What runs commands by hand, client and all, is on the first.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 from e2b import Sandbox
 
@@ -14,6 +18,7 @@ from bench.clients import BareClient, Endpoint
 from bench.cores import confined
 from bench.lab import Lab
 from bench.measure import Contender, Kind, Section, take_turns
+from bench.peers import Oci
 from bench.server import Pools, Server
 
 AT_ONCE = 4
@@ -39,11 +44,17 @@ def run(lab: Lab) -> Sequence[Section]:
         sandbox = server.endpoint.create()
         stack.callback(sandbox.kill)
         empty = plain.create()
+        peers = lab.peers()
+        by_hand = {
+            f"{name} exec": stack.enter_context(_executed_on(cores[0], runtime))
+            for name, runtime in (("runsc", peers.runsc), ("crun", peers.crun))
+        }
+        ran = _ran(server.endpoint, sandbox, empty)
         pool = stack.enter_context(ThreadPoolExecutor(AT_ONCE))
         return [
             _section(lab, pool, "get_info", "get_info", _described(server.endpoint, sandbox, empty)),
             _section(lab, pool, "exists", "files.exists", _looked(server.endpoint, sandbox, empty)),
-            _section(lab, pool, "true", 'commands.run("true")', _ran(server.endpoint, sandbox, empty)),
+            _section(lab, pool, "true", 'commands.run("true")', ran | by_hand),
         ]
 
 
@@ -78,6 +89,14 @@ def _ran(endpoint: Endpoint, sandbox: Sandbox, empty: Sandbox) -> Field:
     }
 
 
+@contextmanager
+def _executed_on(core: int, runtime: Oci) -> Iterator[Callable[[], Call]]:
+    """The same command in a container on that core, by commands of the runtime there."""
+    confined = replace(runtime, command=("taskset", "--cpu-list", str(core), *runtime.command))
+    with confined.idle() as name:
+        yield lambda: lambda: confined.exec(name)
+
+
 def _bare(endpoint: Endpoint, act: Callable[[BareClient], object]) -> Call:
     client = BareClient(endpoint)
     return lambda: act(client)
@@ -91,16 +110,16 @@ def _section(lab: Lab, pool: ThreadPoolExecutor, key: str, shown: str, field: Fi
     rounds = lab.rounds(quick=2, full=8)
     kinds = {SDK: Kind.WARDIAN, BARE: Kind.WARDIAN, FLOOR: Kind.FLOOR}
     contenders = [
-        Contender(name, lambda make=make: _rate(pool, make), kinds[name])  # type: ignore[misc]
+        Contender(name, lambda make=make: _rate(pool, make), kinds.get(name, Kind.PEER))  # type: ignore[misc]
         for name, make in field.items()
     ]
     with lab.progress(f"calls: {key}", rounds + 1) as tick:
         rows = take_turns(contenders, rounds=rounds, tick=tick)
-    notes = (
-        f"{AT_ONCE} clients in one Python process, on another core: near the floor, they are the limit.",
-    )
+    notes = [f"{AT_ONCE} clients in one Python process, on another core: near the floor, they are the limit."]
+    if field.keys() - kinds.keys():
+        notes.append(f"By hand: {AT_ONCE} commands of the runtime at a time, on the server's core.")
     return Section(
-        f"calls-{key}", f"Calls of {shown} on one core", "1/s", SDK, rows, notes=notes, higher=True
+        f"calls-{key}", f"Calls of {shown} on one core", "1/s", SDK, rows, notes=tuple(notes), higher=True
     )
 
 
