@@ -1,5 +1,7 @@
 // Drives the official JavaScript SDK of the desktop. Run in a directory where it is installed.
 import assert from 'node:assert/strict'
+import { get } from 'node:http'
+import { text } from 'node:stream/consumers'
 import { Sandbox } from '@e2b/desktop'
 
 const sandbox = await Sandbox.create({ timeoutMs: 300_000 })
@@ -21,10 +23,12 @@ try {
 
   await sandbox.stream.start({ requireAuth: true })
   const url = new URL(sandbox.stream.getUrl({ authKey: sandbox.stream.getAuthKey() }))
-  url.protocol = 'http:' // a server without a domain serves the same address without TLS
-  const page = await fetch(url)
-  assert.equal(page.status, 200)
-  assert.match(await page.text(), /noVNC/)
+  // A server without a domain serves the same address without TLS. Names below localhost are this host, though
+  // not every resolver knows it.
+  const request = { host: '127.0.0.1', port: url.port, path: url.pathname + url.search, headers: { host: url.host } }
+  const page = await new Promise((done, failed) => get(request, done).on('error', failed))
+  assert.equal(page.statusCode, 200)
+  assert.match(await text(page), /noVNC/)
   await sandbox.stream.stop()
 } finally {
   await sandbox.kill()
