@@ -59,7 +59,8 @@ def test_git_works(shared: Sandbox, room: str) -> None:
         ("readlink -f /usr/bin/python", "/usr/bin/python3.11"),
         ("stat -c %a /tmp /code /usr/local/lib", "1777\n777\n777"),
         ("grep -c . /etc/machine-id", "1"),
-        ("ls /var/lib/apt/lists /usr/share/man 2>/dev/null | grep -v ':$' | grep -c _", "0"),
+        ("ls /var/lib/apt/lists 2>/dev/null | grep -c _", "0"),
+        ("find /usr/share/man -type f | wc -l; [ -d /usr/share/man/man1 ] && echo room", "0\nroom"),
     ],
 )
 def test_small_things_are_as_they_should_be(shared: Sandbox, command: str, answer: str) -> None:

@@ -26,6 +26,12 @@ chroot "$root" env PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode
 # Which packages were asked for and which came along depends on how the recipe was written, not on what is in it.
 rm -f "$root"/var/lib/apt/extended_states
 
+# No manual is in the image, but packages that are installed later (a JDK, PostgreSQL) link theirs: they fail where
+# there is no directory to do it in.
+for section in 1 2 3 4 5 6 7 8; do
+    mkdir -p "$root/usr/share/man/man$section"
+done
+
 # Caches, logs and back-ups: made again when wanted, and different on every build.
 rm -rf "$root"/var/cache/apt/* "$root"/var/cache/debconf/*-old "$root"/var/cache/ldconfig/* "$root"/var/lib/apt/lists/* \
     "$root"/var/log/* "$root"/var/lib/dpkg/*-old "$root"/etc/*- "$root"/usr/share/python3/__pycache__ \
