@@ -88,10 +88,10 @@ class EgressBody(Body):
         """The rules, checked by themselves. Raises :class:`Invalid` or :class:`Unsupported`."""
         if any(rules for rules in (self.rules or {}).values()):
             raise Unsupported(
-                "network.rules is not supported: what puts headers into requests here is the grant of a secret",
+                "network.rules is not supported: here, headers come from the grant of a secret",
                 code="network_rules_unsupported",
-                hint="keep the value as a secret and grant its use: wardian secret set NAME; wardian grant add "
-                "NAME --secret NAME --host HOST --inject header:HEADER --admission link (docs/bridge.md)",
+                hint="wardian secret set NAME; wardian grant add NAME --secret NAME --host HOST "
+                "--inject header:HEADER --admission link; see docs/bridge.md",
             )
         egress = Egress(
             allow=tuple(self.allowOut or ()),
