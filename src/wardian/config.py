@@ -96,6 +96,9 @@ class Settings:
     sandboxes_max: int = 1000
     """Per tenant, running and paused."""
 
+    runs_at_once: int = 50
+    """How many runs may work at a time; those that wait for something do not count."""
+
     timeout_max_hours: int = 24
     """The longest time a sandbox may ask for at once."""
 
@@ -159,6 +162,7 @@ class Settings:
             ("pool_created", 0, 1000),
             ("pool_memory_mib", 0, 1 << 30),
             ("sandboxes_max", 1, 100_000),
+            ("runs_at_once", 1, 100_000),
             ("timeout_max_hours", 1, 24 * 365),
             ("volume_size_gib", 1, 100_000),
             ("effects_days", 0, 36_500),
@@ -238,6 +242,7 @@ _READERS: Mapping[str, Any] = {
     "pool_created": _whole,
     "pool_memory_mib": _whole,
     "sandboxes_max": _whole,
+    "runs_at_once": _whole,
     "timeout_max_hours": _whole,
     "allowed_networks": _networks,
     "private_registries": _registries,

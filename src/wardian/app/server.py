@@ -20,11 +20,14 @@ from wardian.api.dispatch import Dispatch
 from wardian.api.e2b.app import build_control_plane
 from wardian.api.e2b.context import ControlPlane
 from wardian.api.envd import build_data_plane
+from wardian.api.inside.app import build_inside
 from wardian.api.volumes import build_content_plane
 from wardian.api.wardian import bridge as own_bridge
 from wardian.api.wardian import builds as own_builds
 from wardian.api.wardian import differences
+from wardian.api.wardian import runs as own_runs
 from wardian.api.wardian import snapshots as own_snapshots
+from wardian.api.wardian import triggers as own_triggers
 from wardian.app import drivers as isolation
 from wardian.app.keeping import SEAL_FILE, TENANT, local_key
 from wardian.app.parts import (
@@ -41,15 +44,24 @@ from wardian.config import DATABASE, Settings
 from wardian.images.roots import Roots
 from wardian.isolation.drivers import Drivers
 from wardian.model.errors import WardianError
+from wardian.model.sandbox import Sandbox
 from wardian.model.template import Edition
 from wardian.network.policy import Policy
 from wardian.network.shore import Shore
 from wardian.recorder.log import Recorder
+from wardian.runs.commits import Commits
+from wardian.runs.course import Course
+from wardian.runs.dbos_engine import DbosEngine
+from wardian.runs.door import Door
+from wardian.runs.service import Runs
+from wardian.runs.triggers import Triggers
+from wardian.runs.works import RunWorks
 from wardian.sandboxes.inspecting import SnapshotInspector
 from wardian.sandboxes.leases import DirectoryLock, NodeLease
 from wardian.sandboxes.pool import Pool
 from wardian.sandboxes.reconciler import Outcome
 from wardian.sandboxes.service import Sandboxes
+from wardian.sandboxes.surroundings import sandbox_environment
 from wardian.sandboxes.templates import Templates
 from wardian.sandboxes.workshop import Options, Workshop
 from wardian.snapshots.store import SnapshotStore
@@ -101,6 +113,7 @@ class _Lifecycle:
     templates: Templates
     sandboxes: Sandboxes
     shore: Shore
+    door: Door
     inspector: SnapshotInspector
     taken_over: Outcome
 
@@ -118,7 +131,8 @@ async def start(settings: Settings) -> AsyncIterator[App]:
         ground = await _lay_ground(stack, settings, database)
         life = await _begin_lifecycle(stack, ground)
         builds = await _open_builds(stack, ground, life)
-        asgi = _open_planes(stack, ground, life, builds)
+        runs, triggers = await _open_runs(stack, ground, life)
+        asgi = _open_planes(stack, ground, life, builds, runs, triggers)
         yield App(
             asgi=asgi,
             sandboxes=life.sandboxes,
@@ -157,11 +171,16 @@ async def _begin_lifecycle(stack: AsyncExitStack, ground: _Ground) -> _Lifecycle
     def record(sandbox_id: str, kind: str, facts: Mapping[str, Any]) -> None:
         sandboxes.record(sandbox_id, kind, facts)
 
+    def locate(sandbox_id: str) -> Sandbox | None:
+        return sandboxes.find_live(sandbox_id)
+
+    door = Door(locate)
     shore = Shore(
         Policy(settings.allowed_networks),
         lambda sandbox_id, event: _at_the_shore(record, sandbox_id, event),
         unseal=ground.seal.open,
         bridge=bridge,
+        door=door,
     )
     stack.callback(shore.close)
     mounts = Mounts(ground.volumes)
@@ -186,12 +205,13 @@ async def _begin_lifecycle(stack: AsyncExitStack, ground: _Ground) -> _Lifecycle
     )
     templates = Templates(ground.database, operator=TENANT)
     await templates.install(ground.base)
-    sandboxes = Sandboxes(works, templates)
+    sandboxes: Sandboxes = Sandboxes(works, templates)
     stack.push_async_callback(sandboxes.close)
     stack.push_async_callback(mounts.close)
     ground.volumes.in_use = sandboxes.mounts_volume
     bridge.attach(dial=shore.dial_host, judge=shore.admit_granted, locate=sandboxes.find_live, record=record)
-    return _Lifecycle(works, templates, sandboxes, shore, inspector, taken_over=await sandboxes.start())
+    taken_over = await sandboxes.start()
+    return _Lifecycle(works, templates, sandboxes, shore, door, inspector, taken_over)
 
 
 async def _open_builds(stack: AsyncExitStack, ground: _Ground, life: _Lifecycle) -> Builds:
@@ -220,7 +240,38 @@ async def _open_builds(stack: AsyncExitStack, ground: _Ground, life: _Lifecycle)
     return builds
 
 
-def _open_planes(stack: AsyncExitStack, ground: _Ground, life: _Lifecycle, builds: Builds) -> ASGIApp:
+async def _open_runs(stack: AsyncExitStack, ground: _Ground, life: _Lifecycle) -> tuple[Runs, Triggers]:
+    data = ground.settings.data_dir
+    works = RunWorks(
+        database=ground.database,
+        sandboxes=life.sandboxes,
+        recorder=Recorder(data / "runs", now_us=now_us),
+        lease=ground.lease,
+        now_us=now_us,
+        checkpoint=life.works.checkpoint,
+    )
+
+    def environment(sandbox: Sandbox) -> Mapping[str, str]:
+        return {**ground.bridge.environment(sandbox), **sandbox_environment(sandbox)}
+
+    commits = Commits(works)
+    course = Course(works, commits, environment, at_once=ground.settings.runs_at_once)
+    engine = DbosEngine(course.attempt, data / "engine.db")
+    course.nudge = engine.nudge_soon
+    runs = Runs(works, life.templates, course, engine)
+    stack.push_async_callback(commits.close)
+    life.door.open(build_inside(runs, commits, ground.bridge.judge))
+    await runs.open()
+    stack.push_async_callback(runs.close)
+    triggers = Triggers(works, runs, ground.seal)
+    await triggers.open()
+    stack.push_async_callback(triggers.close)
+    return runs, triggers
+
+
+def _open_planes(
+    stack: AsyncExitStack, ground: _Ground, life: _Lifecycle, builds: Builds, runs: Runs, triggers: Triggers
+) -> ASGIApp:
     settings, bridge = ground.settings, ground.bridge
 
     async def find_key(key: str) -> ApiKey | None:
@@ -245,6 +296,8 @@ def _open_planes(stack: AsyncExitStack, ground: _Ground, life: _Lifecycle, build
         own_bridge.router,
         differences.router,
         own_snapshots.router_of(life.inspector),
+        own_runs.router_of(runs),
+        own_triggers.router_of(triggers),
     ]
     control_plane = build_control_plane(plane, Keyring(find_key), more=own)
     return Dispatch(control=control_plane, data=data_plane, content=build_content_plane(ground.volumes))

@@ -1,6 +1,6 @@
 """How long the ledger remembers. What may still be replayed or decided stays, whatever its age: the effects
-of a sandbox that has not ended, but for those that are done, delivered and of no step. Of the rest, what is
-older than ``days`` goes, and what is more than ``most`` for a tenant, the oldest first.
+of a sandbox or a run that has not ended, but for those that are done, delivered and of no step. Of the rest,
+what is older than ``days`` goes, and what is more than ``most`` for a tenant, the oldest first.
 """
 
 from __future__ import annotations

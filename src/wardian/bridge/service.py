@@ -24,7 +24,7 @@ from wardian.bridge.budgets import Budgets, Used
 from wardian.bridge.channel import Answer, BridgeGone, Channel, Facts
 from wardian.bridge.effects import EffectSpeculative, Ledger, response_of, response_values
 from wardian.bridge.grants import Grants
-from wardian.bridge.passes import Holder, Mint
+from wardian.bridge.passes import Holder, Inspector, Mint
 from wardian.bridge.retention import USUAL, Retention, Sweeper
 from wardian.bridge.supervisor import COMMAND, Hello, Keys, Supervisor
 from wardian.bridge.values import place_values, sealed_of, sealed_values
@@ -101,6 +101,7 @@ class Bridge:
         self._mint, self._supervisor, self._now_us = mint, supervisor, now_us
         self.sweeper = Sweeper(database, retention, self._forget, now_us)
         self._sweeping: asyncio.Task[None] | None = None
+        self._tokens = Inspector(mint.public)
         self._gauges: dict[str, Bucket] = {}
         self._told: OrderedDict[tuple[str, str], str] = OrderedDict()  # (sandbox, address): the name
         self._vault: Vault | None = None
@@ -191,7 +192,7 @@ class Bridge:
         found = [
             grant
             for grant in self.grants.of(sandbox.tenant)
-            if grant.is_for(sandbox.tenant, sandbox.id, agent_of(sandbox), sandbox.id)
+            if grant.is_for(sandbox.tenant, sandbox.id, agent_of(sandbox), run_of(sandbox))
         ]
         return sorted(
             found,
@@ -208,9 +209,13 @@ class Bridge:
         grants = self.grants_of(sandbox)
         return equipping.environment_of(grants, self._token(sandbox, epoch)) if grants else {}
 
+    def judge(self, token: str, sandbox: Sandbox) -> str:
+        """Whether a run token may speak for a sandbox: ``ok``, or a slug that says why not."""
+        return self._tokens.check(token, holder_of(sandbox))
+
     def files(self, sandbox: Sandbox, epoch: int) -> Mapping[str, tuple[int, bytes]]:
         """The file with the run token, for whoever holds on longer than to one epoch."""
-        if not self.grants_of(sandbox):
+        if sandbox.spec.run is None and not self.grants_of(sandbox):
             return {}
         return {equipping.TOKEN_FILE: (0o644, self._token(sandbox, epoch).encode())}
 
@@ -480,7 +485,7 @@ class Bridge:
             id="",
             tenant=sandbox.tenant,
             sandbox=sandbox.id,
-            run=sandbox.id,
+            run=run_of(sandbox),
             step=facts["step"],
             ordinal=0,
             grant=grant.name,
@@ -539,12 +544,17 @@ def agent_of(sandbox: Sandbox) -> str:
     return sandbox.template_alias or sandbox.template_id
 
 
+def run_of(sandbox: Sandbox) -> str:
+    """What grants, budgets and the ledger call the run that a sandbox belongs to."""
+    return sandbox.spec.run or sandbox.id
+
+
 def holder_of(sandbox: Sandbox, epoch: int | None = None) -> Holder:
-    """A sandbox is its own run until there are runs."""
+    """A sandbox that is no run's machine is a run of its own."""
     return Holder(
         tenant=sandbox.tenant,
         agent=agent_of(sandbox),
-        run=sandbox.id,
+        run=run_of(sandbox),
         sandbox=sandbox.id,
         epoch=sandbox.epoch if epoch is None else epoch,
     )

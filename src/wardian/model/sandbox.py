@@ -178,6 +178,7 @@ class SandboxSpec:
     granted_hosts: tuple[GrantedHost, ...] = ()  # by the server to sandboxes of its own; no request sets it
     volume_mounts: tuple[VolumeMount, ...] = ()
     isolation: Wanted = field(default_factory=Wanted)  # once it is made, ``asked`` is what was gone by
+    run: str | None = None  # the run that it is a machine of; no request sets it
     idempotency_key: str | None = None
     speculative: bool = False  # a branch: what it would do outside is held until it is promoted
 
@@ -238,7 +239,7 @@ class Snapshot:
     tenant: str
     sandbox_id: str
     template_id: str
-    kind: str  # "pause", "fork" or "named"
+    kind: str  # "pause", "fork", "named", or "run": the machine of a commit
     names: tuple[str, ...]
     parent_id: str | None
     digest: str  # of the manifest

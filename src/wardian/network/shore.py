@@ -88,7 +88,8 @@ class Shore:
     """One for all sandboxes of a server.
 
     ``record`` is called for every decision but, in a flood, not for every one: those left out are counted in
-    the next one's ``unrecorded``. ``unseal`` opens what a proxy's password was sealed into.
+    the next one's ``unrecorded``. ``unseal`` opens what a proxy's password was sealed into. ``door`` is the
+    platform's own, which no rule of a tenant's closes.
     """
 
     def __init__(
@@ -99,8 +100,9 @@ class Shore:
         resolver: Resolver | None = None,
         unseal: Unseal = no_secrets,
         bridge: Diversion | None = None,
+        door: Diversion | None = None,
     ) -> None:
-        self._bridge = bridge or NoDiversion()
+        self._bridge, self._door = bridge or NoDiversion(), door or NoDiversion()
         self._record = record
         self._resolver = resolver or Resolver()
         self._told = Told()
@@ -178,13 +180,10 @@ class Shore:
                 raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)) from None
 
     async def _carry(self, sandbox: Sandbox, live: _Live, stream: Tunnel) -> None:
-        crossing = None
-        if rules_of(sandbox.spec).may_open_granted:
-            crossing = self._bridge.crossing(sandbox, live.address, live.port)
-        if crossing is not None:
-            live.route = Route(live.address, live.port, "bridge")
-            self._note_connect(sandbox, live, Decision(True, "bridge"))
-            await self._bridge.carry(sandbox, crossing, stream)
+        if await self._divert(self._door, "door", sandbox, live, stream):
+            return
+        granted = rules_of(sandbox.spec).may_open_granted
+        if granted and await self._divert(self._bridge, "bridge", sandbox, live, stream):
             return
         try:
             route = live.route = await self._gate.admit(sandbox, live.address, live.port, stream)
@@ -204,6 +203,18 @@ class Shore:
         except Denied as error:
             self._note_connect(sandbox, live, Decision(False, error.reason), error.name)
             raise
+
+    async def _divert(
+        self, diversion: Diversion, reason: str, sandbox: Sandbox, live: _Live, stream: Tunnel
+    ) -> bool:
+        """Whether it took the connection, and has carried it to its end."""
+        crossing = diversion.crossing(sandbox, live.address, live.port)
+        if crossing is None:
+            return False
+        live.route = Route(live.address, live.port, reason)
+        self._note_connect(sandbox, live, Decision(True, reason))
+        await diversion.carry(sandbox, crossing, stream)
+        return True
 
     def _note_connect(
         self, sandbox: Sandbox, live: _Live, decision: Decision, name: str | None = None
@@ -248,11 +259,13 @@ class Shore:
 
     def _view(self, sandbox: Sandbox) -> View:
         view = self._gate.view(sandbox)
-        if not rules_of(sandbox.spec).may_open_granted:
-            return view
-        return replace(
-            view, stand_in=lambda name: self._bridge.stand_in(sandbox, name) or view.stand_in(name)
-        )
+        granted = rules_of(sandbox.spec).may_open_granted
+
+        def stand_in(name: str) -> str | None:
+            bridge = self._bridge.stand_in(sandbox, name) if granted else None
+            return self._door.stand_in(sandbox, name) or bridge or view.stand_in(name)
+
+        return replace(view, stand_in=stand_in)
 
     async def admit_granted(
         self, sandbox: Sandbox, host: str, port: int, method: str, target: str

@@ -51,6 +51,12 @@ class SandboxLog:
         self._dropped = 0
         self._index: list[tuple[int, int]] = [(0, 0)]  # sequence numbers and where the next record begins
 
+    @property
+    def seq(self) -> int:
+        """The number of the last record."""
+        self._open()
+        return self._seq
+
     def append(self, type: str, /, **fields: Any) -> None:
         """Add one record. Oversized fields are cut; when the log is full one last record says so."""
         fd = self._open()

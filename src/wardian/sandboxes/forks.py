@@ -61,6 +61,7 @@ async def _fork_one(
         idempotency_key=None,
         isolation=parent.spec.isolation.at_least(wanted.minimum),
         speculative=parent.spec.speculative or speculative,
+        run=None,
         granted_hosts=(),  # granted to the parent, and to nobody that comes after it
     )
     try:

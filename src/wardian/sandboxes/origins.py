@@ -74,6 +74,10 @@ class Origins:
         row = await self._works.database.read(lambda conn: snapshots.find(conn, tenant, reference))
         if row is None:
             raise unknown(reference)
+        return await self.of_snapshot(row, wanted)
+
+    async def of_snapshot(self, row: Snapshot, wanted: Wanted) -> Origin:
+        """A snapshot, used as a template."""
         source = source_of(self._works, row, wanted)
         level = self._works.drivers.level(source.driver)
         return Origin(

@@ -13,6 +13,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+from sqlalchemy import Connection
+
 from wardian.guest.guest import Guest
 from wardian.isolation.drivers import IsolationUnavailable
 from wardian.isolation.port import Driver, IsolationLevel, MachineImage, MachineSpec, RootImage
@@ -30,7 +32,7 @@ from wardian.sandboxes.benches import Bench
 from wardian.sandboxes.egress import NO_BOUND, check_bound, settled
 from wardian.sandboxes.listing import PUBLIC_STATES, ListQuery, Page
 from wardian.sandboxes.machines import source_of
-from wardian.sandboxes.origins import Origins, WarmUp
+from wardian.sandboxes.origins import Origin, Origins, WarmUp
 from wardian.sandboxes.owner import Owner, not_found
 from wardian.sandboxes.pool import Source
 from wardian.sandboxes.reconciler import Outcome, reconcile
@@ -38,7 +40,7 @@ from wardian.sandboxes.roster import HIDDEN, RESUME_TIMEOUT_S, Roster
 from wardian.sandboxes.sampler import Metric
 from wardian.sandboxes.templates import Templates
 from wardian.sandboxes.workshop import Workshop
-from wardian.store import sandboxes
+from wardian.store import sandboxes, snapshots
 
 __all__ = ["ListQuery", "Metric", "Page", "Sandboxes"]
 
@@ -122,7 +124,9 @@ class Sandboxes:
         self._check_timeout(spec.timeout_s)
         spec = replace(spec, isolation=spec.isolation.and_also(self._wanted))
         origin = await self._origins.find(tenant, spec.template, spec.isolation)
-        spec = settled(spec, mode, default=origin.egress, bound=bound)
+        return await self._make(tenant, origin, settled(spec, mode, default=origin.egress, bound=bound))
+
+    async def _make(self, tenant: str, origin: Origin, spec: SandboxSpec) -> Sandbox:
         reservation = self._works.pool.reserve(origin.source)
         made = False
         try:
@@ -348,6 +352,22 @@ class Sandboxes:
     async def delete_snapshot(self, tenant: str, snapshot_id: str) -> None:
         """Delete a kept snapshot, by id or name. Refused while a sandbox or template stands on it."""
         await kept.delete(self._works, tenant, snapshot_id)
+
+    # ── runs
+
+    async def checkpoint(
+        self, tenant: str, sandbox_id: str, also: Callable[[Connection, Snapshot], object]
+    ) -> Snapshot:
+        """Capture a running sandbox for the run that it belongs to, in one transaction with ``also``."""
+        owner = self.roster.owner(tenant, sandbox_id)
+        return await owner.turn(lambda: capture.take_snapshot(owner, None, kind=snapshots.COMMIT, also=also))
+
+    async def come_back(self, tenant: str, snapshot_id: str, spec: SandboxSpec) -> Sandbox:
+        """A new sandbox that is what a checkpoint was."""
+        row = await self._works.database.read(lambda conn: snapshots.get(conn, snapshot_id))
+        if row is None or row.tenant != tenant:
+            raise NotFound(f"snapshot '{snapshot_id}' not found", code="snapshot_not_found")
+        return await self._make(tenant, await self._origins.of_snapshot(row, spec.isolation), spec)
 
     # ── builds
 

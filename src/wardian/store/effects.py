@@ -8,10 +8,12 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
 
 from wardian.model.effect import Effect, EffectState, Response
+from wardian.model.run import FINAL
 from wardian.model.sandbox import State
 from wardian.store.tables import effect as table
-from wardian.store.tables import sandbox
+from wardian.store.tables import run, sandbox
 
+_RUNS_OVER = [state.value for state in FINAL]
 _SPENT = and_(table.c.state == EffectState.DONE.value, table.c.delivered.is_(True), table.c.step == "")
 """Done, and told to the program, which can only mean it anew."""
 
@@ -46,7 +48,6 @@ def alike(conn: Connection, effect: Effect) -> Sequence[Effect]:
         table.c.step == effect.step,
         table.c.digest == effect.digest,
         table.c.tenant_id == effect.tenant,
-        table.c.sandbox_id == effect.sandbox,
         table.c.method == effect.method,
         table.c.url == effect.url,
         ~_SPENT,
@@ -100,7 +101,8 @@ def over(conn: Connection, before: int, most: int, limit: int) -> Sequence[str]:
     alive = select(sandbox.c.id).where(
         sandbox.c.id == table.c.sandbox_id, sandbox.c.state != State.ENDED.value
     )
-    unneeded = or_(_SPENT, ~alive.exists())
+    under_way = select(run.c.id).where(run.c.id == table.c.run, run.c.state.not_in(_RUNS_OVER))
+    unneeded = or_(_SPENT, and_(~alive.exists(), ~under_way.exists()))
     old = select(table.c.id).where(unneeded, table.c.updated_at < before).limit(limit)
     if found := list(conn.execute(old).scalars()):
         return found
@@ -125,7 +127,7 @@ def remove(conn: Connection, effects: Sequence[str]) -> None:
 
 def needed_of(conn: Connection, sandbox_id: str) -> int:
     """How many effects of a sandbox may be replayed or decided yet."""
-    query = select(func.count()).where(table.c.sandbox_id == sandbox_id, table.c.run == sandbox_id, ~_SPENT)
+    query = select(func.count()).where(table.c.sandbox_id == sandbox_id, ~_SPENT)
     return conn.execute(query).scalar_one()
 
 
@@ -146,6 +148,10 @@ def page(conn: Connection, tenant: str, states: Collection[EffectState], limit: 
 def count(conn: Connection, tenant: str, sandbox: str, state: EffectState) -> int:
     here = (table.c.tenant_id == tenant, table.c.sandbox_id == sandbox, table.c.state == state.value)
     return conn.execute(select(func.count()).where(*here)).scalar_one()
+
+
+def count_of_run(conn: Connection, run_id: str) -> int:
+    return conn.execute(select(func.count()).where(table.c.run == run_id)).scalar_one()
 
 
 def _effect_of(row: Row[Any]) -> Effect:

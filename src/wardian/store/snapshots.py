@@ -16,6 +16,9 @@ from wardian.store.tables import template_build
 WARMTH = "template"
 """The kind that a template's sandboxes are restored from."""
 
+COMMIT = "run"
+"""The kind that a run goes on from."""
+
 KEPT = "named"
 """The kind a caller may ask for by id. The memory of a paused sandbox, and a template's warmth, are not."""
 

@@ -339,3 +339,105 @@ model_price = Table(
     Column("tokens_in", BigInteger, nullable=False),
     Column("tokens_out", BigInteger, nullable=False),
 )
+
+agent = Table(
+    "agent",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", String(64), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("version", Integer, nullable=False),  # that new runs get
+    Column("created_at", BigInteger, nullable=False),
+    Index("ix_agent_name", "tenant_id", "name", unique=True),
+)
+
+agent_version = Table(
+    "agent_version",
+    metadata,
+    Column("agent_id", String(64), ForeignKey("agent.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("environment", String(64), nullable=False),
+    Column("entry", String, nullable=False),
+    Column("env", JSON, nullable=False),
+    Column("checkpoint", String(16), nullable=False),
+    Column("every_s", Integer, nullable=False),
+    Column("timeout_s", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+agent_trigger = Table(
+    "agent_trigger",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", String(64), nullable=False, index=True),
+    Column("agent_id", String(64), ForeignKey("agent.id", ondelete="CASCADE"), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("input", JSON, nullable=False),
+    Column("schedule", JSON),
+    Column("secret", String),  # sealed
+    Column("next_at", BigInteger, index=True),
+    Column("last_run", String(64)),
+)
+
+run = Table(
+    "run",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", String(64), nullable=False),
+    Column("agent_id", String(64), nullable=False),
+    Column("agent", String(64), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("trigger_kind", String(16), nullable=False),
+    Column("trigger_detail", JSON, nullable=False),
+    Column("input", JSON, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("began", Integer, nullable=False),
+    Column("sandbox_id", String(64), index=True),
+    Column("snapshot_id", String(64), index=True),
+    Column("committed", Integer, nullable=False),
+    Column("key", String(255)),
+    Column("parent_id", String(64), index=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("deadline_at", BigInteger, nullable=False),
+    Column("started_at", BigInteger),
+    Column("ended_at", BigInteger),
+    Column("result", JSON),
+    Column("failure", JSON),
+    Index("ix_run_listing", "tenant_id", "created_at", "id"),
+    Index("ix_run_key", "tenant_id", "agent_id", "key", unique=True),
+)
+
+run_step = Table(
+    "run_step",
+    metadata,
+    Column("run_id", String(64), ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("digest", String(80), nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("begun_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("number", Integer),
+    Column("result", JSON),
+    Column("snapshot_id", String(64)),
+    Column("events", BigInteger, nullable=False),
+    Column("effects", BigInteger, nullable=False),
+)
+
+run_wait = Table(
+    "run_wait",
+    metadata,
+    Column("run_id", String(64), ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("asked", JSON, nullable=False),
+    Column("begun_at", BigInteger, nullable=False),
+    Column("until", BigInteger),
+    Column("answered_at", BigInteger),
+    Column("answer", JSON),
+)

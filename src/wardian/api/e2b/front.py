@@ -16,6 +16,7 @@ from wardian.api.auth import Keyring
 from wardian.api.errors import http_status, rest_body, rest_headers
 from wardian.model.errors import Invalid, WardianError
 from wardian.model.isolation import Isolation, Wanted, isolation_of
+from wardian.model.trigger import HOOK_PATH
 
 BODY_BYTES_MAX = 1024 * 1024
 """Far above any request of the protocol: metadata and environment are its only open-ended parts."""
@@ -51,17 +52,17 @@ class Front:
         scope = {**scope, "path": path}
         try:
             _check_head(scope)
-            if path not in OPEN_PATHS:
+            if path not in OPEN_PATHS and not path.startswith(HOOK_PATH):
                 headers = dict(scope["headers"])
                 key = await self._keyring.key_of(headers, bearer=path in BEARER_PATHS)
                 wanted = Wanted(_asked_isolation(headers), key.minimum_isolation)
                 scope.setdefault("state", {}).update(tenant=key.tenant, wanted=wanted, bound=key.egress)
-            body = await _whole_body(scope, receive)
+            body = await whole_body(scope, receive, BODY_BYTES_MAX)
         except WardianError as error:
             await refuse(send, error)
             return
         if body is not None:
-            await self._app(scope, _replay(body, receive), send)
+            await self._app(scope, replay(body, receive), send)
 
 
 def _asked_isolation(headers: Mapping[bytes, bytes]) -> Isolation | None:
@@ -88,34 +89,35 @@ def _check_head(scope: Scope) -> None:
         raise HeadersTooLarge("the request's address is too long")
 
 
-async def _whole_body(scope: Scope, receive: Receive) -> bytes | None:
-    """The body, or None when the client hung up. What is beyond the bound is never kept."""
+async def whole_body(scope: Scope, receive: Receive, most: int) -> bytes | None:
+    """The body, or None when the client hung up. What is beyond ``most`` bytes is never kept."""
     for name, value in scope["headers"]:
-        if name == b"content-length" and (not value.isdigit() or int(value) > BODY_BYTES_MAX):
-            raise BodyTooLarge(f"the request's body is larger than {BODY_BYTES_MAX} bytes")
+        if name == b"content-length" and (not value.isdigit() or int(value) > most):
+            raise BodyTooLarge(f"the request's body is larger than {most} bytes")
     body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
         body += message.get("body", b"")
-        if len(body) > BODY_BYTES_MAX:
-            raise BodyTooLarge(f"the request's body is larger than {BODY_BYTES_MAX} bytes")
+        if len(body) > most:
+            raise BodyTooLarge(f"the request's body is larger than {most} bytes")
         if not message.get("more_body", False):
             return bytes(body)
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay(body: bytes, receive: Receive) -> Receive:
+    """What gives a body that was read already."""
     given = False
 
-    async def replay() -> Message:
+    async def again() -> Message:
         nonlocal given
         if given:
             return await receive()
         given = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return replay
+    return again
 
 
 async def refuse(send: Send, error: WardianError) -> None:

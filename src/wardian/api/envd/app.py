@@ -24,6 +24,7 @@ from wardian.api.envd.refusals import refusal
 from wardian.api.envd.routing import ENVD_PORT, BadRoute, Target, route
 from wardian.api.envd.rpc import serve_client_stream, serve_stream, serve_unary
 from wardian.model.sandbox import LIVE, Sandbox
+from wardian.sandboxes.surroundings import sandbox_environment
 
 Endpoint = Callable[[Plane, Sandbox, Exchange], Awaitable[None]]
 
@@ -188,7 +189,7 @@ async def health(plane: Plane, sandbox: Sandbox, exchange: Exchange) -> None:
 
 async def envs(plane: Plane, sandbox: Sandbox, exchange: Exchange) -> None:
     """The environment every process of the sandbox gets."""
-    await exchange.reply_json(200, process.sandbox_environment(sandbox))
+    await exchange.reply_json(200, sandbox_environment(sandbox))
 
 
 async def metrics(plane: Plane, sandbox: Sandbox, exchange: Exchange) -> None:

@@ -16,7 +16,8 @@ from wardian.api.envd.plane import Plane
 from wardian.api.envd.rpc import Call, ClientStream, ServerStream, Stream, Unary
 from wardian.guest.guest import Exit, Guest, Output, Process, ProcessConfig
 from wardian.model.errors import Unavailable, WardianError
-from wardian.model.sandbox import LIVE, Sandbox
+from wardian.model.sandbox import LIVE
+from wardian.sandboxes.surroundings import sandbox_environment
 
 CHUNK_MAX = {"stdout": 32 * 1024, "stderr": 32 * 1024, "pty": 16 * 1024}
 """Most bytes of output in one message."""
@@ -31,17 +32,6 @@ _DATA_HEAD = {
 _DATA_TAIL = b'"}}}'
 
 Events = AsyncIterator[Output | Exit]
-
-
-def sandbox_environment(sandbox: Sandbox) -> dict[str, str]:
-    """What every process of a sandbox finds in its environment, before its own variables."""
-    return {
-        "E2B_SANDBOX": "true",
-        "E2B_SANDBOX_ID": sandbox.id,
-        "E2B_TEMPLATE_ID": sandbox.template_id,
-        **sandbox.surroundings.env,
-        **sandbox.spec.env,
-    }
 
 
 # -- streams

@@ -6,7 +6,10 @@ repair of a crash is to wake the machine, and to drop whatever was half-written.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+
+from sqlalchemy import Connection
 
 from wardian.isolation.port import MachineImage
 from wardian.model.errors import Conflict
@@ -38,10 +41,16 @@ async def capture_for_fork(owner: Owner, directory: Path) -> MachineImage:
 
 
 async def take_snapshot(
-    owner: Owner, name: str | None, *, memory: bool = True, kind: str = "named"
+    owner: Owner,
+    name: str | None,
+    *,
+    memory: bool = True,
+    kind: str = "named",
+    also: Callable[[Connection, Snapshot], object] = lambda conn, row: None,
 ) -> Snapshot:
     """A durable snapshot of the running sandbox, or of its files alone, kept until it is deleted.
 
+    ``also`` is the caller's part of the transaction that makes it be there; if that raises, it is not.
     Raises :class:`SecretFound` when a secret is in it: it is dropped then, and the sandbox goes on.
     """
     _check_running(owner)
@@ -60,10 +69,15 @@ async def take_snapshot(
         raise
     works.checkpoint("snapshot.published")
     row = snapshot_row(owner.sandbox, manifest, digest, kind=kind, name=name)
+
+    def write(conn: Connection) -> None:
+        snapshots.add(conn, row)
+        also(conn, row)
+
     await owner.commit(
         Event.SNAPSHOT_DONE,
         outcome="done",
-        also=lambda conn: snapshots.add(conn, row),
+        also=write,
         durable=True,
         facts={"snapshot": row.id, "name": name, "bytes": row.size_bytes},
     )

@@ -1,0 +1,216 @@
+"""A run, as the program in it sees it. Whoever speaks is known from the link; the token says it may.
+
+Every call may be made again: it has a key, and is then answered as it was. That is what a program relies on
+whose machine was captured, or restored, in the middle of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, cast
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from wardian.api.e2b.body import Body
+from wardian.api.e2b.front import refuse, replay, whole_body
+from wardian.api.refusals import answer_errors
+from wardian.model.agent import Checkpoint
+from wardian.model.errors import Forbidden, Invalid, NotFound, Unauthenticated, WardianError
+from wardian.model.run import Run, StepState, Trigger, Wait
+from wardian.model.sandbox import Sandbox
+from wardian.runs.commits import Commits, check_value
+from wardian.runs.door import SANDBOX
+from wardian.runs.service import Runs
+
+BODY_MAX = 1 << 20
+_DONE = {"state": "done"}  # an answer is never empty: to a shell that is none
+SLEEP_S_MAX = 30 * 24 * 3600
+Admit = Callable[[str, Sandbox], str]
+"""Whether a token may speak for a sandbox: ``ok``, or a slug that says why not."""
+
+
+class StepBegun(Body):
+    key: str
+    input: Any = None
+
+
+class StepDone(Body):
+    key: str
+    result: Any = None
+    checkpoint: str | None = None
+
+
+class StepFailed(Body):
+    key: str
+    error: str = ""
+
+
+class Sleep(Body):
+    key: str
+    seconds: float
+
+
+class Ask(Body):
+    key: str
+    question: Any
+
+
+class Spawn(Body):
+    key: str
+    agent: str
+    input: Any = None
+
+
+class WaitFor(Body):
+    key: str
+    run: str
+
+
+class Emit(Body):
+    type: str
+    data: Any = None
+
+
+class Result(Body):
+    result: Any
+
+
+async def _speaker(request: Request) -> tuple[Run, Sandbox]:
+    runs, admit = cast(tuple[Runs, Admit], request.app.state.inside)
+    sandbox = cast(Sandbox | None, request.scope.get(SANDBOX))
+    if sandbox is None or sandbox.spec.run is None:
+        raise Forbidden("this sandbox is not the machine of a run", code="not_a_run")
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    verdict = admit(token if scheme.lower() == "bearer" else "", sandbox)
+    if verdict != "ok":
+        raise Unauthenticated(
+            f"not admitted: {verdict.replace('_', ' ')}",
+            code=verdict,
+            hint="show the token in /run/wardian/token as Bearer; there is another one after a restore",
+        )
+    return await runs.get(sandbox.tenant, sandbox.spec.run), sandbox
+
+
+Speaker = Annotated[tuple[Run, Sandbox], Depends(_speaker)]
+
+
+def build_inside(runs: Runs, commits: Commits, admit: Admit) -> ASGIApp:
+    """The application; a scope says under ``SANDBOX`` who is speaking."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    answer_errors(app)
+    app.state.inside = (runs, admit)
+
+    @app.get("/run")
+    async def facts(who: Speaker) -> Any:
+        run, _ = who
+        return {
+            "run": run.id,
+            "agent": run.agent,
+            "version": run.version,
+            "input": run.input,
+            "trigger": run.trigger.kind,
+            "epoch": run.epoch,
+            "parent": run.parent_id,
+            "deadline": run.deadline_at / 1e6,
+        }
+
+    @app.post("/steps")
+    async def begin(who: Speaker, body: StepBegun) -> Any:
+        step = await commits.begin(*who, body.key, body.input)
+        done = step.state is StepState.DONE
+        return {"state": "done" if done else "begun", "result": step.result, "attempt": step.attempts}
+
+    @app.post("/steps/commit")
+    async def commit(who: Speaker, body: StepDone) -> Any:
+        checkpoint = await runs.checkpoint_of(who[0]) if body.checkpoint is None else _checkpoint(body)
+        step = await commits.commit(*who, body.key, body.result, checkpoint)
+        if step is None:
+            return _not_yet("committing")
+        return {"state": "done", "number": step.number, "result": step.result}
+
+    @app.post("/steps/fail")
+    async def fail(who: Speaker, body: StepFailed) -> Any:
+        await commits.fail(*who, body.key, body.error)
+        return _DONE
+
+    @app.post("/emit")
+    async def emit(who: Speaker, body: Emit) -> Any:
+        check_value(body.data)
+        runs.emit(who[0], body.type, body.data)
+        return _DONE
+
+    @app.post("/result")
+    async def result(who: Speaker, body: Result) -> Any:
+        check_value(body.result)
+        await commits.result(*who, body.result)
+        return _DONE
+
+    @app.post("/sleep")
+    async def sleep(who: Speaker, body: Sleep) -> Any:
+        if not 0 <= body.seconds <= SLEEP_S_MAX:
+            raise Invalid(f"seconds must be between 0 and {SLEEP_S_MAX}", code="bad_sleep")
+        asked = {"seconds": body.seconds}
+        return _told(await runs.wait_for(who[0], body.key, "sleep", asked, body.seconds), "slept")
+
+    @app.post("/ask")
+    async def ask(who: Speaker, body: Ask) -> Any:
+        check_value(body.question)
+        asked = {"question": body.question}
+        return _told(await runs.wait_for(who[0], body.key, "ask", asked), "answer")
+
+    @app.post("/spawn")
+    async def spawn(who: Speaker, body: Spawn) -> Any:
+        run, _ = who
+        key = f"{run.id}:{body.key}"
+        trigger = Trigger("agent", {"run": run.id, "step": body.key})
+        child = await runs.execute(run.tenant, body.agent, body.input, trigger, key=key, parent=run)
+        return {"run": child.id}
+
+    @app.post("/wait")
+    async def wait(who: Speaker, body: WaitFor) -> Any:
+        run, _ = who
+        child = await runs.get(run.tenant, body.run)
+        if child.parent_id != run.id:
+            raise NotFound(f"run '{body.run[:64]}' was not begun by this one", code="run_not_found")
+        return _told(await runs.wait_for(run, body.key, "run", {"run": child.id}), "outcome")
+
+    return _bounded(app)
+
+
+def _told(wait: Wait, name: str) -> Response:
+    """The answer, or that there is none yet: whoever asks again later gets it then. No call is held open, as
+    the machine rests meanwhile."""
+    if wait.answered_at is None:
+        return _not_yet("waiting")
+    return JSONResponse({"state": "done", name: wait.answer})
+
+
+def _not_yet(state: str) -> Response:
+    return JSONResponse({"state": state}, 202, headers={"Retry-After": "1"})
+
+
+def _checkpoint(body: StepDone) -> Checkpoint:
+    try:
+        return Checkpoint(body.checkpoint or "")
+    except ValueError:
+        raise Invalid("checkpoint is 'always' or 'never'", code="bad_checkpoint") from None
+
+
+def _bounded(app: ASGIApp) -> ASGIApp:
+    """Bodies of hostile programs are read up to a size."""
+
+    async def bounded(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await whole_body(scope, receive, BODY_MAX)
+        except WardianError as error:
+            await refuse(send, error)
+            return
+        if body is not None:
+            await app(scope, replay(body, receive), send)
+
+    return bounded
+
+
+__all__ = ["build_inside"]

@@ -1,0 +1,174 @@
+"""A run: one durable execution of an agent. Its states, and the only legal transitions between them.
+
+Rules of this file: everything that decides what may happen to a run next is the table ``TRANSITIONS``; no
+I/O, no clock.
+
+    queued ──► starting ──► running ◄──► waiting      waiting: for a time, a human or another run; no machine
+                  ▲            │            │
+                  └─ recovering ◄───────────┘         recovering: its machine is gone, its last commit is not
+    every state but the last three ──► succeeded, failed or cancelled
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from wardian.model.errors import Conflict
+
+RUN_HOST = "run.wardian.internal"
+"""By which a program inside reaches its own run."""
+
+
+class RunState(StrEnum):
+    QUEUED = "queued"  # a row; whoever asked has its id
+    STARTING = "starting"  # perhaps a sandbox, which nobody has heard of
+    RUNNING = "running"  # a sandbox, in which its entry runs
+    WAITING = "waiting"  # a paused sandbox, and what it waits for
+    RECOVERING = "recovering"  # no sandbox; the last commit
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class RunEvent(StrEnum):
+    START = "start"
+    STARTED = "started"
+    WAIT = "wait"
+    WAKE = "wake"
+    LOSE = "lose"
+    SUCCEED = "succeed"
+    FAIL = "fail"
+    CANCEL = "cancel"
+    RETRY = "retry"
+
+
+FINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED})
+
+_ENDS = {RunEvent.FAIL: RunState.FAILED, RunEvent.CANCEL: RunState.CANCELLED}
+
+TRANSITIONS: Mapping[RunState, Mapping[RunEvent, RunState]] = {
+    RunState.QUEUED: {RunEvent.START: RunState.STARTING, **_ENDS},
+    RunState.STARTING: {
+        RunEvent.START: RunState.STARTING,  # again, after a crash
+        RunEvent.STARTED: RunState.RUNNING,
+        RunEvent.LOSE: RunState.RECOVERING,
+        **_ENDS,
+    },
+    RunState.RUNNING: {
+        RunEvent.WAIT: RunState.WAITING,
+        RunEvent.LOSE: RunState.RECOVERING,
+        RunEvent.SUCCEED: RunState.SUCCEEDED,
+        **_ENDS,
+    },
+    RunState.WAITING: {
+        RunEvent.WAKE: RunState.RUNNING,
+        RunEvent.LOSE: RunState.RECOVERING,
+        **_ENDS,
+    },
+    RunState.RECOVERING: {RunEvent.START: RunState.STARTING, **_ENDS},
+    RunState.SUCCEEDED: {},
+    RunState.FAILED: {RunEvent.RETRY: RunState.RECOVERING},
+    RunState.CANCELLED: {RunEvent.RETRY: RunState.RECOVERING},
+}
+
+
+def next_state(state: RunState, event: RunEvent) -> RunState:
+    """The state after ``event``; an event the table does not name is a :class:`Conflict`."""
+    try:
+        return TRANSITIONS[state][event]
+    except KeyError:
+        raise Conflict(f"a run that is {state} cannot {event}", code="illegal_transition") from None
+
+
+class StepState(StrEnum):
+    BEGUN = "begun"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """What began a run: ``api``, ``webhook``, ``schedule`` or ``agent``; the one thing in which runs of one
+    input differ."""
+
+    kind: str
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a run failed: a stable code, and words."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run as recorded. Times are microseconds since the epoch, UTC.
+
+    ``epoch`` is raised with every machine made for it, which is what its sandboxes are told apart by;
+    ``began`` is the epoch in which its entry was started, in memory that later machines have.
+    ``snapshot_id`` is the machine of the last commit, ``committed`` that commit's number.
+    """
+
+    id: str
+    tenant: str
+    agent_id: str
+    agent: str
+    version: int
+    trigger: Trigger
+    input: Any
+    state: RunState
+    created_at: int
+    deadline_at: int
+    generation: int = 0  # how often it was retried after its end
+    epoch: int = 0
+    attempts: int = 0
+    began: int = 0
+    sandbox_id: str | None = None
+    snapshot_id: str | None = None
+    committed: int = 0
+    key: str | None = None
+    parent_id: str | None = None
+    started_at: int | None = None
+    ended_at: int | None = None
+    result: Any = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One unit of a run. ``number`` is its commit's; ``digest`` is of what it was asked with, so that a
+    program which asks otherwise the second time is noticed."""
+
+    run_id: str
+    key: str
+    state: StepState
+    digest: str
+    epoch: int
+    attempts: int
+    begun_at: int
+    ended_at: int | None = None
+    number: int | None = None
+    result: Any = None
+    snapshot_id: str | None = None
+    events: int = 0  # how far the run's event log was
+    effects: int = 0  # how many effects its ledger had
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What a run waits for: a time, an answer of a human's, or the end of another run."""
+
+    run_id: str
+    key: str
+    kind: str  # "sleep", "ask" or "run"
+    asked: Mapping[str, Any]
+    begun_at: int
+    until: int | None = None  # when it is over by itself
+    answered_at: int | None = None
+    answer: Any = None

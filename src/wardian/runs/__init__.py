@@ -1,0 +1,1 @@
+"""Durable runs: agents that survive whatever dies under them."""

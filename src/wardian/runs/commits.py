@@ -1,0 +1,228 @@
+"""Steps: what a program in a run does once, and the commit that makes it so.
+
+A commit is one transaction: the step's result, the machine that had it, how far the run's log and its ledger
+of effects were. It is fenced: a sandbox that the run has left behind commits nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from typing import Any
+
+from sqlalchemy import Connection
+
+from wardian.model.agent import Checkpoint
+from wardian.model.errors import Conflict, Invalid, NotFound
+from wardian.model.run import Run, RunState, Step, StepState
+from wardian.model.sandbox import Sandbox, Snapshot
+from wardian.runs.works import RunWorks
+from wardian.store import effects, runs, snapshots
+
+KEY_MAX = 255
+VALUE_MAX = 512 << 10
+"""Bytes of JSON of a result. What is bigger belongs into a file: the machine is kept, too."""
+
+
+class Superseded(Conflict):
+    """The run went on in another machine."""
+
+    code = "run_superseded"
+
+
+class Commits:
+    """Of all runs."""
+
+    def __init__(self, works: RunWorks) -> None:
+        self._works = works
+        self._under_way: dict[tuple[str, int, str], asyncio.Task[Step]] = {}
+
+    async def begin(self, run: Run, sandbox: Sandbox, key: str, asked: Any) -> Step:
+        """The step of that key: as it was recorded, or begun now. Conflict ``step_changed``: it was asked
+        with something else before, so the program is not the one that began it."""
+        check_key(key)
+        digest = _digest(asked)
+
+        def transaction(conn: Connection) -> Step:
+            self._fence(conn, run, sandbox)
+            known = runs.step(conn, run.id, key)
+            if known is None:
+                step = Step(run.id, key, StepState.BEGUN, digest, run.epoch, 1, self._works.now_us())
+                runs.add_step(conn, step)
+                return step
+            if known.digest != digest:
+                raise Conflict(
+                    f"step {key[:64]!r} was begun with another input",
+                    code="step_changed",
+                    hint="a step's name and input must be the same each time: give it another name",
+                )
+            if known.state is not StepState.DONE:
+                runs.change_step(
+                    conn,
+                    run.id,
+                    key,
+                    state=StepState.BEGUN,
+                    attempts=known.attempts + 1,
+                    epoch=run.epoch,
+                )
+            found = runs.step(conn, run.id, key)
+            assert found is not None
+            return found
+
+        return await self._works.database.write(transaction)
+
+    async def commit(
+        self, run: Run, sandbox: Sandbox, key: str, result: Any, checkpoint: Checkpoint
+    ) -> Step | None:
+        """Commit a step that was begun. Idempotent: a second time, it is what the first one recorded.
+
+        None: it is under way. Nobody is kept waiting for it over a connection, because that would be captured
+        with the machine, and whoever waited in it would wait for ever.
+        """
+        check_value(result)
+        known = await self._works.database.read(lambda conn: runs.step(conn, run.id, key))
+        if known is None:
+            raise NotFound(f"step {key[:64]!r} was not begun", code="step_not_begun")
+        if known.state is StepState.DONE:
+            return known
+        name = run.id, run.epoch, key
+        if (task := self._under_way.get(name)) is None:
+            task = asyncio.ensure_future(self._commit(run, sandbox, key, result, checkpoint))
+            self._under_way[name] = task
+            return None
+        if not task.done():
+            return None
+        del self._under_way[name]
+        return task.result()
+
+    async def _commit(
+        self, run: Run, sandbox: Sandbox, key: str, result: Any, checkpoint: Checkpoint
+    ) -> Step:
+        works = self._works
+        events = works.log(run.id, "run.step", key=key, checkpoint=checkpoint.value)
+        works.checkpoint("commit.logged")
+        left: list[str] = []
+
+        def record(conn: Connection, snapshot: Snapshot | None) -> None:
+            now = self._fence(conn, run, sandbox)
+            runs.change_step(
+                conn,
+                run.id,
+                key,
+                state=StepState.DONE,
+                result=result,
+                number=now.committed + 1,
+                snapshot_id=None if snapshot is None else snapshot.id,
+                ended_at=works.now_us(),
+                epoch=run.epoch,
+                events=events,
+                effects=effects.count_of_run(conn, run.id),
+            )
+            values: dict[str, Any] = {"committed": now.committed + 1}
+            if snapshot is not None:
+                values["snapshot_id"] = snapshot.id
+                left.extend(_superseded(conn, now))
+            runs.change(conn, run.id, **values)
+
+        if checkpoint is Checkpoint.ALWAYS:
+            await works.sandboxes.checkpoint(run.tenant, sandbox.id, record)
+        else:
+            await works.database.write(lambda conn: record(conn, None), durable=True)
+        works.checkpoint("commit.done")
+        if left:
+            await works.sandboxes.drop_snapshots(left)
+        done = await works.database.read(lambda conn: runs.step(conn, run.id, key))
+        assert done is not None
+        return done
+
+    async def fail(self, run: Run, sandbox: Sandbox, key: str, why: str) -> None:
+        """A step was tried and failed; the program decides whether it tries again."""
+
+        def transaction(conn: Connection) -> None:
+            self._fence(conn, run, sandbox)
+            known = runs.step(conn, run.id, key)
+            if known is None:
+                raise NotFound(f"step {key[:64]!r} was not begun", code="step_not_begun")
+            if known.state is StepState.BEGUN:
+                runs.change_step(conn, run.id, key, state=StepState.FAILED, ended_at=self._works.now_us())
+
+        await self._works.database.write(transaction)
+        self._works.log(run.id, "run.step_failed", key=key, why=why[:1000])
+
+    async def keep(self, run: Run, sandbox: Sandbox) -> None:
+        """Keep the machine as it is, for a program that commits nothing."""
+        left: list[str] = []
+
+        def record(conn: Connection, snapshot: Snapshot) -> None:
+            now = self._fence(conn, run, sandbox)
+            left.extend(_superseded(conn, now))
+            runs.change(conn, run.id, snapshot_id=snapshot.id)
+
+        await self._works.sandboxes.checkpoint(run.tenant, sandbox.id, record)
+        self._works.log(run.id, "run.kept")
+        await self._works.sandboxes.drop_snapshots(left)
+
+    async def close(self) -> None:
+        """Leave what is under way: it is asked for again."""
+        tasks = list(self._under_way.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def forget(self, run_id: str) -> None:
+        """A run's machine is gone, and with it whoever asked."""
+        for name in [name for name in self._under_way if name[0] == run_id]:
+            self._under_way.pop(name).cancel()
+
+    async def result(self, run: Run, sandbox: Sandbox, value: Any) -> None:
+        """What the run returns, if it ends well; the last one counts."""
+
+        def transaction(conn: Connection) -> None:
+            self._fence(conn, run, sandbox)
+            runs.change(conn, run.id, result=value)
+
+        await self._works.database.write(transaction)
+
+    def _fence(self, conn: Connection, run: Run, sandbox: Sandbox) -> Run:
+        """The run as it is in this transaction. Raises :class:`Superseded` for a machine that is not its own
+        any more."""
+        self._works.lease.fence(conn)
+        now = runs.get(conn, run.id)
+        alive = now is not None and now.state in (RunState.STARTING, RunState.RUNNING, RunState.WAITING)
+        if now is None or not alive or now.sandbox_id != sandbox.id or now.epoch != run.epoch:
+            raise Superseded("the run is over, or goes on in another machine")
+        return now
+
+
+def _superseded(conn: Connection, run: Run) -> list[str]:
+    """Forget the machine of the commit before."""
+    if run.snapshot_id is None:
+        return []
+    snapshots.remove(conn, run.snapshot_id)
+    return [run.snapshot_id]
+
+
+def check_key(key: str) -> None:
+    """Raise :class:`Invalid` unless it can name a step or a wait."""
+    if not key or len(key) > KEY_MAX or not key.isprintable():
+        raise Invalid(f"a key has 1 to {KEY_MAX} printable characters", code="bad_step_key")
+
+
+def check_value(value: Any) -> None:
+    """Raise :class:`Invalid` for a value that is too big to keep."""
+    if len(json.dumps(value)) > VALUE_MAX:
+        raise Invalid(
+            "the value is over 512 KiB of JSON",
+            code="value_too_big",
+            hint="write it to a file: files are kept, too",
+        )
+
+
+def _digest(asked: Any) -> str:
+    check_value(asked)
+    canonical = json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()
+    return "sha256:" + hashlib.sha256(canonical).hexdigest()
+
+
+__all__ = ["Commits", "Superseded", "check_key", "check_value"]

@@ -1,0 +1,348 @@
+"""The course of one run: a machine for it, its entry in that machine, and what becomes of it.
+
+:meth:`Course.attempt` may be interrupted at any instant and is called again. It then finds what it had done:
+in the run's row, by the idempotency key of its sandbox, and by the tag of its process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from wardian.guest.guest import Exit, Guest, Output, Process, ProcessConfig
+from wardian.model.agent import Version
+from wardian.model.errors import Conflict, NotFound, Unavailable, WardianError
+from wardian.model.run import FINAL, RUN_HOST, Failure, Run, RunEvent, RunState
+from wardian.model.sandbox import OnTimeout, Sandbox, SandboxSpec, State
+from wardian.runs.commits import Commits
+from wardian.runs.engine import Rest
+from wardian.runs.works import RunWorks
+from wardian.store import agents, runs, snapshots
+
+SANDBOX_S = 24 * 3600
+"""What a run's sandbox is made for; at its end it is paused, and the run goes on with it."""
+
+TAIL_MAX = 16 * 1024
+BACKOFF_S, BACKOFF_MAX_S = 0.2, 60.0
+SHORT_WAIT_US = 5_000_000
+"""A time that is over sooner is waited for with the machine running."""
+
+LIBRARY = Path(__file__).with_name("lib") / "wardian_run.py"
+LIBRARY_INSIDE = "/run/wardian/lib/wardian_run.py"
+"""Beside what the environment consists of, not in it."""
+
+Environment = Callable[[Sandbox], Mapping[str, str]]
+
+_log = logging.getLogger(__name__)
+
+
+class MachineLost(Unavailable):
+    """The run's machine is gone, or is not what it was."""
+
+    code = "run_machine_lost"
+
+
+@dataclass(eq=False, slots=True)
+class Live:
+    """A run whose entry is being followed by this server."""
+
+    told: asyncio.Event = field(default_factory=asyncio.Event)
+    """Something of it has changed: it waits now, or was cancelled."""
+
+
+class Course:
+    """Of all runs of this server, ``at_once`` of which may be working at a time."""
+
+    def __init__(self, works: RunWorks, commits: Commits, environment: Environment, *, at_once: int) -> None:
+        self._works, self._commits = works, commits
+        self._environment = environment
+        self._slots = asyncio.Semaphore(at_once)
+        self._live: dict[str, Live] = {}
+        self.nudge: Callable[[str], None] = lambda run_id: None
+        """Tells the engine that a resting run has something to do."""
+
+    def tell(self, run_id: str) -> None:
+        """Something of a run has changed. Whoever follows it looks; if nobody does, it is nudged."""
+        if (live := self._live.get(run_id)) is not None:
+            live.told.set()
+        else:
+            self.nudge(run_id)
+
+    async def attempt(self, run_id: str) -> Rest:
+        """Work on a run until it rests. Raises nothing that the run could be the cause of."""
+        try:
+            run = await self._works.get(run_id)
+            if run.state in FINAL:
+                await self._clear(run)
+                return Rest(over=True)
+            if run.deadline_at <= self._works.now_us():
+                return await self._end(run, RunEvent.FAIL, failure=_TOO_LONG)
+            if run.state is RunState.WAITING and (until := await self._still_waits(run)) is not None:
+                return Rest(over=False, until=min(until, run.deadline_at))
+            async with self._slots:
+                return await self._work(run)
+        except NotFound as error:
+            _log.info("run %s: %s", run_id, error)
+            return Rest(over=True)
+
+    async def _work(self, run: Run) -> Rest:
+        version = await self._works.database.read(
+            lambda conn: agents.version(conn, run.agent_id, run.version)
+        )
+        if version is None:
+            failure = Failure("agent_gone", f"version {run.version} of agent {run.agent} was removed")
+            return await self._end(run, RunEvent.FAIL, failure=failure)
+        try:
+            run, sandbox = await self._machine(run, version)
+            return await self._follow(run, version, sandbox)
+        except (WardianError, OSError) as error:
+            return await self._lose(run.id, version, error)
+
+    # ── the machine
+
+    async def _machine(self, run: Run, version: Version) -> tuple[Run, Sandbox]:
+        """The run's sandbox, running: the one it has, or one that is what the last commit left."""
+        works = self._works
+        if run.sandbox_id is not None and run.state is not RunState.RECOVERING:
+            sandbox = await works.sandboxes.locate(run.sandbox_id)
+            if sandbox is None:
+                raise MachineLost(f"sandbox {run.sandbox_id} is gone")
+            if sandbox.state is State.PAUSED:
+                sandbox, _ = await works.sandboxes.connect(run.tenant, sandbox.id, SANDBOX_S)
+            if run.state is RunState.WAITING:
+                run = await works.change(run.id, RunEvent.WAKE)
+            return run, sandbox
+        if run.state is not RunState.STARTING:
+            run = await works.change(
+                run.id,
+                RunEvent.START,
+                epoch=run.epoch + 1,
+                attempts=run.attempts + 1,
+                sandbox_id=None,
+                started_at=run.started_at or works.now_us(),
+            )
+        works.checkpoint("run.intended")
+        sandbox = await self._make(run, version)
+        works.checkpoint("run.made")
+        return await works.change(run.id, RunEvent.START, sandbox_id=sandbox.id), sandbox
+
+    async def _make(self, run: Run, version: Version) -> Sandbox:
+        spec = SandboxSpec(
+            template=version.environment,
+            timeout_s=SANDBOX_S,
+            metadata={"wardian.run": run.id, "wardian.agent": run.agent},
+            env=version.env,
+            on_timeout=OnTimeout.PAUSE,
+            run=run.id,
+            idempotency_key=f"run:{run.id}:{run.epoch}",
+        )
+        if run.snapshot_id is not None:
+            return await self._works.sandboxes.come_back(run.tenant, run.snapshot_id, spec)
+        return await self._works.sandboxes.create(run.tenant, spec)
+
+    # ── the entry
+
+    async def _follow(self, run: Run, version: Version, sandbox: Sandbox) -> Rest:
+        """Until the entry ends, the run waits, or is told to end."""
+        live = self._live[run.id] = Live()
+        try:
+            async with self._works.sandboxes.guest(sandbox.id) as guest:
+                process = await self._entry(run, version, sandbox, guest)
+                if run.state is RunState.STARTING:
+                    run = await self._works.change(run.id, RunEvent.STARTED, began=run.began or run.epoch)
+                self._works.checkpoint("run.started")
+                async with self._kept(run, version, sandbox):
+                    ended = await self._until_told(run, process, live)
+            if ended is not None:
+                return await self._ended(run, *ended)
+            return await self._settle(run, sandbox)
+        finally:
+            if self._live.get(run.id) is live:
+                del self._live[run.id]
+
+    async def _entry(self, run: Run, version: Version, sandbox: Sandbox, guest: Guest) -> Process:
+        """The run's process in its machine: found by its tag, or started if it never was."""
+        tag = f"run:{run.id}"
+        found = [each for each in guest.processes.values() if each.config.tag == tag]
+        if found:
+            return found[0]
+        if run.began:
+            raise MachineLost("the entry is not in the machine any more, and how it ended is not known")
+        config = ProcessConfig(cmd="/bin/bash", args=("-l", "-c", version.entry), envs={}, cwd=None, tag=tag)
+        await guest.write(LIBRARY_INSIDE, _once(LIBRARY.read_bytes()), user="root")
+        env = {
+            **self._environment(sandbox),
+            "WARDIAN_RUN": run.id,
+            "WARDIAN_RUN_URL": f"http://{RUN_HOST}",
+            "PYTHONPATH": str(Path(LIBRARY_INSIDE).parent),
+        }
+        return await guest.exec(config, user=sandbox.surroundings.user or "user", env=env)
+
+    @asynccontextmanager
+    async def _kept(self, run: Run, version: Version, sandbox: Sandbox) -> AsyncIterator[None]:
+        """While this lasts, the machine is kept every now and then, if the program does not see to that."""
+        keeping = asyncio.ensure_future(self._keep(run, version, sandbox))
+        try:
+            yield
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+
+    async def _keep(self, run: Run, version: Version, sandbox: Sandbox) -> None:
+        kept = run.snapshot_id
+        while version.every_s:
+            await asyncio.sleep(version.every_s)
+            now = (await self._works.get(run.id)).snapshot_id
+            if now != kept:
+                kept = now
+                continue
+            try:
+                await self._commits.keep(run, sandbox)
+            except WardianError as error:  # it is ending, or cannot be captured now
+                _log.info("run %s is not kept: %s", run.id, error)
+            kept = (await self._works.get(run.id)).snapshot_id
+
+    async def _until_told(self, run: Run, process: Process, live: Live) -> tuple[Exit, str] | None:
+        """How the entry ended and its last words; None: something of the run has changed."""
+        left_s = max(0.0, (run.deadline_at - self._works.now_us()) / 1e6)
+        following = asyncio.ensure_future(_last_words(process))
+        told = asyncio.ensure_future(live.told.wait())
+        try:
+            await asyncio.wait({following, told}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            return following.result() if following.done() else None
+        finally:
+            for task in (following, told):
+                task.cancel()
+            await asyncio.gather(following, told, return_exceptions=True)
+
+    async def _ended(self, run: Run, end: Exit, words: str) -> Rest:
+        if end.exit_code == 0:
+            now = await self._works.get(run.id)
+            result = now.result if now.result is not None else {"output": words}
+            return await self._end(run, RunEvent.SUCCEED, result=result)
+        failure = Failure("entry_failed", f"the entry ended with {end.status}: {words[-2000:]}")
+        return await self._end(run, RunEvent.FAIL, failure=failure)
+
+    async def _settle(self, run: Run, sandbox: Sandbox) -> Rest:
+        """It was told something: let it rest if it waits, and see about the rest in the next attempt."""
+        now = await self._works.get(run.id)
+        if now.state is RunState.RUNNING and await self._still_waits(now) is not None:
+            await self._works.sandboxes.pause(run.tenant, sandbox.id)
+            self._works.checkpoint("run.paused")
+            await self._works.change(run.id, RunEvent.WAIT)
+        return Rest(over=False, until=self._works.now_us())
+
+    async def _still_waits(self, run: Run) -> int | None:
+        """When what the run waits for is over by itself, in microseconds; None: it need not rest."""
+        works = self._works
+
+        def transaction(conn: Connection) -> int | None:
+            now = works.now_us()
+            open_ones = runs.open_waits(conn, run.id)
+            for each in open_ones:
+                if each.until is not None and each.until <= now:
+                    runs.answer(conn, run.id, each.key, None, now)
+                    return None
+            if not open_ones:
+                return None
+            return min((each.until for each in open_ones if each.until is not None), default=run.deadline_at)
+
+        return await works.database.write(transaction)
+
+    # ── ends
+
+    async def _end(self, run: Run, event: RunEvent, **values: Any) -> Rest:
+        with suppress(Conflict):  # it was cancelled meanwhile
+            await self._works.change(run.id, event, **values)
+        self._works.checkpoint("run.ended")
+        await self._clear(await self._works.get(run.id))
+        return Rest(over=True)
+
+    async def _clear(self, run: Run) -> None:
+        """Nothing is left of a run that is over but its rows and its log; who waited for it is told."""
+        works = self._works
+        if run.sandbox_id is not None:
+            with suppress(NotFound):
+                await works.sandboxes.kill(run.tenant, run.sandbox_id)
+
+        def transaction(conn: Connection) -> list[str]:
+            works.lease.fence(conn)
+            told = []
+            for wait in runs.waits_for(conn, "run"):
+                if wait.asked.get("run") == run.id:
+                    runs.answer(conn, wait.run_id, wait.key, outcome_of(run), works.now_us())
+                    told.append(wait.run_id)
+            if done is not None:
+                snapshots.remove(conn, done)
+                runs.change(conn, run.id, snapshot_id=None)
+            return told
+
+        # What did not succeed may be retried from there.
+        done = run.snapshot_id if run.state is RunState.SUCCEEDED else None
+        told = await works.database.write(transaction)
+        if done is not None:
+            await works.sandboxes.drop_snapshots([done])
+        works.close_log(run.id)
+        for parent in told:
+            self.tell(parent)
+
+    async def _lose(self, run_id: str, version: Version, error: Exception) -> Rest:
+        """Its machine is gone or cannot be had: another one, soon; or none, after too many."""
+        works = self._works
+        run = await works.get(run_id)
+        if run.state in FINAL:
+            await self._clear(run)
+            return Rest(over=True)
+        works.log(run_id, "run.lost", why=str(error)[:1000])
+        if run.attempts >= version.limits.attempts:
+            failure = Failure(
+                "attempts_exhausted", f"given up after {run.attempts} machines; the last: {error}"
+            )
+            return await self._end(run, RunEvent.FAIL, failure=failure)
+        if run.sandbox_id is not None:
+            with suppress(NotFound):
+                await works.sandboxes.kill(run.tenant, run.sandbox_id)
+        if run.state is not RunState.RECOVERING:
+            began = run.began if run.snapshot_id is not None else 0
+            await works.change(run_id, RunEvent.LOSE, sandbox_id=None, began=began)
+        pause_s = min(BACKOFF_S * 2 ** min(run.attempts, 16), BACKOFF_MAX_S)
+        return Rest(over=False, until=works.now_us() + int(pause_s * 1e6))
+
+
+_TOO_LONG = Failure("deadline_exceeded", "the run took longer than its agent's timeout")
+
+
+def outcome_of(run: Run) -> dict[str, Any]:
+    """What is told of a run that is over."""
+    failure = None if run.failure is None else {"code": run.failure.code, "message": run.failure.message}
+    return {"run": run.id, "state": run.state.value, "result": run.result, "failure": failure}
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+async def _last_words(process: Process) -> tuple[Exit, str]:
+    """How it ends, and the end of what it says from now on."""
+    pieces: deque[bytes] = deque()
+    size = 0
+    events: AsyncIterator[Output | Exit] = process.subscribe()
+    async for each in events:
+        if isinstance(each, Exit):
+            return each, b"".join(pieces)[-TAIL_MAX:].decode(errors="replace")
+        pieces.append(each.data)
+        size += len(each.data)
+        while size - len(pieces[0]) > TAIL_MAX:
+            size -= len(pieces.popleft())
+    raise MachineLost("the entry can no longer be followed")
+
+
+__all__ = ["Course", "MachineLost", "outcome_of"]

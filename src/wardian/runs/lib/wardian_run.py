@@ -1,0 +1,185 @@
+"""Durable runs, from inside: steps that are done once, waits that cost nothing, other agents.
+
+Only Python's own library is needed. Everything here is HTTP with JSON at $WARDIAN_RUN_URL; whatever breaks
+off (the machine was captured, restored, moved) is asked again, and answered as it was the first time.
+
+    from wardian_run import run
+
+    rows = run.step("fetch", fetch, run.input["url"])
+    if run.ask("Publish it?") == "yes":
+        run.step("publish", publish, rows)
+    run.result({"rows": len(rows)})
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import time
+import urllib.parse
+from collections.abc import Callable
+from typing import Any
+
+TOKEN_FILE = "/run/wardian/token"
+TRIES, PAUSE_S, PAUSE_MAX_S = 60, 0.05, 2.0
+TIMEOUT_S = 2
+"""Every call is answered at once. One that is not was cut off by a capture, and would be silent for ever."""
+
+LOOK_S, LOOK_MAX_S = 0.01, 0.2
+
+
+class RunError(Exception):
+    """The platform refused: ``code`` is stable, the message says why."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+
+
+class StepFailed(Exception):
+    """Another agent's run did not succeed; ``failure`` says why."""
+
+    def __init__(self, outcome: Any) -> None:
+        super().__init__(f"run {outcome['run']} {outcome['state']}: {outcome['failure']}")
+        self.outcome = outcome
+
+
+class _Run:
+    def __init__(self) -> None:
+        self._facts: Any = None
+        self._counts: dict[str, int] = {}
+
+    @property
+    def facts(self) -> Any:
+        """What the run is: its id, agent, version, input, trigger, epoch."""
+        if self._facts is None:
+            self._facts = _call("GET", "/run")
+        return self._facts
+
+    @property
+    def input(self) -> Any:
+        return self.facts["input"]
+
+    def step(
+        self,
+        name: str,
+        do: Callable[..., Any],
+        *arguments: Any,
+        checkpoint: str | None = None,
+        tries: int = 1,
+    ) -> Any:
+        """The result of ``do(*arguments)``, which is JSON and is made once, whatever happens afterwards.
+
+        The same name again is another step: they are counted. ``checkpoint`` is ``always`` or ``never``, if
+        not as the agent says; ``tries`` is how often it may raise before that is raised here.
+        """
+        key = self._key(name)
+        left = tries
+        while True:
+            left -= 1
+            begun = _call("POST", "/steps", {"key": key, "input": _plain(arguments)})
+            if begun["state"] == "done":
+                return begun["result"]
+            try:
+                result = do(*arguments)
+            except Exception as error:
+                _call("POST", "/steps/fail", {"key": key, "error": repr(error)})
+                if left <= 0:
+                    raise
+            else:
+                body = {"key": key, "result": result}
+                if checkpoint is not None:
+                    body["checkpoint"] = checkpoint
+                return _waited("/steps/commit", body)["result"]
+
+    def checkpoint(self) -> None:
+        """Keep the machine as it is now: what is lost later is what comes after."""
+        self.step("checkpoint", lambda: None, checkpoint="always")
+
+    def sleep(self, seconds: float, name: str = "sleep") -> None:
+        """Rest. The machine does, too: nothing is billed but its disk."""
+        _waited("/sleep", {"key": self._key(name), "seconds": seconds})
+
+    def ask(self, question: Any, name: str = "ask") -> Any:
+        """What a human answers, with ``wardian run answer``."""
+        return _waited("/ask", {"key": self._key(name), "question": question})["answer"]
+
+    def spawn(self, agent: str, input: Any = None, name: str = "spawn") -> str:
+        """Begin a run of another agent; its id."""
+        told = _call("POST", "/spawn", {"key": self._key(name), "agent": agent, "input": input})
+        return str(told["run"])
+
+    def wait(self, run_id: str) -> Any:
+        """The result of a run that was spawned. Raises StepFailed."""
+        outcome = _waited("/wait", {"key": f"wait:{run_id}", "run": run_id})["outcome"]
+        if outcome["state"] != "succeeded":
+            raise StepFailed(outcome)
+        return outcome["result"]
+
+    def call(self, agent: str, input: Any = None, name: str = "spawn") -> Any:
+        """The result of another agent."""
+        return self.wait(self.spawn(agent, input, name))
+
+    def emit(self, type: str, data: Any = None) -> None:
+        """Tell whoever watches."""
+        _call("POST", "/emit", {"type": type, "data": data})
+
+    def result(self, value: Any) -> None:
+        """What the run is to return, once the program ends with 0."""
+        _call("POST", "/result", {"result": value})
+
+    def _key(self, name: str) -> str:
+        count = self._counts[name] = self._counts.get(name, 0) + 1
+        return name if count == 1 else f"{name}#{count}"
+
+
+def _plain(value: Any) -> Any:
+    """For the record, and to notice a changed program."""
+    return json.loads(json.dumps(value, default=repr))
+
+
+def _call(method: str, path: str, body: Any = None) -> Any:
+    pause = PAUSE_S
+    for left in reversed(range(TRIES)):
+        try:
+            status, said = _once(method, path, body)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            # Cut off, in the middle of an answer perhaps: the machine was captured, or is another one now.
+            if not left:
+                raise RunError("run_unreachable", str(error)) from error
+        else:
+            if status < 300:
+                return said
+            refused = RunError(said.get("error_code", "refused"), said.get("message", str(status)))
+            if not left or (status < 500 and not refused.code.startswith("token_")):
+                raise refused
+        time.sleep(pause)
+        pause = min(pause * 2, PAUSE_MAX_S)
+    raise AssertionError
+
+
+def _waited(path: str, body: Any) -> Any:
+    """What a call is answered once there is an answer. The machine may be captured or rest meanwhile."""
+    pause = LOOK_S
+    while (said := _call("POST", path, body)).get("state") in ("waiting", "committing"):
+        time.sleep(pause)
+        pause = min(pause * 2, LOOK_MAX_S)
+    return said
+
+
+def _once(method: str, path: str, body: Any) -> tuple[int, Any]:
+    with open(TOKEN_FILE) as file:
+        token = file.read().strip()  # another one after every restore
+    host = urllib.parse.urlsplit(os.environ.get("WARDIAN_RUN_URL", "http://run.wardian.internal")).netloc
+    connection = http.client.HTTPConnection(host, timeout=TIMEOUT_S)
+    try:
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read() or b"{}")
+    finally:
+        connection.close()
+
+
+run = _Run()

@@ -1,0 +1,79 @@
+"""What everybody who works on runs has: the tables, the sandboxes, a log for each run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection
+
+from wardian.model.errors import NotFound
+from wardian.model.run import FINAL, Run, RunEvent, next_state
+from wardian.recorder.log import Recorder, SandboxLog
+from wardian.sandboxes.leases import NodeLease
+from wardian.sandboxes.service import Sandboxes
+from wardian.store import runs
+from wardian.store.database import Database
+
+_DURABLE = frozenset({RunEvent.SUCCEED, RunEvent.FAIL, RunEvent.CANCEL, RunEvent.WAIT})
+
+
+def run_not_found(run_id: str) -> NotFound:
+    """An id that is unknown, or another tenant's."""
+    return NotFound(f"run '{run_id[:64]}' not found", code="run_not_found")
+
+
+@dataclass(frozen=True, slots=True)
+class RunWorks:
+    """One for a server. ``checkpoint`` is where tests stop the clock."""
+
+    database: Database
+    sandboxes: Sandboxes
+    recorder: Recorder
+    lease: NodeLease
+    now_us: Callable[[], int]
+    checkpoint: Callable[[str], None] = lambda name: None
+    logs: dict[str, SandboxLog] = field(default_factory=dict)
+
+    async def get(self, run_id: str) -> Run:
+        """A run of anybody's, as it is now."""
+        run = await self.database.read(lambda conn: runs.get(conn, run_id))
+        if run is None:
+            raise run_not_found(run_id)
+        return run
+
+    async def change(self, run_id: str, event: RunEvent, /, **values: Any) -> Run:
+        """Apply an event, with ``values``, in one transaction. Conflict: the table forbids it."""
+
+        def transaction(conn: Connection) -> Run:
+            self.lease.fence(conn)
+            before = runs.get(conn, run_id)
+            if before is None:
+                raise run_not_found(run_id)
+            state = next_state(before.state, event)
+            ended = {"ended_at": self.now_us()} if state in FINAL else {}
+            runs.change(conn, run_id, state=state, **ended, **values)
+            after = runs.get(conn, run_id)
+            assert after is not None
+            return after
+
+        run = await self.database.write(transaction, durable=event in _DURABLE)
+        self.log(run_id, f"run.{event}", state=run.state.value, epoch=run.epoch, sandbox=run.sandbox_id)
+        return run
+
+    def log(self, run_id: str, type: str, /, **facts: Any) -> int:
+        """Add to a run's log; the number of the record."""
+        log = self.logs.get(run_id)
+        if log is None:
+            log = self.logs[run_id] = self.recorder.log(run_id)
+        log.append(type, **facts)
+        return log.seq
+
+    def close_log(self, run_id: str) -> None:
+        """Nothing more will be said of a run, for now."""
+        if (log := self.logs.pop(run_id, None)) is not None:
+            log.release()
+
+
+__all__ = ["RunWorks", "run_not_found"]
