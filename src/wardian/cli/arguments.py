@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,3 +43,13 @@ def pairs(given: Sequence[str], option: str) -> dict[str, str]:
             raise Invalid(f"{option} wants NAME=VALUE, not {text!r}")
         found[name] = value
     return found
+
+
+def value_of(text: str | None) -> Any:
+    """JSON as what it is; anything else as text."""
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

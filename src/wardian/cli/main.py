@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from wardian.cli import (
+    agent,
     budget,
     effects,
     egress,
@@ -23,6 +24,7 @@ from wardian.cli import (
     template,
     volume,
 )
+from wardian.cli import run as runs
 from wardian.cli.environment import concealed
 from wardian.cli.output import EXIT_CODES, ExitCode, Json, errors
 
@@ -172,13 +174,15 @@ sandbox.app.command("exec", epilog=EXIT_CODES, context_settings=inside.WITH_OPTI
 for inner in (inside.shell, inside.cp, network.network):
     sandbox.app.command(epilog=EXIT_CODES)(inner)
 groups = (sandbox.app, snapshot.app, egress.app, template.app, secret.app)
-for group in (*groups, grant.app, effects.app, budget.app, volume.app):
+for group in (*groups, grant.app, effects.app, budget.app, volume.app, agent.app, runs.app):
     group.callback()(server_options)
 
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(egress.app, name="egress")
 app.add_typer(template.app, name="template")
+app.add_typer(agent.app, name="agent")
+app.add_typer(runs.app, name="run")
 app.add_typer(secret.app, name="secret")
 app.add_typer(grant.app, name="grant")
 app.add_typer(effects.app, name="effects")

@@ -1,0 +1,238 @@
+"""``wardian run``: begin runs of agents, watch them, answer them, end them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from wardian.cli import remote
+from wardian.cli.arguments import address, value_of
+from wardian.cli.output import EXIT_CODES, ExitCode, Json, errors, note, out, print_json, table
+from wardian.cli.remote import Address
+from wardian.model.errors import Invalid
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Runs: executions of agents that survive whatever dies under them.",
+)
+
+Id = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
+ENDED = ("succeeded", "failed", "cancelled")
+LOOK_S = 0.25
+
+
+@app.command(epilog=EXIT_CODES)
+def start(
+    context: typer.Context,
+    agent: Annotated[str, typer.Argument(help="The agent's name, or its id.")],
+    *,
+    given: Annotated[
+        str | None, typer.Option("--input", "-i", help="What it gets: JSON; what is not JSON is text.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="An idempotency key: the same one is the same run.")] = None,
+    version: Annotated[
+        int | None, typer.Option(help="A version of the agent, if not its present one.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Print the id and do not wait.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Begin a run, tell what it says, and print its result. Ends with 1 if the run does not succeed."""
+    with errors(as_json=as_json):
+        server = address(context)
+        body = {"agent": agent, "input": value_of(given), "version": version}
+        told = remote.run(_begin(server, body, key))
+        if detach:
+            print_json(told) if as_json else out.print(told["runID"])
+            return
+        note(f"run {told['runID']}: Ctrl-C leaves it running")
+        _show_end(remote.run(_follow(server, told["runID"], quiet=as_json)), as_json=as_json)
+
+
+@app.command(epilog=EXIT_CODES)
+def wait(context: typer.Context, run: Id, *, as_json: Json = False) -> None:
+    """Wait for a run's end and print its result. Ends with 1 if it did not succeed."""
+    with errors(as_json=as_json):
+        _show_end(remote.run(_follow(address(context), run, quiet=as_json)), as_json=as_json)
+
+
+@app.command("ls", epilog=EXIT_CODES)
+def list_(
+    context: typer.Context,
+    *,
+    agent: Annotated[str | None, typer.Option(help="Only runs of this agent.")] = None,
+    limit: Annotated[int, typer.Option(help="How many at most.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """List runs, the newest first."""
+    with errors(as_json=as_json):
+        query = {"agent": agent, "limit": limit}
+        found = remote.run(remote.ask(address(context), "GET", "/wardian/runs", query=query))
+        if as_json:
+            print_json(found)
+            return
+        rows = [
+            (
+                each["runID"],
+                f"{each['agent']}:{each['version']}",
+                each["state"],
+                each["trigger"]["kind"],
+                str(each["committed"]),
+                _when(each["createdAt"]),
+                "" if each["failure"] is None else each["failure"]["code"],
+            )
+            for each in found
+        ]
+        table(("RUN", "AGENT", "STATE", "BY", "STEPS", "BEGUN", "FAILURE"), rows)
+
+
+@app.command(epilog=EXIT_CODES)
+def inspect(context: typer.Context, run: Id, *, as_json: Json = False) -> None:
+    """Show a run, its steps, and what it waits for."""
+    with errors(as_json=as_json):
+        told = remote.run(remote.ask(address(context), "GET", _path(run)))
+        if as_json:
+            print_json(told)
+            return
+        out.print(f"{told['agent']}:{told['version']}  {told['state']}", soft_wrap=True)
+        note(f"machine {told['sandboxID'] or 'none'}, the {told['epoch']}. of this run")
+        table(
+            ("STEP", "STATE", "TRIES", "MACHINE KEPT", "RESULT"),
+            [
+                (
+                    each["key"],
+                    each["state"],
+                    str(each["attempts"]),
+                    "yes" if each["snapshotID"] else "no",
+                    json.dumps(each["result"])[:60],
+                )
+                for each in told["steps"]
+            ],
+        )
+        for each in told["waits"]:
+            asked = each.get("question") or each.get("run") or f"{each.get('seconds')} s"
+            note(f"waits for {each['kind']} ({each['key']}): {asked}")
+        if told["failure"] is not None:
+            note(f"{told['failure']['code']}: {told['failure']['message']}")
+
+
+@app.command(epilog=EXIT_CODES)
+def logs(context: typer.Context, run: Id, *, as_json: Json = False) -> None:
+    """Show what happened to a run, recorded outside of it."""
+    with errors(as_json=as_json):
+        events = remote.run(remote.ask(address(context), "GET", f"{_path(run)}/events"))
+        if as_json:
+            print_json(events)
+            return
+        for event in events:
+            _tell(event)
+
+
+@app.command(epilog=EXIT_CODES)
+def answer(
+    context: typer.Context,
+    run: Id,
+    text: Annotated[str, typer.Argument(metavar="ANSWER", help="JSON; what is not JSON is text.")],
+    *,
+    key: Annotated[str | None, typer.Option(help="Which question, if there are several.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Answer what a run asks. It goes on."""
+    with errors(as_json=as_json):
+        remote.run(_answer(address(context), run, key, value_of(text)))
+        if as_json:
+            print_json({"runID": run, "answered": True})
+
+
+@app.command(epilog=EXIT_CODES)
+def cancel(context: typer.Context, run: Id, *, as_json: Json = False) -> None:
+    """End a run, and the runs that it began."""
+    _verb(context, run, "cancel", as_json=as_json)
+
+
+@app.command(epilog=EXIT_CODES)
+def retry(context: typer.Context, run: Id, *, as_json: Json = False) -> None:
+    """Go on with a run that failed or was cancelled, from its last committed step."""
+    _verb(context, run, "retry", as_json=as_json)
+
+
+def _verb(context: typer.Context, run: str, verb: str, *, as_json: bool) -> None:
+    with errors(as_json=as_json):
+        told = remote.run(remote.ask(address(context), "POST", f"{_path(run)}/{verb}"))
+        if as_json:
+            print_json(told)
+            return
+        note(f"run {told['runID']} is {told['state']}")
+
+
+async def _begin(server: Address, body: Any, key: str | None) -> Any:
+    headers = {} if key is None else {"Idempotency-Key": key}
+    async with remote.connect(server) as there:
+        return (await there.call("POST", "/wardian/runs", body=body, headers=headers)).json()
+
+
+async def _follow(server: Address, run: str, *, quiet: bool) -> Any:
+    """Tell what the run says until it has ended; the run."""
+    seen = 0
+    async with remote.connect(server) as there:
+        while True:
+            told = (await there.call("GET", _path(run))).json()
+            events = (await there.call("GET", f"{_path(run)}/events", query={"after": seen})).json()
+            for event in events:
+                seen = event["seq"]
+                if not quiet:
+                    _tell(event)
+            if told["state"] in ENDED:
+                return told
+            await asyncio.sleep(LOOK_S)
+
+
+async def _answer(server: Address, run: str, key: str | None, value: Any) -> None:
+    async with remote.connect(server) as there:
+        if key is None:
+            key = _only_question((await there.call("GET", _path(run))).json()["waits"])
+        await there.call("POST", f"{_path(run)}/answer", body={"key": key, "answer": value})
+
+
+def _only_question(waits: Sequence[Any]) -> str:
+    asked = [wait["key"] for wait in waits if wait["kind"] == "ask"]
+    if len(asked) != 1:
+        raise Invalid(
+            f"it asks {len(asked)} things", hint=f"give --key: {', '.join(asked)}" if asked else None
+        )
+    return str(asked[0])
+
+
+def _show_end(told: Any, *, as_json: bool) -> None:
+    if as_json:
+        print_json(told)
+    elif told["state"] == "succeeded":
+        print_json(told["result"])
+    else:
+        failure = told["failure"] or {"code": told["state"], "message": "somebody ended it"}
+        note(f"{told['state']}: {failure['code']}: {failure['message']}")
+    if told["state"] != "succeeded":
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _tell(event: Any) -> None:
+    rest = {
+        name: value
+        for name, value in event.items()
+        if name not in ("seq", "at", "type", "prev") and value is not None
+    }
+    note(f"{_when(event['at'])}  {event['type']}  {json.dumps(rest, ensure_ascii=False)}")
+
+
+def _path(run: str) -> str:
+    return f"/wardian/runs/{quote(run, safe='')}"
+
+
+def _when(at: int) -> str:
+    return datetime.fromtimestamp(at / 1e6).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,135 @@
+"""A run whose server dies at any boundary ends as one whose server does not: the same result, the same files,
+each step done once, and nothing left behind."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tests.acceptance.conftest import serve, stop
+from tests.acceptance.running import House
+
+pytestmark = pytest.mark.timeout(300)
+
+MORTAL = (sys.executable, "-m", "tests.faults.mortal")
+
+HELPER = 'run.result(run.step("square", lambda number: number * number, run.input))'
+PROGRAM = """
+memory = []
+for number in range(3):
+    memory.append(run.step("double", lambda number: 2 * number, number))
+    note(f"{number}:{os.getpid()}")
+memory.append(run.call("helper", 5))
+memory.append(run.ask("Well?"))
+run.sleep(0.05)
+memory.append(run.step("last", lambda: "done"))
+run.result({"memory": memory, "notes": [note.split(":")[0] for note in notes()],
+            "processes": len({note.split(":")[1] for note in notes()})})
+"""
+RESULT = {"memory": [0, 2, 4, 25, "yes", "done"], "notes": ["0", "1", "2"], "processes": 1}
+
+QUICK = ["run.recorded", "snapshot.published:2", "run.paused"]
+THOROUGH = [
+    "run.made",
+    "run.ended:2",
+    "run.recorded:2",  # of the run that it calls
+    "run.intended",
+    "create.intended",
+    "create.attached",
+    "create.committed",
+    "run.started",
+    "commit.logged",
+    "commit.logged:3",
+    "snapshot.intended",
+    "snapshot.published",
+    "commit.done",
+    "commit.done:2",
+    "pause.intended",
+    "pause.captured",
+    "pause.committed",
+    "resume.intended",
+    "resume.attached",
+    "run.started:3",
+    "run.ended",
+]
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("WARDIAN_DRIVERS", "gvisor")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "point", [*QUICK, *(pytest.param(point, marks=pytest.mark.slow) for point in THOROUGH)]
+)
+def test_a_run_ends_the_same_wherever_its_server_dies(
+    data: Path, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WARDIAN_DIE_AT", point)
+    house = House(serve(data, wardian=MORTAL))
+    run = begin(house)
+    with suppress(httpx.TransportError):
+        answered(house, run)
+    assert house.server.process.wait(60) == -9, f"{point} was never reached"
+    house.kill()
+    house = House(serve(data))
+    try:
+        if run is None:  # it was recorded, and nobody was told: the key finds it
+            run = begin(house)
+            assert run is not None
+        told = answered(house, run)
+        assert (told["state"], told["failure"]) == ("succeeded", None)
+        assert told["result"] == RESULT
+        steps = [(step["key"], step["result"], step["number"]) for step in told["steps"]]
+        assert steps == [("double", 0, 1), ("double#2", 2, 2), ("double#3", 4, 3), ("last", "done", 4)]
+        runs = house.call("GET", "/runs").json()
+        assert sorted((each["agent"], each["state"]) for each in runs) == [
+            ("helper", "succeeded"),
+            ("sweep", "succeeded"),
+        ]
+        while left_behind(data):  # the end that was interrupted is cleared up by the next server
+            time.sleep(0.1)
+    finally:
+        house.http.close()
+        stop(house.server)
+
+
+def begin(house: House) -> str | None:
+    """None: the server died over it."""
+    try:
+        house.freeze("helper", HELPER)
+        house.freeze("sweep", PROGRAM)
+        return house.begin("sweep", **{"Idempotency-Key": "the one"})
+    except httpx.TransportError:
+        return None
+
+
+def answered(house: House, run: str | None) -> dict[str, Any]:
+    """The run at its end, its question answered on the way."""
+    if run is None:
+        raise httpx.ReadError("it died at the very beginning")
+    told = house.until(run, lambda told: told["state"] == "succeeded" or asks(told))
+    if asks(told):
+        house.call("POST", f"/runs/{run}/answer", {"key": "ask", "answer": "yes"})
+    return house.end(run)
+
+
+def asks(told: dict[str, Any]) -> bool:
+    return any(wait["kind"] == "ask" for wait in told["waits"])
+
+
+def left_behind(data: Path) -> dict[str, Any]:
+    """Sandboxes and snapshots that nobody will ask for again."""
+    with closing(sqlite3.connect(data / "wardian.db")) as database:
+        rows = {
+            "sandboxes": database.execute("SELECT id FROM sandbox WHERE state != 'ended'").fetchall(),
+            "snapshots": database.execute("SELECT id FROM snapshot").fetchall(),
+        }
+    return {name: found for name, found in rows.items() if found}
