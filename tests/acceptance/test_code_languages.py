@@ -56,7 +56,8 @@ def test_java(box: Sandbox) -> None:
 
 
 def test_r(box: Sandbox) -> None:
-    assert box.run_code("1+1", language="r").text == "[1] 2"
+    (value,) = box.run_code("1+1", language="r").results
+    assert (value.text, value.is_main_result) == ("[1] 2", False)  # IRkernel displays its values
     assert "".join(box.run_code('cat(Sys.getenv("WHO"))', language="R").logs.stdout) == "me"
     cat = 'cat(Sys.getenv("WHO"))'
     assert "".join(box.run_code(cat, language="r", envs={"WHO": "you"}).logs.stdout) == "you"
