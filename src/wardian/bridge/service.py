@@ -14,15 +14,15 @@ import socket
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from wardian.bridge import equipping, searching
+from wardian.bridge import admission, equipping, searching
 from wardian.bridge.budgets import Budgets, Used
 from wardian.bridge.channel import Answer, BridgeGone, Channel, Facts
-from wardian.bridge.effects import EffectSpeculative, Ledger, response_of, response_values
+from wardian.bridge.effects import Ledger, response_of, response_values
 from wardian.bridge.grants import Grants
 from wardian.bridge.passes import Holder, Inspector, Mint
 from wardian.bridge.retention import USUAL, Retention, Sweeper
@@ -32,8 +32,8 @@ from wardian.guest.guest import Guest, Tunnel
 from wardian.guest.pace import Bucket
 from wardian.model.effect import Effect, EffectState
 from wardian.model.egress import name_of
-from wardian.model.errors import Forbidden, Invalid, NotFound, Unauthenticated, Unavailable, WardianError
-from wardian.model.grant import BRIDGE_HOST, SAFE_METHODS, Admission, Grant, InDoubt, Injection
+from wardian.model.errors import Forbidden, Invalid, Unavailable, WardianError
+from wardian.model.grant import BRIDGE_HOST, Grant, Injection
 from wardian.model.sandbox import LIVE, Sandbox, State
 from wardian.model.secret import Place, Sealed
 from wardian.network.outbound import PlainRemote, join
@@ -58,13 +58,6 @@ TOLD_MAX = 1 << 16
 PATH_NOTED = 2048
 """Characters of a path that go into the event log; all of it is judged."""
 _GAUGES_MAX = 4096
-_VERDICTS: Mapping[str, str] = {
-    "token_missing": "show the run token: the file /run/wardian/token, or $WARDIAN_TOKEN, as the API key",
-    "token_of_another_epoch": "the sandbox was restored since: read /run/wardian/token again",
-    "token_of_another_sandbox": "a fork has a token of its own: read /run/wardian/token again",
-    "token_expired": "read /run/wardian/token again",
-}
-
 Dial = Callable[[Sandbox, str, int, str | None], Awaitable[socket.socket]]
 """Finds a host for a sandbox and connects to it, at that address if one is told, if the server's policy lets
 it. OSError."""
@@ -370,10 +363,10 @@ class Bridge:
         sandbox = self._sandbox(facts["sandbox"], facts["epoch"])
         event: dict[str, Any] = {name: facts[name][:PATH_NOTED] for name in ("method", "host", "path")}
         try:
-            grant, target = self._find(sandbox, facts)
+            grant, target = admission.find(self.grants_of(sandbox), facts)
             event |= {"grant": grant.name, "host": grant.host}
-            _check(facts["verdict"], grant)
-            _check_branch(sandbox, grant, facts)
+            admission.check(facts["verdict"], grant)
+            admission.check_branch(sandbox, grant, facts)
             address = await self._check_egress(sandbox, grant, facts["method"], target)
             await self.budgets.admit(holder_of(sandbox))
             version = await self.vault.current(sandbox.tenant, grant.secret_id)
@@ -403,34 +396,6 @@ class Bridge:
             },
             "secret": {"tenant": sandbox.tenant, "secret": grant.secret_id, "version": version},
         }
-
-    def _find(self, sandbox: Sandbox, facts: Facts) -> tuple[Grant, str]:
-        """The grant that a request falls under, with the one host it means here, and the path to ask for."""
-        grants, path, method = self.grants_of(sandbox), facts["path"], facts["method"]
-        if not facts["base"]:
-            host, port = facts["host"], facts["port"]
-            for grant in grants:
-                here = grant.intercept and grant.port == port and grant.covers(host)
-                if here and grant.allows(method, path):
-                    return replace(grant, host=host), path
-            raise _not_granted(method, path, host)
-        name, _, rest = path.removeprefix("/").partition("/")
-        named = next((each for each in grants if each.name == name), None)
-        if named is None:
-            raise NotFound(
-                f"no grant '{name[:63]}' for this sandbox",
-                code="grant_not_found",
-                hint="the path begins with a grant's name; `wardian grant ls` shows them",
-            )
-        if named.is_wildcard:
-            raise Invalid(
-                f"grant '{named.name}' is for {named.host}: a base URL leads to one host",
-                code="grant_is_wildcard",
-                hint="ask the host itself; the bridge stands in for it",
-            )
-        if not named.allows(method, f"/{rest}"):
-            raise _not_granted(method, f"/{rest}", named.host)
-        return named, f"/{rest}"
 
     async def _check_egress(self, sandbox: Sandbox, grant: Grant, method: str, target: str) -> str | None:
         """A grant says what may be used, the sandbox's rules what may be reached: it takes both."""
@@ -565,35 +530,6 @@ def stand_in_address(host: str) -> str:
     the program says it wants decides, or the handshake fails."""
     number = int.from_bytes(hashlib.sha256(host.encode()).digest()[:4]) % _STAND_INS_SIZE
     return str(IPv4Address(_STAND_INS + number))
-
-
-def _check(verdict: str, grant: Grant) -> None:
-    if verdict == "ok" or (verdict == "token_missing" and grant.admission is Admission.LINK):
-        return
-    raise Unauthenticated(
-        f"not admitted: {verdict.replace('_', ' ')}", code=verdict, hint=_VERDICTS.get(verdict)
-    )
-
-
-def _check_branch(sandbox: Sandbox, grant: Grant, facts: Facts) -> None:
-    """Refuse what a speculative branch would do and no ledger could hold."""
-    if not sandbox.spec.speculative or grant.in_doubt is InDoubt.SAFE:
-        return
-    unsafe = facts["method"] not in SAFE_METHODS
-    if facts["upgrade"] or (unsafe and grant.in_doubt is InDoubt.OFF):
-        what = "a WebSocket" if facts["upgrade"] else "a request that no ledger keeps"
-        raise EffectSpeculative(
-            f"this sandbox is a speculative branch: {what} cannot be held until it is promoted",
-            hint=f"`wardian sandbox promote {sandbox.id}`, and ask again",
-        )
-
-
-def _not_granted(method: str, path: str, host: str) -> Forbidden:
-    return Forbidden(
-        f"no grant allows {method} {path[:200]} on {host}",
-        code="not_granted",
-        hint="`wardian grant ls` shows what is allowed",
-    )
 
 
 def _holder_values(holder: Holder) -> Mapping[str, Any]:
