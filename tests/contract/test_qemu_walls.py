@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
+import fcntl
 import os
 import re
+import termios
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from tests.contract.harness import SMALL, House, Member
@@ -18,6 +22,7 @@ from wardian.isolation.qemu.machine import QemuMachine
 
 pytestmark = pytest.mark.parametrize("house", ["qemu"], indirect=True)
 MIB = 1 << 20
+ROOMY = replace(SMALL, memory_mib=256)
 
 
 def qemu_of(member: Member) -> int:
@@ -119,13 +124,41 @@ def stored(image: MachineImage, name: str) -> int:
 
 async def test_a_booted_machine_gives_back_what_it_frees(house: House) -> None:
     """Its kernel reports what is free in blocks of 2 MiB, after a while, and QEMU lets go of it."""
-    member = await house.boot(replace(SMALL, memory_mib=256))
+    member = await house.boot(ROOMY)
     await member.sh("head -c 100000000 /dev/zero > /dev/shm/bulk")
     full = (await member.machine.stats()).memory_bytes
     await member.sh("rm /dev/shm/bulk")
     async with asyncio.timeout(60):
         while (await member.machine.stats()).memory_bytes > full - 48 * MIB:
             await member.sh("true")
+
+
+async def test_what_qemu_says_of_no_consequence_leaves_room_for_its_last_words(house: House) -> None:
+    """It complains of every piece of memory that a clone's guest frees, which it cannot let go of."""
+    member = await house.start(ROOMY)
+    with log_of(member) as log:
+        async with asyncio.timeout(120):
+            while not waiting_in(log):
+                await member.sh("head -c 100000000 /dev/zero > /dev/shm/bulk; rm /dev/shm/bulk")
+            await member.machine.freeze()
+            await member.machine.thaw()
+            while waiting_in(log):
+                await member.sh("true")
+
+
+def log_of(member: Member) -> BinaryIO:
+    """The pipe from which a machine's keeper reads what QEMU says."""
+    assert isinstance(member.machine, QemuMachine)
+    files = f"/proc/{member.machine.record['keeper']['pid']}/fd"
+    (pipe,) = (name for name in os.listdir(files) if os.readlink(f"{files}/{name}").startswith("pipe:"))
+    return Path(files, pipe).open("rb")
+
+
+def waiting_in(pipe: BinaryIO) -> int:
+    """How many bytes nobody has read yet."""
+    count = array.array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, count)
+    return count[0]
 
 
 async def test_a_guest_that_breaks_its_link_ends_alone(house: House) -> None:
