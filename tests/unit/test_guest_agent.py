@@ -93,13 +93,17 @@ async def test_a_killed_process_is_gone_when_the_kill_returns(agent: Native) -> 
         await process.signal(signal.SIGTERM)
 
 
+LEAVES_A_CHILD = """sh -c 'trap "" HUP; echo up $$; exec sleep 1000' & wait"""
+"""It says so itself, once no hang-up can reach it."""
+
+
 @pytest.mark.parametrize("signo", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("pty", [None, (80, 24)])
 async def test_what_a_killed_process_leaves_behind_does_not_hold_up_its_end(
     agent: Native, signo: signal.Signals, pty: tuple[int, int] | None
 ) -> None:
     """Its children may go on and hold its pipes open. What it has said itself still arrives."""
-    process = await agent.guest.exec(sh("(trap '' HUP; exec sleep 1000) & echo up $!; wait"), pty=pty)
+    process = await agent.guest.exec(sh(LEAVES_A_CHILD), pty=pty)
     events = process.subscribe()
     first = await anext(events)
     assert isinstance(first, Output)
