@@ -1,8 +1,8 @@
 """An upstream that answers at once: what every gateway that is measured leads to.
 
-``python -m bench.upstream CERTIFICATE`` (key and certificate, PEM) serves TLS on a free port of the loopback
-interface and prints it. ``/SIZE`` answers with so many bytes, ``/events`` with one server-sent event, and the
-next never comes.
+``python -m bench.upstream CERTIFICATE [ADDRESS]`` (key and certificate, PEM; ``-`` for no TLS) serves on a free
+port and prints it. ``/SIZE`` answers with so many bytes, ``/events`` with one server-sent event, and the next
+never comes.
 """
 
 from __future__ import annotations
@@ -37,13 +37,15 @@ def _answer(target: bytes) -> bytes:
     return head + b"x" * size
 
 
-async def _main(certificate: str) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    server = await asyncio.start_server(_serve, "127.0.0.1", 0, ssl=context)
+async def _main(certificate: str, address: str = "127.0.0.1") -> None:
+    context = None
+    if certificate != "-":
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+    server = await asyncio.start_server(_serve, address, 0, ssl=context)
     print(server.sockets[0].getsockname()[1], flush=True)  # noqa: T201
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    uvloop.run(_main(sys.argv[1]))
+    uvloop.run(_main(*sys.argv[1:]))

@@ -19,6 +19,7 @@ from bench.scenarios import (
     idle,
     lifecycle,
     microvm,
+    relay,
     scan,
     small_files,
     transfer,
@@ -40,6 +41,7 @@ SCENARIOS: Mapping[str, Callable[[Lab], Sequence[Section]]] = {
     "builtin": builtin.run,
     "scan": scan.run,
     "bridge": bridge.run,
+    "relay": relay.run,
     "microvm": microvm.run,
     "emulation": emulation.run,
 }
