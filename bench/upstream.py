@@ -1,8 +1,8 @@
 """An upstream that answers at once: what every gateway that is measured leads to.
 
-``python -m bench.upstream CERTIFICATE [ADDRESS]`` (key and certificate, PEM; ``-`` for no TLS) serves on a free
-port and prints it. ``/SIZE`` answers with so many bytes, ``/events`` with one server-sent event, and the next
-never comes.
+``python -m bench.upstream CERTIFICATE [ADDRESS]`` (key and certificate, PEM; ``-`` for no TLS) serves on a
+free port and prints it. ``/SIZE`` answers with so many bytes, ``/events`` with one server-sent event, and the
+next never comes.
 """
 
 from __future__ import annotations

@@ -39,7 +39,11 @@ POLL_S = 1.0
 """How often DBOS looks for messages; ours wake it at once."""
 
 RECOVERIES_MAX = 1 << 30  # our own tables say when a run has been tried too often
+AGAIN_S = 5.0
+"""After an attempt that failed for no reason that it knows of."""
+
 _CLOSE_S = 5.0
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -126,6 +130,9 @@ class DbosEngine(Engine):
             if self._closing:  # the journal must not say that it failed: the next server tries again
                 await asyncio.get_running_loop().create_future()
             raise
+        except Exception:  # of ours: to DBOS it would be the end of the run
+            _log.exception("an attempt at run %s failed", run_id)
+            return Rest(over=False, until=int((time.time() + AGAIN_S) * 1e6))
         if rest.over:
             self._workflows.pop(run_id, None)
         return rest
