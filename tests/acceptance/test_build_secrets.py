@@ -41,6 +41,7 @@ HEALTHCHECK CMD grep -q MARK /tmp/found
 """
 
 
+@pytest.mark.slow
 def test_pip_npm_and_apt_use_what_the_host_is_set_up_for(server: Server, tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text(INSTALL.format(pip="six", npm="ms", module="six"))
     told = build(server, tmp_path, "--name", "installs")

@@ -68,7 +68,8 @@ def test_the_command_line(server: Server, release: Release, outcomes: dict[Relea
     assert "State: running" in e2b("sandbox", "info", sandbox_id)
     assert e2b("sandbox", "exec", sandbox_id, "echo", "hi") == "hi\n"
     assert "sandbox.created" in e2b("sandbox", "logs", sandbox_id)
-    assert "Memory" in e2b("sandbox", "metrics", sandbox_id)
+    while "Memory" not in e2b("sandbox", "metrics", sandbox_id):
+        pass  # there is a sample every few seconds
     assert "paused" in e2b("sandbox", "pause", sandbox_id)
     assert "resumed" in e2b("sandbox", "resume", sandbox_id)
     assert "base" in e2b("template", "list")

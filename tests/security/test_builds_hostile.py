@@ -192,6 +192,7 @@ def test_no_build_calls_the_servers_neighbours(server: Server, stranger: Api, re
     stranger.call("DELETE", "/templates/neighbour")
 
 
+@pytest.mark.slow
 def test_what_a_step_was_lent_is_gone_after_it(
     server: Server, key: str, tmp_path: Path, stranger: Api
 ) -> None:

@@ -53,6 +53,11 @@ SILENCE_MAX = 2 * http.HEAD_BYTES_MAX
 WRITE_AT_ONCE = 256 * 1024
 """So much of an answer is put into frames before the loop is asked whether the client keeps up."""
 
+LONG_ANSWER = 64 * 1024
+RESERVE = 8
+"""An answer longer than that leaves an eighth of the client's window for all answers to the others: a client
+may let one have it all, and then not read that one."""
+
 TROUBLE_MAX, TROUBLE_PER_S = 1000.0, 100.0
 """How many costly nothings a client may send at once, and how fast they are forgiven."""
 
@@ -79,6 +84,7 @@ class Http2(asyncio.Protocol):
         self._busy_at = config.limit_concurrency
         self._streams: dict[int, Stream] = {}
         self._running = self._silence = 0
+        self._widest = _DEFAULT_WINDOW
         self._trouble, self._trouble_at = 0.0, self._loop.time()
         self._flushing = self._leaving = False
         self._deadline: asyncio.TimerHandle | None = None
@@ -269,17 +275,27 @@ class Http2(asyncio.Protocol):
 
     def _put_into_frames(self, stream: Stream, data: memoryview, *, last: bool) -> memoryview:
         """Frame as much as the client's window allows, within :data:`WRITE_AT_ONCE`; returns the rest."""
-        room = min(self._h2.local_flow_control_window(stream.id), WRITE_AT_ONCE)
+        room = min(self._room(stream), WRITE_AT_ONCE)
         while data and room > 0:
             piece = data[: min(self._h2.max_outbound_frame_size, room)]
             data = data[len(piece) :]
             room -= len(piece)
+            stream.sent += len(piece)
             self._h2.send_data(stream.id, piece, end_stream=last and not data)
         return data
 
+    def _room(self, stream: Stream) -> int:
+        """How much of an answer the client's windows leave to it now."""
+        window = self._h2.local_flow_control_window(stream.id)
+        whole = self._h2.outbound_flow_control_window
+        self._widest = max(self._widest, whole)
+        if stream.sent > LONG_ANSWER:
+            window = min(window, whole - self._widest // RESERVE)
+        return window
+
     async def _wait_for_room(self, stream: Stream) -> None:
         await self._flow.drain()
-        if not stream.gone and self._h2.local_flow_control_window(stream.id) <= 0:
+        if not stream.gone and self._room(stream) <= 0:
             stream.room.clear()
             await stream.room.wait()
         else:

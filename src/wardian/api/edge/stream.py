@@ -48,7 +48,8 @@ class Line(Protocol):
 
 
 class Stream:
-    """``room`` is set whenever the client may have made room for more of the answer."""
+    """``room`` is set whenever the client may have made room for more of the answer; ``sent`` is how much of it
+    has gone."""
 
     __slots__ = (
         "_body",
@@ -63,6 +64,7 @@ class Stream:
         "line",
         "room",
         "scope",
+        "sent",
         "started",
     )
 
@@ -70,6 +72,7 @@ class Stream:
         self.line, self.id, self.scope = line, stream_id, scope
         self.started = self.answered = self.gone = False
         self.room = asyncio.Event()
+        self.sent = 0  # bytes of the answer's body
         self._body = bytearray()
         self._window_used = 0
         self._more_body = more_body
