@@ -71,6 +71,8 @@ def test_the_commands_it_names_exist() -> None:
     readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"^make (\w+)", readme, re.M)):
         assert re.search(rf"^{target}:", makefile, re.M), f"there is no make {target}"
-    for command in set(re.findall(r"\bwardian ((?:serve|doctor|sandbox|template|key|agent|run)(?: [a-z]+)?)", readme)):
+    for command in set(
+        re.findall(r"\bwardian ((?:serve|doctor|sandbox|template|key|agent|run)(?: [a-z]+)?)", readme)
+    ):
         words = [word for word in command.split() if word not in ("on", "and", "prints")]
         assert CliRunner().invoke(app, [*words, "--help"]).exit_code == 0, f"there is no wardian {command}"

@@ -48,8 +48,8 @@ class Line(Protocol):
 
 
 class Stream:
-    """``room`` is set whenever the client may have made room for more of the answer; ``sent`` is how much of it
-    has gone."""
+    """``room`` is set whenever the client may have made room for more of the answer, of which ``sent`` bytes
+    have gone."""
 
     __slots__ = (
         "_body",
