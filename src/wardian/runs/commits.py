@@ -90,11 +90,17 @@ class Commits:
         if (task := self._under_way.get(name)) is None:
             task = asyncio.ensure_future(self._commit(run, sandbox, key, result, checkpoint))
             self._under_way[name] = task
+            task.add_done_callback(lambda done: self._finished(name, done))
             return None
         if not task.done():
             return None
         del self._under_way[name]
         return task.result()
+
+    def _finished(self, name: tuple[str, int, str], task: asyncio.Task[Step]) -> None:
+        """What was committed is in the tables. Why one failed is kept for whoever asks."""
+        if task.cancelled() or task.exception() is None:
+            self._under_way.pop(name, None)
 
     async def _commit(
         self, run: Run, sandbox: Sandbox, key: str, result: Any, checkpoint: Checkpoint

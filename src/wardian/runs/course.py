@@ -269,6 +269,7 @@ class Course:
     async def _clear(self, run: Run) -> None:
         """Nothing is left of a run that is over but its rows and its log; who waited for it is told."""
         works = self._works
+        self._commits.forget(run.id)
         if run.sandbox_id is not None:
             with suppress(NotFound):
                 await works.sandboxes.kill(run.tenant, run.sandbox_id)
@@ -276,7 +277,8 @@ class Course:
         def transaction(conn: Connection) -> list[str]:
             works.lease.fence(conn)
             told = []
-            for wait in runs.waits_for(conn, "run"):
+            above = [] if run.parent_id is None else runs.open_waits(conn, run.parent_id)
+            for wait in above:  # nobody else may wait for it
                 if wait.asked.get("run") == run.id:
                     runs.answer(conn, wait.run_id, wait.key, outcome_of(run), works.now_us())
                     told.append(wait.run_id)
@@ -301,6 +303,7 @@ class Course:
         if run.state in FINAL:
             await self._clear(run)
             return Rest(over=True)
+        self._commits.forget(run_id)
         works.log(run_id, "run.lost", why=str(error)[:1000])
         if run.attempts >= version.limits.attempts:
             failure = Failure(

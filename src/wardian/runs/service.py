@@ -16,7 +16,7 @@ from wardian.model.run import FINAL, Run, RunEvent, RunState, Step, Trigger, Wai
 from wardian.runs.commits import check_key, check_value
 from wardian.runs.course import SHORT_WAIT_US, Course, outcome_of
 from wardian.runs.engine import Engine
-from wardian.runs.works import RunWorks
+from wardian.runs.works import RunWorks, run_not_found
 from wardian.sandboxes import cursors
 from wardian.sandboxes.identity import new_id
 from wardian.sandboxes.templates import Templates
@@ -222,7 +222,7 @@ class Runs:
         """Raises NotFound."""
         run = await self._works.database.read(lambda conn: runs.find(conn, tenant, run_id))
         if run is None:
-            raise _not_found(run_id)
+            raise run_not_found(run_id)
         return run
 
     async def list(
@@ -388,10 +388,6 @@ def _check_depth(conn: Connection, parent: Run) -> None:
         above = None if run is None else run.parent_id
     if depth >= DEPTH_MAX:
         raise LimitExceeded(f"a tree of runs is {DEPTH_MAX} deep at most", hint="end the recursion")
-
-
-def _not_found(run_id: str) -> NotFound:
-    return NotFound(f"run '{run_id[:64]}' not found", code="run_not_found")
 
 
 __all__ = ["NewVersion", "Runs"]

@@ -134,12 +134,6 @@ def open_waits(conn: Connection, run_id: str) -> Sequence[Wait]:
     return [_wait_of(row) for row in conn.execute(query.order_by(run_wait.c.begun_at))]
 
 
-def waits_for(conn: Connection, kind: str) -> Sequence[Wait]:
-    """Anybody's open waits of a kind."""
-    query = select(run_wait).where(run_wait.c.kind == kind, run_wait.c.answered_at.is_(None))
-    return [_wait_of(row) for row in conn.execute(query)]
-
-
 def add_wait(conn: Connection, wait: Wait) -> None:
     conn.execute(insert(run_wait), {**asdict(wait), "asked": dict(wait.asked)})
 
