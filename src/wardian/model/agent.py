@@ -62,6 +62,14 @@ class Agent:
     created_at: int
 
 
+def checkpoint_of(text: str) -> Checkpoint:
+    """Raise :class:`Invalid` for a policy that there is not."""
+    try:
+        return Checkpoint(text)
+    except ValueError:
+        raise Invalid("checkpoint is 'always' or 'never'", code="bad_checkpoint") from None
+
+
 def check_name(name: str) -> None:
     """Raise :class:`Invalid` unless it can be an agent's name."""
     if not NAME.fullmatch(name):

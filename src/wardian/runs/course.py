@@ -11,7 +11,6 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +49,6 @@ class MachineLost(Unavailable):
     code = "run_machine_lost"
 
 
-@dataclass(eq=False, slots=True)
-class Live:
-    """A run whose entry is being followed by this server."""
-
-    told: asyncio.Event = field(default_factory=asyncio.Event)
-    """Something of it has changed: it waits now, or was cancelled."""
-
-
 class Course:
     """Of all runs of this server, ``at_once`` of which may be working at a time."""
 
@@ -65,14 +56,16 @@ class Course:
         self._works, self._commits = works, commits
         self._environment = environment
         self._slots = asyncio.Semaphore(at_once)
-        self._live: dict[str, Live] = {}
+        self._followed: dict[str, asyncio.Event] = {}
+        """Runs whose entry this server follows; set when something of one has changed."""
+
         self.nudge: Callable[[str], None] = lambda run_id: None
         """Tells the engine that a resting run has something to do."""
 
     def tell(self, run_id: str) -> None:
         """Something of a run has changed. Whoever follows it looks; if nobody does, it is nudged."""
-        if (live := self._live.get(run_id)) is not None:
-            live.told.set()
+        if (told := self._followed.get(run_id)) is not None:
+            told.set()
         else:
             self.nudge(run_id)
 
@@ -152,7 +145,7 @@ class Course:
 
     async def _follow(self, run: Run, version: Version, sandbox: Sandbox) -> Rest:
         """Until the entry ends, the run waits, or is told to end."""
-        live = self._live[run.id] = Live()
+        told = self._followed[run.id] = asyncio.Event()
         try:
             async with self._works.sandboxes.guest(sandbox.id) as guest:
                 process = await self._entry(run, version, sandbox, guest)
@@ -160,13 +153,13 @@ class Course:
                     run = await self._works.change(run.id, RunEvent.STARTED, began=run.began or run.epoch)
                 self._works.checkpoint("run.started")
                 async with self._kept(run, version, sandbox):
-                    ended = await self._until_told(run, process, live)
+                    ended = await self._until_told(run, process, told)
             if ended is not None:
                 return await self._ended(run, *ended)
             return await self._settle(run, sandbox)
         finally:
-            if self._live.get(run.id) is live:
-                del self._live[run.id]
+            if self._followed.get(run.id) is told:
+                del self._followed[run.id]
 
     async def _entry(self, run: Run, version: Version, sandbox: Sandbox, guest: Guest) -> Process:
         """The run's process in its machine: found by its tag, or started if it never was."""
@@ -210,18 +203,18 @@ class Course:
                 _log.info("run %s is not kept: %s", run.id, error)
             kept = (await self._works.get(run.id)).snapshot_id
 
-    async def _until_told(self, run: Run, process: Process, live: Live) -> tuple[Exit, str] | None:
+    async def _until_told(self, run: Run, process: Process, told: asyncio.Event) -> tuple[Exit, str] | None:
         """How the entry ended and its last words; None: something of the run has changed."""
         left_s = max(0.0, (run.deadline_at - self._works.now_us()) / 1e6)
         following = asyncio.ensure_future(_last_words(process))
-        told = asyncio.ensure_future(live.told.wait())
+        telling = asyncio.ensure_future(told.wait())
         try:
-            await asyncio.wait({following, told}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({following, telling}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
             return following.result() if following.done() else None
         finally:
-            for task in (following, told):
+            for task in (following, telling):
                 task.cancel()
-            await asyncio.gather(following, told, return_exceptions=True)
+            await asyncio.gather(following, telling, return_exceptions=True)
 
     async def _ended(self, run: Run, end: Exit, words: str) -> Rest:
         if end.exit_code == 0:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from wardian.api.e2b.body import Body
 from wardian.api.e2b.front import refuse, replay, whole_body
 from wardian.api.refusals import answer_errors
-from wardian.model.agent import Checkpoint
+from wardian.model.agent import checkpoint_of
 from wardian.model.errors import Forbidden, Invalid, NotFound, Unauthenticated, WardianError
 from wardian.model.run import Run, StepState, Trigger, Wait
 from wardian.model.sandbox import Sandbox
@@ -124,7 +124,8 @@ def build_inside(runs: Runs, commits: Commits, admit: Admit) -> ASGIApp:
 
     @app.post("/steps/commit")
     async def commit(who: Speaker, body: StepDone) -> Any:
-        checkpoint = await runs.checkpoint_of(who[0]) if body.checkpoint is None else _checkpoint(body)
+        said = body.checkpoint
+        checkpoint = await runs.checkpoint_of(who[0]) if said is None else checkpoint_of(said)
         step = await commits.commit(*who, body.key, body.result, checkpoint)
         if step is None:
             return _not_yet("committing")
@@ -189,13 +190,6 @@ def _told(wait: Wait, name: str) -> Response:
 
 def _not_yet(state: str) -> Response:
     return JSONResponse({"state": state}, 202, headers={"Retry-After": "1"})
-
-
-def _checkpoint(body: StepDone) -> Checkpoint:
-    try:
-        return Checkpoint(body.checkpoint or "")
-    except ValueError:
-        raise Invalid("checkpoint is 'always' or 'never'", code="bad_checkpoint") from None
 
 
 def _bounded(app: ASGIApp) -> ASGIApp:

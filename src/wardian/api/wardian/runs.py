@@ -11,8 +11,7 @@ from pydantic import Field
 from wardian.api.e2b.body import Body
 from wardian.api.e2b.context import Tenant
 from wardian.api.e2b.listing import checked_cursor
-from wardian.model.agent import EVERY_S, Agent, Checkpoint, Limits, Version
-from wardian.model.errors import Invalid
+from wardian.model.agent import EVERY_S, Agent, Checkpoint, Limits, Version, checkpoint_of
 from wardian.model.run import Run, Step, Trigger, Wait
 from wardian.runs.service import NewVersion, Runs
 
@@ -31,10 +30,7 @@ class Freeze(Body):
 
     def version(self) -> NewVersion:
         """Raises :class:`Invalid`."""
-        try:
-            checkpoint = Checkpoint(self.checkpoint)
-        except ValueError:
-            raise Invalid("checkpoint is 'always' or 'never'", code="bad_checkpoint") from None
+        checkpoint = checkpoint_of(self.checkpoint)
         limits = Limits(self.timeout, self.attempts)
         return NewVersion(self.environment, self.entry, self.env, checkpoint, self.every, limits)
 
