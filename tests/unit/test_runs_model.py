@@ -11,9 +11,10 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import Connection
 
 from wardian.isolation.port import IsolationLevel
-from wardian.model.agent import Checkpoint
+from wardian.model.agent import Agent, Checkpoint, Version
 from wardian.model.errors import Conflict
 from wardian.model.resources import Resources
 from wardian.model.run import (
@@ -32,13 +33,13 @@ from wardian.recorder.log import Recorder
 from wardian.runs.commits import Commits, Superseded
 from wardian.runs.works import RunWorks
 from wardian.sandboxes.leases import NodeLease
-from wardian.store import runs
+from wardian.store import agents, runs
 from wardian.store.clock import now_us
 from wardian.store.database import Database
 
 
 @given(st.lists(st.sampled_from(RunEvent)))
-def test_a_run_that_is_over_changes_only_by_a_retry(events: list[RunEvent]) -> None:
+def test_a_run_that_is_over_changes_only_by_going_back(events: list[RunEvent]) -> None:
     state = RunState.QUEUED
     for event in events:
         before = state
@@ -47,7 +48,7 @@ def test_a_run_that_is_over_changes_only_by_a_retry(events: list[RunEvent]) -> N
         except Conflict:
             assert event not in TRANSITIONS[before]
         else:
-            assert before not in FINAL or event is RunEvent.RETRY
+            assert before not in FINAL or event in (RunEvent.RETRY, RunEvent.REWIND)
     assert next_state(RunState.RUNNING, RunEvent.SUCCEED) in FINAL
 
 
@@ -89,6 +90,12 @@ async def works(tmp_path: Path) -> AsyncIterator[RunWorks]:
     await database.close()
 
 
+def begun(conn: Connection) -> None:
+    agents.add(conn, Agent("a1", "t", "agent", 1, 1))
+    agents.add_version(conn, Version("a1", 1, "base", "true", 1))
+    runs.add(conn, RUN)
+
+
 async def committed(commits: Commits, run: Run, sandbox: Sandbox, result: str) -> Step:
     """As a program does it: it asks until there is an answer."""
     done = None
@@ -99,7 +106,7 @@ async def committed(commits: Commits, run: Run, sandbox: Sandbox, result: str) -
 
 
 async def test_a_machine_that_the_run_has_left_commits_nothing(works: RunWorks) -> None:
-    await works.database.write(lambda conn: runs.add(conn, RUN))
+    await works.database.write(begun)
     await works.change("r1", RunEvent.START, epoch=1, attempts=1, sandbox_id="i1")
     run = await works.change("r1", RunEvent.STARTED, began=1)
     commits = Commits(works)

@@ -22,6 +22,7 @@ from wardian.api.e2b.context import ControlPlane
 from wardian.api.envd import build_data_plane
 from wardian.api.inside.app import build_inside
 from wardian.api.volumes import build_content_plane
+from wardian.api.wardian import agents as own_agents
 from wardian.api.wardian import bridge as own_bridge
 from wardian.api.wardian import builds as own_builds
 from wardian.api.wardian import differences
@@ -249,6 +250,7 @@ async def _open_runs(stack: AsyncExitStack, ground: _Ground, life: _Lifecycle) -
         lease=ground.lease,
         now_us=now_us,
         checkpoint=life.works.checkpoint,
+        heed=ground.bridge.budgets.heed,
     )
 
     def environment(sandbox: Sandbox) -> Mapping[str, str]:
@@ -296,6 +298,7 @@ def _open_planes(
         own_bridge.router,
         differences.router,
         own_snapshots.router_of(life.inspector),
+        own_agents.router_of(runs.agents),
         own_runs.router_of(runs),
         own_triggers.router_of(triggers),
     ]

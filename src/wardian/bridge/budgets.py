@@ -40,11 +40,11 @@ class Budgets:
         """Learn who has budgets. Before the first call."""
         self._capped = set(await self._database.read(rows.tenants))
 
-    async def admit(self, holder: Holder) -> None:
-        """Count a call. Raises :class:`OverBudget`."""
+    async def admit(self, holder: Holder, line: Sequence[str] = ()) -> None:
+        """Count a call, for the ``line`` of runs that its own comes of, too. Raises :class:`OverBudget`."""
         if holder.tenant not in self._capped:
             return
-        subjects = _subjects(holder)
+        subjects = _subjects(holder, line)
 
         def look(conn: Connection) -> Budget | None:
             return rows.over(conn, holder.tenant, subjects)
@@ -59,11 +59,11 @@ class Budgets:
             )
         self._database.post(lambda conn: rows.spend(conn, holder.tenant, subjects, Unit.CALLS, 1))
 
-    def spend(self, holder: Holder, used: Used) -> None:
+    def spend(self, holder: Holder, used: Used, line: Sequence[str] = ()) -> None:
         """Count what a call used. Does not wait."""
         if holder.tenant not in self._capped:
             return
-        subjects, tokens = _subjects(holder), used.tokens_in + used.tokens_out
+        subjects, tokens = _subjects(holder, line), used.tokens_in + used.tokens_out
 
         def transaction(conn: Connection) -> None:
             amounts: Mapping[Unit, int] = {
@@ -80,7 +80,11 @@ class Budgets:
     async def set(self, budget: Budget) -> None:
         budget.check()
         await self._database.write(lambda conn: rows.put(conn, budget), durable=True)
-        self._capped.add(budget.tenant)
+        self.heed(budget.tenant)
+
+    def heed(self, tenant: str) -> None:
+        """A tenant has budgets from now on."""
+        self._capped.add(tenant)
 
     async def remove(self, budget: Budget) -> None:
         await self._database.write(lambda conn: rows.remove(conn, budget), durable=True)
@@ -96,11 +100,11 @@ class Budgets:
         return await self._database.read(lambda conn: rows.prices(conn, tenant))
 
 
-def _subjects(holder: Holder) -> Sequence[tuple[Scope, str]]:
+def _subjects(holder: Holder, line: Sequence[str]) -> Sequence[tuple[Scope, str]]:
     return (
         (Scope.TENANT, holder.tenant),
         (Scope.TEMPLATE, holder.agent),
-        (Scope.RUN, holder.run),
+        *((Scope.RUN, run) for run in (holder.run, *line)),
     )
 
 

@@ -368,7 +368,7 @@ class Bridge:
             admission.check(facts["verdict"], grant)
             admission.check_branch(sandbox, grant, facts)
             address = await self._check_egress(sandbox, grant, facts["method"], target)
-            await self.budgets.admit(holder_of(sandbox))
+            await self.budgets.admit(holder_of(sandbox), sandbox.spec.run_line)
             version = await self.vault.current(sandbox.tenant, grant.secret_id)
         except WardianError as error:
             self._note(sandbox.id, {**event, "allowed": False, "reason": error.code})
@@ -485,7 +485,7 @@ class Bridge:
                 facts["tokens_in"],
                 facts["tokens_out"],
             )
-            self.budgets.spend(holder_of(sandbox), used)
+            self.budgets.spend(holder_of(sandbox), used, sandbox.spec.run_line)
             told = {name: value for name, value in facts.items() if name != "sandbox" and value}
             self._note(sandbox.id, told, "bridge.answer")
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import quote
 
 import typer
 
-from wardian.cli import remote
+from wardian.cli import editing, remote
 from wardian.cli.arguments import Variables, address, pairs, value_of
-from wardian.cli.output import EXIT_CODES, Json, errors, note, out, print_json, table
+from wardian.cli.output import EXIT_CODES, ExitCode, Json, errors, note, out, print_json, table, when
 from wardian.model.errors import Invalid
 
 app = typer.Typer(
@@ -23,48 +22,121 @@ app = typer.Typer(
 Name = Annotated[str, typer.Argument(metavar="AGENT", help="The agent's name, or its id.")]
 
 
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        metavar="UNIT=N",
+        help="For a run and all that come of it, through the bridge: calls, bytes, tokens, micro_usd.",
+    ),
+]
+
+
 @app.command(epilog=EXIT_CODES)
 def freeze(
     context: typer.Context,
     name: Name,
     *,
     environment: Annotated[
-        str, typer.Option("--from", help="A template or a kept snapshot, as it is now and for ever.")
-    ] = "base",
+        str | None,
+        typer.Option("--from", help="A template or a kept snapshot, as it is now and for ever; first: base."),
+    ] = None,
+    sandbox: Annotated[
+        str | None, typer.Option("--from-sandbox", help="A running sandbox, as it is now.")
+    ] = None,
     entry: Annotated[str | None, typer.Option(help="What is run in it, by bash.")] = None,
     entry_file: Annotated[
         Path | None, typer.Option("--entry-file", help="A file with that, a script perhaps.")
     ] = None,
     env: Variables = [],  # noqa: B006
     checkpoint: Annotated[
-        str, typer.Option(help="always: every step keeps the machine; never: its result only.")
-    ] = "always",
+        str | None, typer.Option(help="always (first): every step keeps the machine; never: its result only.")
+    ] = None,
     every: Annotated[
-        int,
-        typer.Option(help="Seconds without a commit after which the machine is kept by itself; 0: never."),
-    ] = 60,
-    timeout: Annotated[int, typer.Option(help="Seconds a run may take, waits included.")] = 3600,
-    attempts: Annotated[int, typer.Option(help="How many machines are made for a run at most.")] = 5,
+        int | None,
+        typer.Option(
+            help="Seconds without a commit until the machine is kept by itself; 0: never. First: 60."
+        ),
+    ] = None,
+    keep: Annotated[
+        int | None, typer.Option(help="Machines of so many commits are kept, to go back to. First: 1.")
+    ] = None,
+    timeout: Annotated[
+        int | None, typer.Option(help="Seconds a run may take, waits included. First: 3600.")
+    ] = None,
+    attempts: Annotated[
+        int | None, typer.Option(help="How many machines are made for a run at most. First: 5.")
+    ] = None,
+    at_once: Annotated[
+        int | None,
+        typer.Option("--at-once", help="Of the runs it begins, so many work at a time. First: 20."),
+    ] = None,
+    tree: Annotated[
+        int | None, typer.Option(help="So many runs may come of one, itself included. First: 200.")
+    ] = None,
+    budget: Budgets = None,
     as_json: Json = False,
 ) -> None:
-    """Make the next version of an agent. New runs get it; those under way keep theirs."""
+    """Make the next version of an agent. New runs get it; those under way keep theirs.
+
+    What is not said stays as the present version has it.
+    """
     with errors(as_json=as_json):
-        if (entry is None) == (entry_file is None):
+        if entry is not None and entry_file is not None:
             raise Invalid("give --entry or --entry-file")
+        if environment is not None and sandbox is not None:
+            raise Invalid("give --from or --from-sandbox")
         body = {
             "environment": environment,
             "entry": entry if entry_file is None else _text(entry_file),
-            "env": pairs(env, "--env"),
+            "env": pairs(env, "--env") if env else None,
             "checkpoint": checkpoint,
             "every": every,
+            "keep": keep,
             "timeout": timeout,
             "attempts": attempts,
+            "atOnce": at_once,
+            "tree": tree,
+            "budget": _amounts(budget),
         }
-        told = remote.run(remote.ask(address(context), "PUT", _path(name), body))
+        said = {option: value for option, value in body.items() if value is not None}
+        told = remote.run(editing.freeze(address(context), name, said, sandbox))
         if as_json:
             print_json(told)
             return
         note(f"{told['name']} is version {told['version']}, of {told['versions'][0]['environment']}")
+
+
+@app.command(epilog=EXIT_CODES)
+def edit(
+    context: typer.Context,
+    name: Name,
+    *,
+    command: Annotated[
+        str | None, typer.Option("--run", help="Do this, with bash, instead of opening a terminal.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Freeze without asking.")] = False,
+) -> None:
+    """Open an agent's environment in a terminal; what it is when you leave is the next version's.
+
+    A terminal or a command that ends with anything but 0 freezes nothing. The version before stays as it was.
+    """
+    with errors():
+        server = address(context)
+        sandbox = remote.run(editing.begin(server, name))
+        frozen = False
+        try:
+            status = remote.run(editing.work(server, sandbox, command))
+            if status != 0:
+                note(f"it ended with {status}: nothing was frozen")
+            elif yes or command is not None or typer.confirm("Freeze it as the next version?", default=True):
+                told = remote.run(editing.freeze(server, name, {}, sandbox))
+                note(f"{told['name']} is version {told['version']}, of {told['versions'][0]['environment']}")
+                frozen = True
+        finally:
+            remote.run(remote.ask(server, "DELETE", f"/sandboxes/{sandbox}"))
+    if not frozen:
+        raise typer.Exit(ExitCode.FAILED)
 
 
 @app.command("ls", epilog=EXIT_CODES)
@@ -94,7 +166,7 @@ def inspect(context: typer.Context, name: Name, *, as_json: Json = False) -> Non
                 f"{each['version']}{' *' if each['version'] == told['version'] else ''}",
                 each["environment"],
                 each["checkpoint"],
-                _when(each["createdAt"]),
+                when(each["createdAt"]),
                 each["entry"].strip().splitlines()[0][:60],
             )
             for each in told["versions"]
@@ -150,7 +222,7 @@ def schedule(
         if as_json:
             print_json(told)
             return
-        note(f"{told['triggerID']}: next at {_when(told['nextAt'])}")
+        note(f"{told['triggerID']}: next at {when(told['nextAt'])}")
 
 
 @app.command(epilog=EXIT_CODES)
@@ -188,7 +260,7 @@ def triggers(
                 each["kind"],
                 each.get("cron") or each["path"],
                 each.get("timezone", ""),
-                "" if each.get("nextAt") is None else _when(each["nextAt"]),
+                "" if each.get("nextAt") is None else when(each["nextAt"]),
             )
             for each in found
         ]
@@ -215,5 +287,10 @@ def _text(path: Path) -> str:
         raise Invalid(f"{path} cannot be read: {error}") from error
 
 
-def _when(at: Any) -> str:
-    return datetime.fromtimestamp(at / 1e6).strftime("%Y-%m-%d %H:%M")
+def _amounts(budget: list[str] | None) -> dict[str, int] | None:
+    if budget is None:
+        return None
+    try:
+        return {unit: int(most) for unit, most in pairs(budget, "--budget").items()}
+    except ValueError:
+        raise Invalid("--budget wants UNIT=N, with a whole number", code="bad_budget") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -10,7 +9,7 @@ import typer
 
 from wardian.cli import remote
 from wardian.cli.arguments import address
-from wardian.cli.output import EXIT_CODES, Json, errors, note, out, print_json, table
+from wardian.cli.output import EXIT_CODES, Json, errors, note, out, print_json, table, when
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,7 +41,7 @@ def list_(
                 f"{each['method']} {each['url']}",
                 str(each["status"] or "-"),
                 each["sandboxID"],
-                datetime.fromtimestamp(each["createdAt"] / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S"),
+                when(each["createdAt"]),
             )
             for each in found
         ]

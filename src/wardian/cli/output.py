@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from enum import IntEnum
 from typing import Annotated, Any, NoReturn
 
@@ -82,6 +83,11 @@ def print_json(value: Any) -> None:
 def note(text: str) -> None:
     """A remark for people, on standard error."""
     err.print(Text(text, style="dim"))
+
+
+def when(at_us: int) -> str:
+    """Microseconds since the epoch, by the clock of whoever reads it."""
+    return datetime.fromtimestamp(at_us / 1e6).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
+from rich.tree import Tree
 
 from wardian.cli import remote
 from wardian.cli.arguments import address, value_of
-from wardian.cli.output import EXIT_CODES, ExitCode, Json, errors, note, out, print_json, table
+from wardian.cli.output import EXIT_CODES, ExitCode, Json, errors, note, out, print_json, table, when
 from wardian.cli.remote import Address
 from wardian.model.errors import Invalid
 
@@ -47,7 +47,7 @@ def start(
     with errors(as_json=as_json):
         server = address(context)
         body = {"agent": agent, "input": value_of(given), "version": version}
-        told = remote.run(_begin(server, body, key))
+        told = remote.run(_post(server, "/wardian/runs", body, key))
         if detach:
             print_json(told) if as_json else out.print(told["runID"])
             return
@@ -84,7 +84,7 @@ def list_(
                 each["state"],
                 each["trigger"]["kind"],
                 str(each["committed"]),
-                _when(each["createdAt"]),
+                when(each["createdAt"]),
                 "" if each["failure"] is None else each["failure"]["code"],
             )
             for each in found
@@ -102,10 +102,13 @@ def inspect(context: typer.Context, run: Id, *, as_json: Json = False) -> None:
             return
         out.print(f"{told['agent']}:{told['version']}  {told['state']}", soft_wrap=True)
         note(f"machine {told['sandboxID'] or 'none'}, the {told['epoch']}. of this run")
+        if told["forkedFrom"] is not None:
+            note(f"forked from {told['forkedFrom']}")
         table(
-            ("STEP", "STATE", "TRIES", "MACHINE KEPT", "RESULT"),
+            ("COMMIT", "STEP", "STATE", "TRIES", "MACHINE KEPT", "RESULT"),
             [
                 (
+                    str(each["number"] or ""),
                     each["key"],
                     each["state"],
                     str(each["attempts"]),
@@ -116,7 +119,7 @@ def inspect(context: typer.Context, run: Id, *, as_json: Json = False) -> None:
             ],
         )
         for each in told["waits"]:
-            asked = each.get("question") or each.get("run") or f"{each.get('seconds')} s"
+            asked = each.get("question") or each.get("run") or each.get("topic") or f"{each.get('seconds')} s"
             note(f"waits for {each['kind']} ({each['key']}): {asked}")
         if told["failure"] is not None:
             note(f"{told['failure']['code']}: {told['failure']['message']}")
@@ -162,19 +165,89 @@ def retry(context: typer.Context, run: Id, *, as_json: Json = False) -> None:
     _verb(context, run, "retry", as_json=as_json)
 
 
-def _verb(context: typer.Context, run: str, verb: str, *, as_json: bool) -> None:
+@app.command(epilog=EXIT_CODES)
+def rewind(
+    context: typer.Context,
+    run: Id,
+    commit: Annotated[int, typer.Option("--to", min=0, help="The commit to go back to; 0 is the beginning.")],
+    *,
+    as_json: Json = False,
+) -> None:
+    """Go on with a run that is over from an earlier commit. What came later is forgotten, but for what it did
+    outside."""
+    _verb(context, run, "rewind", {"commit": commit}, as_json=as_json)
+
+
+@app.command(epilog=EXIT_CODES)
+def fork(
+    context: typer.Context,
+    run: Id,
+    *,
+    commit: Annotated[
+        int | None, typer.Option("--at", min=0, help="The commit to begin with, if not the last one.")
+    ] = None,
+    given: Annotated[
+        str | None, typer.Option("--input", "-i", help="Another input, from the beginning (--at 0).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Begin another run that is what this one was at a commit: memory, processes, files."""
+    body: dict[str, Any] = {} if commit is None else {"commit": commit}
+    if given is not None:
+        body |= {"commit": 0 if commit is None else commit, "input": value_of(given)}
+    _verb(context, run, "fork", body, as_json=as_json)
+
+
+@app.command(epilog=EXIT_CODES)
+def send(
+    context: typer.Context,
+    run: Id,
+    text: Annotated[str, typer.Argument(metavar="MESSAGE", help="JSON; what is not JSON is text.")],
+    *,
+    topic: Annotated[str, typer.Option(help="What it is about.")] = "",
+    key: Annotated[
+        str | None, typer.Option(help="An idempotency key: with the same one it is told once.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell a run something; it has it when it asks for it."""
     with errors(as_json=as_json):
-        told = remote.run(remote.ask(address(context), "POST", f"{_path(run)}/{verb}"))
+        body = {"topic": topic, "body": value_of(text)}
+        told = remote.run(_post(address(context), f"{_path(run)}/messages", body, key))
+        print_json(told) if as_json else note(f"message {told['number']}")
+
+
+@app.command(epilog=EXIT_CODES)
+def tree(context: typer.Context, run: Id, *, as_json: Json = False) -> None:
+    """Draw the runs that came of one, and where each is."""
+    with errors(as_json=as_json):
+        found = remote.run(remote.ask(address(context), "GET", f"{_path(run)}/tree"))
+        print_json(found) if as_json else out.print(_drawn(found, run))
+
+
+def _drawn(found: Sequence[Any], marked: str) -> Tree:
+    branches: dict[str | None, Tree] = {}
+    for each in found:  # whoever began one comes before it
+        told = f"{each['runID']}  {each['agent']}:{each['version']}  {each['state']}"
+        told = f"{told}  <-" if each["runID"] == marked else told
+        above = branches.get(each["parentID"])
+        branches[each["runID"]] = Tree(told) if above is None else above.add(told)
+    return next(iter(branches.values()))
+
+
+def _verb(context: typer.Context, run: str, verb: str, body: Any = None, *, as_json: bool) -> None:
+    with errors(as_json=as_json):
+        told = remote.run(remote.ask(address(context), "POST", f"{_path(run)}/{verb}", body))
         if as_json:
             print_json(told)
             return
         note(f"run {told['runID']} is {told['state']}")
 
 
-async def _begin(server: Address, body: Any, key: str | None) -> Any:
+async def _post(server: Address, path: str, body: Any, key: str | None) -> Any:
     headers = {} if key is None else {"Idempotency-Key": key}
     async with remote.connect(server) as there:
-        return (await there.call("POST", "/wardian/runs", body=body, headers=headers)).json()
+        return (await there.call("POST", path, body=body, headers=headers)).json()
 
 
 async def _follow(server: Address, run: str, *, quiet: bool) -> Any:
@@ -227,12 +300,8 @@ def _tell(event: Any) -> None:
         for name, value in event.items()
         if name not in ("seq", "at", "type", "prev") and value is not None
     }
-    note(f"{_when(event['at'])}  {event['type']}  {json.dumps(rest, ensure_ascii=False)}")
+    note(f"{when(event['at'])}  {event['type']}  {json.dumps(rest, ensure_ascii=False)}")
 
 
 def _path(run: str) -> str:
     return f"/wardian/runs/{quote(run, safe='')}"
-
-
-def _when(at: int) -> str:
-    return datetime.fromtimestamp(at / 1e6).strftime("%Y-%m-%d %H:%M:%S")

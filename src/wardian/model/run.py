@@ -43,11 +43,16 @@ class RunEvent(StrEnum):
     FAIL = "fail"
     CANCEL = "cancel"
     RETRY = "retry"
+    REWIND = "rewind"
 
 
 FINAL = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED})
 
+WORKING = frozenset({RunState.STARTING, RunState.RUNNING, RunState.RECOVERING})
+"""With a machine, or about to have one."""
+
 _ENDS = {RunEvent.FAIL: RunState.FAILED, RunEvent.CANCEL: RunState.CANCELLED}
+_AGAIN = {RunEvent.RETRY: RunState.RECOVERING, RunEvent.REWIND: RunState.RECOVERING}
 
 TRANSITIONS: Mapping[RunState, Mapping[RunEvent, RunState]] = {
     RunState.QUEUED: {RunEvent.START: RunState.STARTING, **_ENDS},
@@ -69,9 +74,9 @@ TRANSITIONS: Mapping[RunState, Mapping[RunEvent, RunState]] = {
         **_ENDS,
     },
     RunState.RECOVERING: {RunEvent.START: RunState.STARTING, **_ENDS},
-    RunState.SUCCEEDED: {},
-    RunState.FAILED: {RunEvent.RETRY: RunState.RECOVERING},
-    RunState.CANCELLED: {RunEvent.RETRY: RunState.RECOVERING},
+    RunState.SUCCEEDED: {RunEvent.REWIND: RunState.RECOVERING},
+    RunState.FAILED: _AGAIN,
+    RunState.CANCELLED: _AGAIN,
 }
 
 
@@ -91,8 +96,8 @@ class StepState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """What began a run: ``api``, ``webhook``, ``schedule`` or ``agent``; the one thing in which runs of one
-    input differ."""
+    """What began a run: ``api``, ``webhook``, ``schedule``, ``agent`` or ``fork``; the one thing in which
+    runs of one input differ."""
 
     kind: str
     detail: Mapping[str, Any] = field(default_factory=dict)
@@ -133,11 +138,22 @@ class Run:
     snapshot_id: str | None = None
     committed: int = 0
     key: str | None = None
-    parent_id: str | None = None
+    line: tuple[str, ...] = ()  # the runs that it comes of, the first one first, its parent last
+    forked_from: str | None = None
     started_at: int | None = None
     ended_at: int | None = None
     result: Any = None
     failure: Failure | None = None
+
+    @property
+    def parent_id(self) -> str | None:
+        """The run that began it."""
+        return self.line[-1] if self.line else None
+
+    @property
+    def root_id(self) -> str:
+        """Of the tree that it is in."""
+        return self.line[0] if self.line else self.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +182,27 @@ class Wait:
 
     run_id: str
     key: str
-    kind: str  # "sleep", "ask" or "run"
+    kind: str  # "sleep", "ask", "run" or "message"
     asked: Mapping[str, Any]
     begun_at: int
     until: int | None = None  # when it is over by itself
     answered_at: int | None = None
     answer: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a run is told by another one of its tree, or from outside (``sender`` is None).
+
+    ``number`` counts those to one run; ``key`` makes one that is sent again the same. ``taken_by`` is the
+    wait that has it.
+    """
+
+    run_id: str
+    number: int
+    key: str
+    topic: str
+    body: Any
+    sent_at: int
+    sender: str | None = None
+    taken_by: str | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -106,6 +107,7 @@ class Commits:
         self, run: Run, sandbox: Sandbox, key: str, result: Any, checkpoint: Checkpoint
     ) -> Step:
         works = self._works
+        keep = (await works.version(run)).keep
         events = works.log(run.id, "run.step", key=key, checkpoint=checkpoint.value)
         works.checkpoint("commit.logged")
         left: list[str] = []
@@ -128,8 +130,9 @@ class Commits:
             values: dict[str, Any] = {"committed": now.committed + 1}
             if snapshot is not None:
                 values["snapshot_id"] = snapshot.id
-                left.extend(_superseded(conn, now))
             runs.change(conn, run.id, **values)
+            if snapshot is not None:
+                left.extend(_superseded(conn, now, keep))
 
         if checkpoint is Checkpoint.ALWAYS:
             await works.sandboxes.checkpoint(run.tenant, sandbox.id, record)
@@ -159,11 +162,12 @@ class Commits:
     async def keep(self, run: Run, sandbox: Sandbox) -> None:
         """Keep the machine as it is, for a program that commits nothing."""
         left: list[str] = []
+        keep = (await self._works.version(run)).keep
 
         def record(conn: Connection, snapshot: Snapshot) -> None:
             now = self._fence(conn, run, sandbox)
-            left.extend(_superseded(conn, now))
             runs.change(conn, run.id, snapshot_id=snapshot.id)
+            left.extend(_superseded(conn, now, keep))
 
         await self._works.sandboxes.checkpoint(run.tenant, sandbox.id, record)
         self._works.log(run.id, "run.kept")
@@ -201,12 +205,21 @@ class Commits:
         return now
 
 
-def _superseded(conn: Connection, run: Run) -> list[str]:
-    """Forget the machine of the commit before."""
-    if run.snapshot_id is None:
-        return []
-    snapshots.remove(conn, run.snapshot_id)
-    return [run.snapshot_id]
+def _superseded(conn: Connection, before: Run, keep: int) -> list[str]:
+    """Forget the machines that a run has no more use for, now that there is a newer one."""
+    kept = [step.snapshot_id for step in runs.machines(conn, before.id)]
+    surplus = kept[keep:]
+    if before.snapshot_id not in kept:
+        surplus.append(before.snapshot_id)
+    return drop_machines(conn, before.id, surplus)
+
+
+def drop_machines(conn: Connection, run_id: str, surplus: Sequence[str | None]) -> list[str]:
+    """Forget snapshots of a run. Those of which the files can go: no fork needs them."""
+    unneeded = [each for each in surplus if each and runs.drop_machine(conn, run_id, each)]
+    for snapshot_id in unneeded:
+        snapshots.remove(conn, snapshot_id)
+    return unneeded
 
 
 def check_key(key: str) -> None:
@@ -231,4 +244,4 @@ def _digest(asked: Any) -> str:
     return "sha256:" + hashlib.sha256(canonical).hexdigest()
 
 
-__all__ = ["Commits", "Superseded", "check_key", "check_value"]
+__all__ = ["Commits", "Superseded", "check_key", "check_value", "drop_machines"]

@@ -11,8 +11,10 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from sqlalchemy import Connection
 
@@ -21,10 +23,11 @@ from wardian.model.agent import Version
 from wardian.model.errors import Conflict, NotFound, Unavailable, WardianError
 from wardian.model.run import FINAL, RUN_HOST, Failure, Run, RunEvent, RunState
 from wardian.model.sandbox import OnTimeout, Sandbox, SandboxSpec, State
-from wardian.runs.commits import Commits
+from wardian.runs.admission import has_room
+from wardian.runs.commits import Commits, drop_machines
 from wardian.runs.engine import Rest
 from wardian.runs.works import RunWorks
-from wardian.store import agents, runs, snapshots
+from wardian.store import runs
 
 SANDBOX_S = 24 * 3600
 """What a run's sandbox is made for; at its end it is paused, and the run goes on with it."""
@@ -38,6 +41,9 @@ LIBRARY = Path(__file__).with_name("lib") / "wardian_run.py"
 LIBRARY_INSIDE = "/run/wardian/lib/wardian_run.py"
 """Beside what the environment consists of, not in it."""
 
+TAG = "run:"
+"""Of the entry's process, before the run's id."""
+
 Environment = Callable[[Sandbox], Mapping[str, str]]
 
 _log = logging.getLogger(__name__)
@@ -49,6 +55,10 @@ class MachineLost(Unavailable):
     code = "run_machine_lost"
 
 
+class _NoRoom(Conflict):
+    """As many runs of its parent's work as may."""
+
+
 class Course:
     """Of all runs of this server, ``at_once`` of which may be working at a time."""
 
@@ -56,6 +66,7 @@ class Course:
         self._works, self._commits = works, commits
         self._environment = environment
         self._slots = asyncio.Semaphore(at_once)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._followed: dict[str, asyncio.Event] = {}
         """Runs whose entry this server follows; set when something of one has changed."""
 
@@ -80,22 +91,48 @@ class Course:
                 return await self._end(run, RunEvent.FAIL, failure=_TOO_LONG)
             if run.state is RunState.WAITING and (until := await self._still_waits(run)) is not None:
                 return Rest(over=False, until=min(until, run.deadline_at))
-            async with self._slots:
-                return await self._work(run)
+            async with self._slots, self._lock(run_id):
+                return await self._work(await self._works.get(run_id))
         except NotFound as error:
             _log.info("run %s: %s", run_id, error)
             return Rest(over=True)
 
+    @asynccontextmanager
+    async def alone(self, run: Run) -> AsyncIterator[None]:
+        """While this lasts nobody works on a run that is over, and nothing is left of its machine. Raises
+        Conflict for one that is not over."""
+        check_over(run)
+        async with self._lock(run.id):
+            check_over(now := await self._works.get(run.id))
+            await self._clear(now)
+            yield
+
+    async def cancel(self, run: Run) -> Run:
+        """End a run and those that it began. One that is over stays as it is."""
+        for child in await self._works.database.read(lambda conn: runs.children(conn, run.id)):
+            if child.state not in FINAL:
+                await self.cancel(child)
+        if run.state not in FINAL:
+            run = await self._works.change(run.id, RunEvent.CANCEL)
+            self.tell(run.id)
+        return run
+
+    def _lock(self, run_id: str) -> asyncio.Lock:
+        return self._locks.setdefault(run_id, asyncio.Lock())
+
     async def _work(self, run: Run) -> Rest:
-        version = await self._works.database.read(
-            lambda conn: agents.version(conn, run.agent_id, run.version)
-        )
-        if version is None:
-            failure = Failure("agent_gone", f"version {run.version} of agent {run.agent} was removed")
-            return await self._end(run, RunEvent.FAIL, failure=failure)
+        if run.state in FINAL:
+            await self._clear(run)
+            return Rest(over=True)
+        try:
+            version = await self._works.version(run)
+        except NotFound as error:
+            return await self._end(run, RunEvent.FAIL, failure=Failure("agent_gone", str(error)))
         try:
             run, sandbox = await self._machine(run, version)
             return await self._follow(run, version, sandbox)
+        except _NoRoom:
+            return Rest(over=False, until=run.deadline_at)
         except (WardianError, OSError) as error:
             return await self._lose(run.id, version, error)
 
@@ -117,6 +154,7 @@ class Course:
             run = await works.change(
                 run.id,
                 RunEvent.START,
+                also=_check_room,
                 epoch=run.epoch + 1,
                 attempts=run.attempts + 1,
                 sandbox_id=None,
@@ -135,6 +173,7 @@ class Course:
             env=version.env,
             on_timeout=OnTimeout.PAUSE,
             run=run.id,
+            run_line=run.line,
             idempotency_key=f"run:{run.id}:{run.epoch}",
         )
         if run.snapshot_id is not None:
@@ -163,8 +202,9 @@ class Course:
 
     async def _entry(self, run: Run, version: Version, sandbox: Sandbox, guest: Guest) -> Process:
         """The run's process in its machine: found by its tag, or started if it never was."""
-        tag = f"run:{run.id}"
-        found = [each for each in guest.processes.values() if each.config.tag == tag]
+        tag = f"{TAG}{run.id}"
+        tags = tag, f"{TAG}{run.forked_from}"  # the machine of a fork is what another run's was
+        found = [each for each in guest.processes.values() if each.config.tag in tags]
         if found:
             return found[0]
         if run.began:
@@ -231,6 +271,7 @@ class Course:
             await self._works.sandboxes.pause(run.tenant, sandbox.id)
             self._works.checkpoint("run.paused")
             await self._works.change(run.id, RunEvent.WAIT)
+            await self._make_room(run)
         return Rest(over=False, until=self._works.now_us())
 
     async def _still_waits(self, run: Run) -> int | None:
@@ -256,7 +297,8 @@ class Course:
         with suppress(Conflict):  # it was cancelled meanwhile
             await self._works.change(run.id, event, **values)
         self._works.checkpoint("run.ended")
-        await self._clear(await self._works.get(run.id))
+        if (now := await self._works.get(run.id)).state in FINAL:
+            await self._clear(now)
         return Rest(over=True)
 
     async def _clear(self, run: Run) -> None:
@@ -267,27 +309,39 @@ class Course:
             with suppress(NotFound):
                 await works.sandboxes.kill(run.tenant, run.sandbox_id)
 
+        # What did not succeed may be retried from there, and what keeps more than its last machine goes back.
+        kept = run.state is not RunState.SUCCEEDED or await self._keeps(run)
+        left: list[str] = []
+
         def transaction(conn: Connection) -> list[str]:
             works.lease.fence(conn)
-            told = []
-            above = [] if run.parent_id is None else runs.open_waits(conn, run.parent_id)
-            for wait in above:  # nobody else may wait for it
-                if wait.asked.get("run") == run.id:
-                    runs.answer(conn, wait.run_id, wait.key, outcome_of(run), works.now_us())
-                    told.append(wait.run_id)
-            if done is not None:
-                snapshots.remove(conn, done)
-                runs.change(conn, run.id, snapshot_id=None)
-            return told
+            if not kept and run.snapshot_id is not None:
+                left.extend(drop_machines(conn, run.id, [run.snapshot_id]))
+            waits = runs.waits_for(conn, run.id)
+            for wait in waits:
+                runs.answer(conn, wait.run_id, wait.key, outcome_of(run), works.now_us())
+            return [wait.run_id for wait in waits]
 
-        # What did not succeed may be retried from there.
-        done = run.snapshot_id if run.state is RunState.SUCCEEDED else None
         told = await works.database.write(transaction)
-        if done is not None:
-            await works.sandboxes.drop_snapshots([done])
+        await works.sandboxes.drop_snapshots(left)
         works.close_log(run.id)
-        for parent in told:
-            self.tell(parent)
+        for other in told:
+            self.tell(other)
+        await self._make_room(run)
+
+    async def _keeps(self, run: Run) -> bool:
+        try:
+            return (await self._works.version(run)).keep > 1
+        except NotFound:
+            return False
+
+    async def _make_room(self, run: Run) -> None:
+        """It works no more, so another one of its parent's may begin."""
+        if (parent := run.parent_id) is None:
+            return
+        for sibling in await self._works.database.read(lambda conn: runs.children(conn, parent)):
+            if sibling.state is RunState.QUEUED:
+                self.tell(sibling.id)
 
     async def _lose(self, run_id: str, version: Version, error: Exception) -> Rest:
         """Its machine is gone or cannot be had: another one, soon; or none, after too many."""
@@ -318,8 +372,21 @@ _TOO_LONG = Failure("deadline_exceeded", "the run took longer than its agent's t
 
 def outcome_of(run: Run) -> dict[str, Any]:
     """What is told of a run that is over."""
-    failure = None if run.failure is None else {"code": run.failure.code, "message": run.failure.message}
+    failure = None if run.failure is None else asdict(run.failure)
     return {"run": run.id, "state": run.state.value, "result": run.result, "failure": failure}
+
+
+def check_over(run: Run) -> None:
+    """Raises Conflict for a run that has not ended."""
+    if run.state not in FINAL:
+        raise Conflict(
+            f"run {run.id} is {run.state}", code="illegal_transition", hint="cancel it first, or wait"
+        )
+
+
+def _check_room(conn: Connection, run: Run) -> None:
+    if run.state is RunState.QUEUED and not has_room(conn, run):
+        raise _NoRoom("others work")
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:

@@ -1,51 +1,38 @@
-"""The verbs on agents and runs, as every front door calls them. Each takes the tenant first: what is another
-tenant's is answered like what does not exist."""
+"""The verbs on runs, as every front door calls them. Each takes the tenant first: what is another tenant's is
+answered like what does not exist."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import Connection
 
-from wardian.model.agent import EVERY_S, Agent, Checkpoint, Limits, Version, check_name, check_version
-from wardian.model.errors import Conflict, LimitExceeded, NotFound
-from wardian.model.run import FINAL, Run, RunEvent, RunState, Step, Trigger, Wait
+from wardian.model.agent import Agent, Checkpoint
+from wardian.model.errors import Conflict, NotFound
+from wardian.model.run import Message, Run, RunState, Step, Trigger, Wait
+from wardian.runs.admission import admit
+from wardian.runs.agents import Agents, find_agent
 from wardian.runs.commits import check_key, check_value
-from wardian.runs.course import SHORT_WAIT_US, Course, outcome_of
+from wardian.runs.course import Course
 from wardian.runs.engine import Engine
-from wardian.runs.works import RunWorks, run_not_found
+from wardian.runs.history import History
+from wardian.runs.waits import Waits
+from wardian.runs.works import RunWorks
 from wardian.sandboxes import cursors
 from wardian.sandboxes.identity import new_id
 from wardian.sandboxes.templates import Templates
 from wardian.store import agents, runs
 
-OPEN_MAX = 1000
-"""Runs of a tenant that have not ended."""
-DEPTH_MAX = 16
-"""How far down a tree of runs may go."""
-WAITS_OPEN_MAX = 64
-
-
-@dataclass(frozen=True, slots=True)
-class NewVersion:
-    """What a version of an agent shall be; ``environment`` as a template or a snapshot is named."""
-
-    environment: str
-    entry: str
-    env: Mapping[str, str]
-    checkpoint: Checkpoint = Checkpoint.ALWAYS
-    every_s: int = EVERY_S
-    limits: Limits = field(default_factory=Limits)
-
 
 class Runs:
-    """The agents and runs of a server. :meth:`open` before use, :meth:`close` after."""
+    """The runs of a server, and the ``agents`` that they are of. :meth:`open` before use, then
+    :meth:`close`."""
 
     def __init__(self, works: RunWorks, templates: Templates, course: Course, engine: Engine) -> None:
-        self._works, self._templates, self._course, self._engine = works, templates, course, engine
+        self._works, self._course, self._engine = works, course, engine
+        self._history = History(works, course, engine)
+        self.agents, self.waits = Agents(works, templates), Waits(works, course)
 
     async def open(self) -> None:
         """Carry on what an earlier server left."""
@@ -55,93 +42,6 @@ class Runs:
 
     async def close(self) -> None:
         await self._engine.close()
-
-    # ── agents
-
-    async def freeze(self, tenant: str, name: str, wanted: NewVersion) -> tuple[Agent, Version]:
-        """Make the next version of an agent, its first one perhaps; new runs get it."""
-        check_name(name)
-        check_version(wanted.entry, wanted.every_s, wanted.limits)
-        environment = await self._environment(tenant, wanted.environment)
-        now = self._works.now_us()
-
-        def transaction(conn: Connection) -> tuple[Agent, Version]:
-            self._works.lease.fence(conn)
-            agent = agents.find(conn, tenant, name)
-            if agent is None:
-                agent = Agent(new_id("a"), tenant, name, 0, now)
-                agents.add(conn, agent)
-            newest = next(iter(agents.versions(conn, agent.id)), None)
-            version = Version(
-                agent_id=agent.id,
-                number=1 if newest is None else newest.number + 1,
-                environment=environment,
-                entry=wanted.entry,
-                created_at=now,
-                env=wanted.env,
-                checkpoint=wanted.checkpoint,
-                every_s=wanted.every_s,
-                limits=wanted.limits,
-            )
-            agents.add_version(conn, version)
-            return replace(agent, version=version.number), version
-
-        return await self._works.database.write(transaction, durable=True)
-
-    async def _environment(self, tenant: str, reference: str) -> str:
-        """The build or snapshot that a reference means now."""
-        edition = await self._templates.find(tenant, reference)
-        if edition is not None:
-            return edition.build.id
-        snapshot = await self._works.sandboxes.find_snapshot(tenant, reference)
-        if snapshot is None:
-            raise NotFound(
-                f"there is no template or snapshot '{reference[:128]}'", code="environment_not_found"
-            )
-        return snapshot.id
-
-    async def agents(self, tenant: str) -> Sequence[Agent]:
-        return await self._works.database.read(lambda conn: agents.of_tenant(conn, tenant))
-
-    async def agent(self, tenant: str, reference: str) -> tuple[Agent, Sequence[Version]]:
-        """An agent by name or id, and its versions, the newest first. Raises NotFound."""
-
-        def query(conn: Connection) -> tuple[Agent, Sequence[Version]]:
-            agent = _agent(conn, tenant, reference)
-            return agent, agents.versions(conn, agent.id)
-
-        return await self._works.database.read(query)
-
-    async def choose(self, tenant: str, reference: str, number: int) -> Agent:
-        """Let new runs get another version of an agent."""
-
-        def transaction(conn: Connection) -> Agent:
-            self._works.lease.fence(conn)
-            agent = _agent(conn, tenant, reference)
-            if agents.version(conn, agent.id, number) is None:
-                raise NotFound(f"agent {agent.name} has no version {number}", code="version_not_found")
-            agents.choose(conn, agent.id, number)
-            return replace(agent, version=number)
-
-        return await self._works.database.write(transaction, durable=True)
-
-    async def remove(self, tenant: str, reference: str) -> None:
-        """Remove an agent. Conflict while it has runs that have not ended."""
-
-        def transaction(conn: Connection) -> None:
-            self._works.lease.fence(conn)
-            agent = _agent(conn, tenant, reference)
-            if any(run.agent_id == agent.id for run in runs.unfinished(conn)):
-                raise Conflict(
-                    f"agent {agent.name} has runs that have not ended",
-                    code="agent_has_runs",
-                    hint="cancel them, or wait",
-                )
-            agents.remove(conn, agent.id)
-
-        await self._works.database.write(transaction, durable=True)
-
-    # ── runs
 
     async def execute(
         self,
@@ -165,16 +65,14 @@ class Runs:
 
         def transaction(conn: Connection) -> Run:
             self._works.lease.fence(conn)
-            agent = _agent(conn, tenant, reference)
+            agent = find_agent(conn, tenant, reference)
             if key is not None and (known := runs.find_by_key(conn, tenant, agent.id, key)) is not None:
                 if known.input != input:
                     raise Conflict(
                         f"the key {key[:64]!r} began a run with another input", code="idempotency_key_reused"
                     )
                 return known
-            run = self._new_run(conn, agent, version or agent.version, input, trigger, key, parent)
-            runs.add(conn, run)
-            return run
+            return self._new_run(conn, agent, version or agent.version, input, trigger, key, parent)
 
         run = await self._works.database.write(transaction, durable=True)
         if run.state is RunState.QUEUED:
@@ -195,15 +93,9 @@ class Runs:
         version = agents.version(conn, agent.id, number)
         if version is None:
             raise NotFound(f"agent {agent.name} has no version {number}", code="version_not_found")
-        if runs.count_open(conn, agent.tenant) >= OPEN_MAX:
-            raise LimitExceeded(
-                f"you have {OPEN_MAX} runs that have not ended, which is the limit", hint="cancel some"
-            )
-        if parent is not None:
-            _check_depth(conn, parent)
         now = self._works.now_us()
         deadline = now + version.limits.timeout_s * 1_000_000
-        return Run(
+        run = Run(
             id=new_id("r"),
             tenant=agent.tenant,
             agent_id=agent.id,
@@ -215,15 +107,14 @@ class Runs:
             created_at=now,
             deadline_at=deadline if parent is None else min(deadline, parent.deadline_at),
             key=key,
-            parent_id=None if parent is None else parent.id,
+            line=() if parent is None else (*parent.line, parent.id),
         )
+        admit(self._works, conn, run, version)
+        return run
 
     async def get(self, tenant: str, run_id: str) -> Run:
         """Raises NotFound."""
-        run = await self._works.database.read(lambda conn: runs.find(conn, tenant, run_id))
-        if run is None:
-            raise run_not_found(run_id)
-        return run
+        return await self._works.find(tenant, run_id)
 
     async def list(
         self, tenant: str, *, agent: str | None, limit: int, cursor: str | None
@@ -231,7 +122,7 @@ class Runs:
         """Newest first, and where the next page begins."""
 
         def query(conn: Connection) -> Sequence[Run]:
-            agent_id = None if agent is None else _agent(conn, tenant, agent).id
+            agent_id = None if agent is None else find_agent(conn, tenant, agent).id
             after = cursors.decode(cursor)
             return runs.page(conn, tenant, agent_id=agent_id, after=after, limit=limit + 1)
 
@@ -244,7 +135,7 @@ class Runs:
         run = await self.get(tenant, run_id)
         return await self._works.database.read(lambda conn: runs.steps(conn, run.id))
 
-    async def waits(self, tenant: str, run_id: str) -> Sequence[Wait]:
+    async def open_waits(self, tenant: str, run_id: str) -> Sequence[Wait]:
         """What it waits for."""
         run = await self.get(tenant, run_id)
         return await self._works.database.read(lambda conn: runs.open_waits(conn, run.id))
@@ -257,137 +148,41 @@ class Runs:
         log = self._works.logs.get(run.id) or self._works.recorder.log(run.id)
         return log.read(after_seq=after_seq, limit=limit)
 
+    async def tree(self, tenant: str, run_id: str) -> Sequence[Run]:
+        """Every run of the tree that a run is in, the first one first."""
+        run = await self.get(tenant, run_id)
+        return await self._works.database.read(lambda conn: runs.tree(conn, run.root_id))
+
     async def cancel(self, tenant: str, run_id: str) -> Run:
         """End a run and those that it began. One that is over stays as it is."""
-        run = await self.get(tenant, run_id)
-        for child in await self._works.database.read(lambda conn: runs.children(conn, run.id)):
-            if child.state not in FINAL:
-                await self.cancel(tenant, child.id)
-        if run.state not in FINAL:
-            run = await self._works.change(run.id, RunEvent.CANCEL)
-            self._course.tell(run.id)
-        return run
+        return await self._course.cancel(await self.get(tenant, run_id))
 
     async def retry(self, tenant: str, run_id: str) -> Run:
-        """Go on with a run that failed or was cancelled: what it committed stays, and it has all its attempts
-        and its time again."""
-        run = await self.get(tenant, run_id)
-        version = await self._works.database.read(
-            lambda conn: agents.version(conn, run.agent_id, run.version)
-        )
-        if version is None:
-            raise NotFound(
-                f"version {run.version} of agent {run.agent} was removed", code="version_not_found"
-            )
-        deadline = self._works.now_us() + version.limits.timeout_s * 1_000_000
-        run = await self._works.change(
-            run.id,
-            RunEvent.RETRY,
-            generation=run.generation + 1,
-            attempts=0,
-            began=run.began if run.snapshot_id is not None else 0,
-            sandbox_id=None,
-            deadline_at=deadline,
-            ended_at=None,
-            failure=None,
-            result=None,
-        )
-        await self._engine.begin(run.id, run.generation)
-        return run
+        """Go on with a run that failed or was cancelled, from its last commit."""
+        return await self._history.retry(await self.get(tenant, run_id))
 
-    # ── waits
+    async def rewind(self, tenant: str, run_id: str, number: int) -> Run:
+        """Go on with a run that is over from an earlier commit; 0 is its beginning."""
+        return await self._history.rewind(await self.get(tenant, run_id), number)
 
-    async def wait_for(
-        self, run: Run, key: str, kind: str, asked: Mapping[str, Any], seconds: float | None = None
-    ) -> Wait:
-        """Have a run wait for something; again, the same. It has an ``answered_at`` once it is over.
+    async def fork(self, tenant: str, run_id: str, number: int | None, values: Mapping[str, Any]) -> Run:
+        """Begin another run that is what one was at a commit, its last one if none is named."""
+        check_value(values)
+        return await self._history.fork(await self.get(tenant, run_id), number, values)
 
-        A short time is waited for here; with anything else the run's machine is soon put to rest.
-        """
-        check_key(key)
-        now = self._works.now_us()
-        until = None if seconds is None else now + int(seconds * 1e6)
-
-        def transaction(conn: Connection) -> Wait:
-            self._works.lease.fence(conn)
-            known = runs.wait(conn, run.id, key)
-            if known is not None:
-                if (known.kind, dict(known.asked)) != (kind, dict(asked)):
-                    raise Conflict(f"{key[:64]!r} waited for something else before", code="step_changed")
-                return known
-            if len(runs.open_waits(conn, run.id)) >= WAITS_OPEN_MAX:
-                raise LimitExceeded(f"a run waits for {WAITS_OPEN_MAX} things at most", hint="answer some")
-            wait = Wait(run.id, key, kind, asked, now, until)
-            runs.add_wait(conn, wait)
-            if kind == "run" and (child := runs.get(conn, asked["run"])) and child.state in FINAL:
-                runs.answer(conn, run.id, key, outcome_of(child), now)
-            found = runs.wait(conn, run.id, key)
-            assert found is not None
-            return found
-
-        wait = await self._works.database.write(transaction, durable=True)
-        if wait.answered_at is not None:
-            return wait
-        left_us = None if wait.until is None else wait.until - self._works.now_us()
-        if left_us is None or left_us > SHORT_WAIT_US:
-            self._course.tell(run.id)  # whoever follows it puts the machine to rest
-            return wait
-        await asyncio.sleep(max(left_us, 0) / 1e6)
-
-        def over(conn: Connection) -> Wait:
-            runs.answer(conn, run.id, key, None, self._works.now_us())
-            found = runs.wait(conn, run.id, key)
-            assert found is not None
-            return found
-
-        return await self._works.database.write(over)
-
-    async def answer(self, tenant: str, run_id: str, key: str, value: Any) -> None:
-        """Answer what a run asked a human. Conflict: it was answered before."""
-        check_value(value)
-        run = await self.get(tenant, run_id)
-
-        def transaction(conn: Connection) -> None:
-            self._works.lease.fence(conn)
-            wait = runs.wait(conn, run.id, key)
-            if wait is None or wait.kind != "ask":
-                raise NotFound(f"run {run.id} asked nothing as {key[:64]!r}", code="question_not_found")
-            if not runs.answer(conn, run.id, key, value, self._works.now_us()):
-                raise Conflict(f"{key[:64]!r} was answered before", code="answered_before")
-
-        await self._works.database.write(transaction, durable=True)
-        self._works.log(run.id, "run.answer", key=key)
-        self._course.tell(run.id)
+    async def send(self, tenant: str, run_id: str, key: str, topic: str, body: Any) -> Message:
+        """Tell a run something, from outside."""
+        return await self.waits.send(await self.get(tenant, run_id), key, topic, body)
 
     # ── for programs in a run
 
     async def checkpoint_of(self, run: Run) -> Checkpoint:
         """When the run's steps are captured, where they do not say."""
-        version = await self._works.database.read(
-            lambda conn: agents.version(conn, run.agent_id, run.version)
-        )
-        return Checkpoint.ALWAYS if version is None else version.checkpoint
+        return (await self._works.version(run)).checkpoint
 
     def emit(self, run: Run, name: str, data: Any) -> None:
         """What a program tells whoever watches its run."""
         self._works.log(run.id, "run.emit", name=name[:128], data=data)
 
 
-def _agent(conn: Connection, tenant: str, reference: str) -> Agent:
-    found = agents.find(conn, tenant, reference)
-    if found is None:
-        raise NotFound(f"agent '{reference[:64]}' not found", code="agent_not_found")
-    return found
-
-
-def _check_depth(conn: Connection, parent: Run) -> None:
-    depth, above = 1, parent.parent_id
-    while above is not None:
-        depth += 1
-        run = runs.get(conn, above)
-        above = None if run is None else run.parent_id
-    if depth >= DEPTH_MAX:
-        raise LimitExceeded(f"a tree of runs is {DEPTH_MAX} deep at most", hint="end the recursion")
-
-
-__all__ = ["NewVersion", "Runs"]
+__all__ = ["Runs"]

@@ -78,7 +78,7 @@ class Triggers:
         return trigger, secret
 
     async def _new(self, tenant: str, reference: str, input: Any) -> AgentTrigger:
-        agent, _ = await self._runs.agent(tenant, reference)
+        agent, _ = await self._runs.agents.get(tenant, reference)
         return AgentTrigger(new_id("t"), tenant, agent.id, self._works.now_us(), input)
 
     async def _add(self, trigger: AgentTrigger) -> None:

@@ -8,15 +8,19 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from wardian.model.agent import Version
 from wardian.model.errors import NotFound
 from wardian.model.run import FINAL, Run, RunEvent, next_state
 from wardian.recorder.log import Recorder, SandboxLog
 from wardian.sandboxes.leases import NodeLease
 from wardian.sandboxes.service import Sandboxes
-from wardian.store import runs
+from wardian.store import agents, runs
 from wardian.store.database import Database
 
-_DURABLE = frozenset({RunEvent.SUCCEED, RunEvent.FAIL, RunEvent.CANCEL, RunEvent.WAIT})
+_DURABLE = frozenset(
+    {RunEvent.SUCCEED, RunEvent.FAIL, RunEvent.CANCEL, RunEvent.WAIT, RunEvent.RETRY, RunEvent.REWIND}
+)
+Also = Callable[[Connection, Run], object]
 
 
 def run_not_found(run_id: str) -> NotFound:
@@ -26,7 +30,8 @@ def run_not_found(run_id: str) -> NotFound:
 
 @dataclass(frozen=True, slots=True)
 class RunWorks:
-    """One for a server. ``checkpoint`` is where tests stop the clock."""
+    """One for a server. ``checkpoint`` is where tests stop the clock; ``heed`` lets the bridge know that a
+    tenant has budgets."""
 
     database: Database
     sandboxes: Sandboxes
@@ -34,6 +39,7 @@ class RunWorks:
     lease: NodeLease
     now_us: Callable[[], int]
     checkpoint: Callable[[str], None] = lambda name: None
+    heed: Callable[[str], None] = lambda tenant: None
     logs: dict[str, SandboxLog] = field(default_factory=dict)
 
     async def get(self, run_id: str) -> Run:
@@ -43,8 +49,27 @@ class RunWorks:
             raise run_not_found(run_id)
         return run
 
-    async def change(self, run_id: str, event: RunEvent, /, **values: Any) -> Run:
-        """Apply an event, with ``values``, in one transaction. Conflict: the table forbids it."""
+    async def find(self, tenant: str, run_id: str) -> Run:
+        """A tenant's. Raises NotFound."""
+        run = await self.database.read(lambda conn: runs.find(conn, tenant, run_id))
+        if run is None:
+            raise run_not_found(run_id)
+        return run
+
+    async def version(self, run: Run) -> Version:
+        """The version of its agent that a run is of. Raises NotFound."""
+        version = await self.database.read(lambda conn: agents.version(conn, run.agent_id, run.version))
+        if version is None:
+            raise NotFound(
+                f"version {run.version} of agent {run.agent} was removed", code="version_not_found"
+            )
+        return version
+
+    async def change(
+        self, run_id: str, event: RunEvent, /, *, also: Also = lambda conn, run: None, **values: Any
+    ) -> Run:
+        """Apply an event, with ``values``, in one transaction with ``also``, which sees the run as it was.
+        Conflict: the table forbids it."""
 
         def transaction(conn: Connection) -> Run:
             self.lease.fence(conn)
@@ -52,6 +77,7 @@ class RunWorks:
             if before is None:
                 raise run_not_found(run_id)
             state = next_state(before.state, event)
+            also(conn, before)
             ended = {"ended_at": self.now_us()} if state in FINAL else {}
             runs.change(conn, run_id, state=state, **ended, **values)
             after = runs.get(conn, run_id)

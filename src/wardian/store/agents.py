@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
@@ -37,8 +38,8 @@ def add_version(conn: Connection, version: Version) -> None:
             "env": dict(version.env),
             "checkpoint": version.checkpoint.value,
             "every_s": version.every_s,
-            "timeout_s": version.limits.timeout_s,
-            "attempts": version.limits.attempts,
+            "keep": version.keep,
+            **asdict(version.limits),
             "created_at": version.created_at,
         },
     )
@@ -97,5 +98,6 @@ def _version_of(row: Row[Any]) -> Version:
         env=row.env,
         checkpoint=Checkpoint(row.checkpoint),
         every_s=row.every_s,
-        limits=Limits(row.timeout_s, row.attempts),
+        keep=row.keep,
+        limits=Limits(row.timeout_s, row.attempts, row.at_once, row.tree, row.budget),
     )

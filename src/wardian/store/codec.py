@@ -103,6 +103,7 @@ def spec_values(spec: SandboxSpec) -> dict[str, Any]:
         "granted_hosts": [asdict(grant) for grant in spec.granted_hosts],
         "volume_mounts": [asdict(mount) for mount in spec.volume_mounts],
         "isolation": asdict(spec.isolation),
+        "run_line": list(spec.run_line),
     }
 
 
@@ -118,6 +119,7 @@ def _spec_of(values: dict[str, Any]) -> SandboxSpec:
             "granted_hosts": tuple(GrantedHost(**each) for each in values.get("granted_hosts", ())),
             "volume_mounts": tuple(VolumeMount(**each) for each in values.get("volume_mounts", ())),
             "isolation": _wanted_of(values.get("isolation", {})),
+            "run_line": tuple(values.get("run_line", ())),
         }
     )
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, exists, func, insert, or_, select, update
 
-from wardian.model.run import FINAL, Failure, Run, RunState, Step, StepState, Trigger, Wait
+from wardian.model.run import FINAL, WORKING, Failure, Message, Run, RunState, Step, StepState, Trigger, Wait
 from wardian.store.pages import Position, in_order
 from wardian.store.tables import run as table
-from wardian.store.tables import run_step, run_wait
+from wardian.store.tables import run_message, run_step, run_wait
 
 
 def add(conn: Connection, run: Run) -> None:
@@ -33,7 +33,11 @@ def add(conn: Connection, run: Run) -> None:
             "began": run.began,
             "committed": run.committed,
             "key": run.key,
+            "snapshot_id": run.snapshot_id,
             "parent_id": run.parent_id,
+            "root_id": run.root_id,
+            "line": list(run.line),
+            "forked_from": run.forked_from,
             "created_at": run.created_at,
             "deadline_at": run.deadline_at,
         },
@@ -90,6 +94,25 @@ def count_open(conn: Connection, tenant: str) -> int:
     return conn.execute(query).scalar_one()
 
 
+def count_tree(conn: Connection, root_id: str) -> int:
+    """How many runs there are in a tree."""
+    query = select(func.count()).where((table.c.root_id == root_id) | (table.c.id == root_id))
+    return conn.execute(query).scalar_one()
+
+
+def count_working(conn: Connection, parent_id: str) -> int:
+    """How many of those that a run began have a machine that runs."""
+    working = [state.value for state in WORKING]
+    query = select(func.count()).where(table.c.parent_id == parent_id, table.c.state.in_(working))
+    return conn.execute(query).scalar_one()
+
+
+def tree(conn: Connection, root_id: str) -> Sequence[Run]:
+    """All runs of a tree, the oldest first."""
+    query = select(table).where((table.c.root_id == root_id) | (table.c.id == root_id))
+    return [_run_of(row) for row in conn.execute(query.order_by(table.c.created_at, table.c.id))]
+
+
 def children(conn: Connection, run_id: str) -> Sequence[Run]:
     query = select(table).where(table.c.parent_id == run_id).order_by(table.c.created_at, table.c.id)
     return [_run_of(row) for row in conn.execute(query)]
@@ -119,6 +142,68 @@ def change_step(conn: Connection, run_id: str, key: str, **values: Any) -> None:
     conn.execute(update(run_step).where(run_step.c.run_id == run_id, run_step.c.key == key), values)
 
 
+def machines(conn: Connection, run_id: str) -> Sequence[Step]:
+    """The commits of which the machine is kept, the newest first."""
+    query = select(run_step).where(run_step.c.run_id == run_id, run_step.c.snapshot_id.is_not(None))
+    return [_step_of(row) for row in conn.execute(query.order_by(run_step.c.number.desc()))]
+
+
+def drop_machine(conn: Connection, run_id: str, snapshot_id: str) -> bool:
+    """A run needs a snapshot no more. True: nor does any other."""
+    steps = run_step.c.snapshot_id == snapshot_id
+    conn.execute(update(run_step).where(run_step.c.run_id == run_id, steps), {"snapshot_id": None})
+    conn.execute(
+        update(table).where(table.c.id == run_id, table.c.snapshot_id == snapshot_id), {"snapshot_id": None}
+    )
+    needed = exists().where(steps) | exists().where(table.c.snapshot_id == snapshot_id)
+    return not conn.execute(select(needed)).scalar_one()
+
+
+def remove_steps(conn: Connection, run_id: str, after: int) -> None:
+    """Forget the steps beyond a commit, and those that were begun."""
+    beyond = or_(run_step.c.number.is_(None), run_step.c.number > after)
+    conn.execute(delete(run_step).where(run_step.c.run_id == run_id, beyond))
+
+
+def release_keys(conn: Connection, parent_id: str, since: int, suffix: str) -> Sequence[Run]:
+    """Let the keys of the runs that one began since then begin others; those that have not ended."""
+    late = (table.c.parent_id == parent_id, table.c.created_at > since)
+    conn.execute(update(table).where(*late, table.c.key.is_not(None)).values(key=table.c.key + suffix))
+    return [
+        run for row in conn.execute(select(table).where(*late)) if (run := _run_of(row)).state not in FINAL
+    ]
+
+
+# ── messages
+
+
+def message(conn: Connection, run_id: str, key: str) -> Message | None:
+    query = select(run_message).where(run_message.c.run_id == run_id, run_message.c.key == key)
+    row = conn.execute(query).first()
+    return None if row is None else _message_of(row)
+
+
+def send(conn: Connection, message: Message) -> Message:
+    """Add a message, as the next one."""
+    last = select(func.max(run_message.c.number)).where(run_message.c.run_id == message.run_id)
+    sent = replace(message, number=(conn.execute(last).scalar_one() or 0) + 1)
+    conn.execute(insert(run_message), asdict(sent))
+    return sent
+
+
+def untaken(conn: Connection, run_id: str, topic: str | None = None) -> Sequence[Message]:
+    """What a run was told and has not asked for, the oldest first."""
+    query = select(run_message).where(run_message.c.run_id == run_id, run_message.c.taken_by.is_(None))
+    if topic is not None:
+        query = query.where(run_message.c.topic == topic)
+    return [_message_of(row) for row in conn.execute(query.order_by(run_message.c.number))]
+
+
+def take(conn: Connection, message: Message, key: str) -> None:
+    place = run_message.c.run_id == message.run_id, run_message.c.number == message.number
+    conn.execute(update(run_message).where(*place), {"taken_by": key})
+
+
 # ── waits
 
 
@@ -128,10 +213,35 @@ def wait(conn: Connection, run_id: str, key: str) -> Wait | None:
     return None if row is None else _wait_of(row)
 
 
+def waits_for(conn: Connection, run_id: str) -> Sequence[Wait]:
+    """Whoever waits for the end of a run."""
+    ends = run_wait.c.kind == "run", run_wait.c.asked["run"].as_string() == run_id
+    return [
+        _wait_of(row) for row in conn.execute(select(run_wait).where(run_wait.c.answered_at.is_(None), *ends))
+    ]
+
+
 def open_waits(conn: Connection, run_id: str) -> Sequence[Wait]:
     """What has no answer yet."""
     query = select(run_wait).where(run_wait.c.run_id == run_id, run_wait.c.answered_at.is_(None))
     return [_wait_of(row) for row in conn.execute(query.order_by(run_wait.c.begun_at))]
+
+
+def waits(conn: Connection, run_id: str, begun_by: int) -> Sequence[Wait]:
+    """Those that were begun by then."""
+    query = select(run_wait).where(run_wait.c.run_id == run_id, run_wait.c.begun_at <= begun_by)
+    return [_wait_of(row) for row in conn.execute(query)]
+
+
+def remove_waits(conn: Connection, run_id: str, since: int) -> None:
+    """Forget those that were begun since then; what they took may be taken again."""
+    late = run_wait.c.run_id == run_id, run_wait.c.begun_at > since
+    keys = select(run_wait.c.key).where(*late)
+    conn.execute(
+        update(run_message).where(run_message.c.run_id == run_id, run_message.c.taken_by.in_(keys)),
+        {"taken_by": None},
+    )
+    conn.execute(delete(run_wait).where(*late))
 
 
 def add_wait(conn: Connection, wait: Wait) -> None:
@@ -169,7 +279,8 @@ def _run_of(row: Row[Any]) -> Run:
         snapshot_id=row.snapshot_id,
         committed=row.committed,
         key=row.key,
-        parent_id=row.parent_id,
+        line=tuple(row.line),
+        forked_from=row.forked_from,
         started_at=row.started_at,
         ended_at=row.ended_at,
         result=row.result,
@@ -184,3 +295,7 @@ def _step_of(row: Row[Any]) -> Step:
 
 def _wait_of(row: Row[Any]) -> Wait:
     return Wait(**{name: getattr(row, name) for name in Wait.__dataclass_fields__})
+
+
+def _message_of(row: Row[Any]) -> Message:
+    return Message(**{name: getattr(row, name) for name in Message.__dataclass_fields__})

@@ -361,8 +361,12 @@ agent_version = Table(
     Column("env", JSON, nullable=False),
     Column("checkpoint", String(16), nullable=False),
     Column("every_s", Integer, nullable=False),
+    Column("keep", Integer, nullable=False, server_default="1"),
     Column("timeout_s", Integer, nullable=False),
     Column("attempts", Integer, nullable=False),
+    Column("at_once", Integer, nullable=False, server_default="20"),
+    Column("tree", Integer, nullable=False, server_default="200"),
+    Column("budget", JSON, nullable=False, server_default="{}"),
     Column("created_at", BigInteger, nullable=False),
 )
 
@@ -400,7 +404,10 @@ run = Table(
     Column("snapshot_id", String(64), index=True),
     Column("committed", Integer, nullable=False),
     Column("key", String(255)),
-    Column("parent_id", String(64), index=True),
+    Column("parent_id", String(64), index=True),  # the last of its line
+    Column("root_id", String(64), nullable=False, index=True, server_default=""),  # the first, or itself
+    Column("line", JSON, nullable=False, server_default="[]"),
+    Column("forked_from", String(64)),
     Column("created_at", BigInteger, nullable=False),
     Column("deadline_at", BigInteger, nullable=False),
     Column("started_at", BigInteger),
@@ -424,7 +431,7 @@ run_step = Table(
     Column("ended_at", BigInteger),
     Column("number", Integer),
     Column("result", JSON),
-    Column("snapshot_id", String(64)),
+    Column("snapshot_id", String(64), index=True),
     Column("events", BigInteger, nullable=False),
     Column("effects", BigInteger, nullable=False),
 )
@@ -440,4 +447,18 @@ run_wait = Table(
     Column("until", BigInteger),
     Column("answered_at", BigInteger),
     Column("answer", JSON),
+)
+
+run_message = Table(
+    "run_message",
+    metadata,
+    Column("run_id", String(64), ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("key", String(400), nullable=False),
+    Column("topic", String(128), nullable=False),
+    Column("body", JSON, nullable=False),
+    Column("sent_at", BigInteger, nullable=False),
+    Column("sender", String(64)),
+    Column("taken_by", String(255)),
+    Index("ix_run_message_key", "run_id", "key", unique=True),
 )

@@ -23,6 +23,7 @@ from wardian.model.sandbox import Sandbox
 from wardian.runs.commits import Commits, check_value
 from wardian.runs.door import SANDBOX
 from wardian.runs.service import Runs
+from wardian.runs.waits import check_topic
 
 BODY_MAX = 1 << 20
 _DONE = {"state": "done"}  # an answer is never empty: to a shell that is none
@@ -66,6 +67,19 @@ class Spawn(Body):
 class WaitFor(Body):
     key: str
     run: str
+
+
+class Telling(Body):
+    key: str
+    run: str
+    topic: str = ""
+    body: Any = None
+
+
+class Receiving(Body):
+    key: str
+    topic: str | None = None
+    seconds: float | None = None
 
 
 class Emit(Body):
@@ -113,6 +127,7 @@ def build_inside(runs: Runs, commits: Commits, admit: Admit) -> ASGIApp:
             "trigger": run.trigger.kind,
             "epoch": run.epoch,
             "parent": run.parent_id,
+            "root": run.root_id,
             "deadline": run.deadline_at / 1e6,
         }
 
@@ -150,16 +165,15 @@ def build_inside(runs: Runs, commits: Commits, admit: Admit) -> ASGIApp:
 
     @app.post("/sleep")
     async def sleep(who: Speaker, body: Sleep) -> Any:
-        if not 0 <= body.seconds <= SLEEP_S_MAX:
-            raise Invalid(f"seconds must be between 0 and {SLEEP_S_MAX}", code="bad_sleep")
+        _check_seconds(body.seconds)
         asked = {"seconds": body.seconds}
-        return _told(await runs.wait_for(who[0], body.key, "sleep", asked, body.seconds), "slept")
+        return _told(await runs.waits.wait_for(who[0], body.key, "sleep", asked, body.seconds), "slept")
 
     @app.post("/ask")
     async def ask(who: Speaker, body: Ask) -> Any:
         check_value(body.question)
         asked = {"question": body.question}
-        return _told(await runs.wait_for(who[0], body.key, "ask", asked), "answer")
+        return _told(await runs.waits.wait_for(who[0], body.key, "ask", asked), "answer")
 
     @app.post("/spawn")
     async def spawn(who: Speaker, body: Spawn) -> Any:
@@ -173,11 +187,37 @@ def build_inside(runs: Runs, commits: Commits, admit: Admit) -> ASGIApp:
     async def wait(who: Speaker, body: WaitFor) -> Any:
         run, _ = who
         child = await runs.get(run.tenant, body.run)
-        if child.parent_id != run.id:
+        if child.parent_id is None or child.parent_id not in (run.id, run.forked_from):
             raise NotFound(f"run '{body.run[:64]}' was not begun by this one", code="run_not_found")
-        return _told(await runs.wait_for(run, body.key, "run", {"run": child.id}), "outcome")
+        return _told(await runs.waits.wait_for(run, body.key, "run", {"run": child.id}), "outcome")
+
+    @app.post("/send")
+    async def send(who: Speaker, body: Telling) -> Any:
+        """To any run of its own tree."""
+        run, _ = who
+        other = await runs.get(run.tenant, body.run)
+        if other.root_id != run.root_id:
+            raise NotFound(f"run '{body.run[:64]}' is not of this one's tree", code="run_not_found")
+        await runs.waits.send(other, body.key, body.topic, body.body, run)
+        return _DONE
+
+    @app.post("/receive")
+    async def receive(who: Speaker, body: Receiving) -> Any:
+        """The oldest message that it has not asked for yet; null once the seconds are over."""
+        if body.topic is not None:
+            check_topic(body.topic)
+        if body.seconds is not None:
+            _check_seconds(body.seconds)
+        asked = {"topic": body.topic}
+        wait = await runs.waits.wait_for(who[0], body.key, "message", asked, body.seconds)
+        return _told(wait, "message")
 
     return _bounded(app)
+
+
+def _check_seconds(seconds: float) -> None:
+    if not 0 <= seconds <= SLEEP_S_MAX:
+        raise Invalid(f"seconds must be between 0 and {SLEEP_S_MAX}", code="bad_sleep")
 
 
 def _told(wait: Wait, name: str) -> Response:

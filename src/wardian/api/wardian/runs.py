@@ -1,7 +1,8 @@
-"""Agents and runs, from outside."""
+"""Runs, from outside."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
@@ -11,38 +12,34 @@ from pydantic import Field
 from wardian.api.e2b.body import Body
 from wardian.api.e2b.context import Tenant
 from wardian.api.e2b.listing import checked_cursor
-from wardian.model.agent import EVERY_S, Agent, Checkpoint, Limits, Version, checkpoint_of
 from wardian.model.run import Run, Step, Trigger, Wait
-from wardian.runs.service import NewVersion, Runs
+from wardian.runs.service import Runs
+from wardian.sandboxes.identity import new_id
 
 LIST_MAX = 1000
 Key = Annotated[str | None, Header(alias="Idempotency-Key")]
-
-
-class Freeze(Body):
-    environment: str
-    entry: str
-    env: dict[str, str] = Field(default_factory=dict)
-    checkpoint: str = Checkpoint.ALWAYS.value
-    every: int = EVERY_S
-    timeout: int = Limits().timeout_s
-    attempts: int = Limits().attempts
-
-    def version(self) -> NewVersion:
-        """Raises :class:`Invalid`."""
-        checkpoint = checkpoint_of(self.checkpoint)
-        limits = Limits(self.timeout, self.attempts)
-        return NewVersion(self.environment, self.entry, self.env, checkpoint, self.every, limits)
-
-
-class Choose(Body):
-    version: int
 
 
 class Execute(Body):
     agent: str
     input: Any = None
     version: int | None = None
+
+
+class Rewind(Body):
+    commit: int = Field(ge=0)
+
+
+class Fork(Body):
+    """``input`` counts if it is said, even as null."""
+
+    commit: int | None = Field(default=None, ge=0)
+    input: Any = None
+
+
+class Send(Body):
+    topic: str = ""
+    body: Any = None
 
 
 class AnswerTo(Body):
@@ -53,29 +50,6 @@ class AnswerTo(Body):
 def router_of(runs: Runs) -> APIRouter:
     """The routes, for whoever has runs."""
     router = APIRouter(prefix="/wardian")
-
-    @router.put("/agents/{agent}")
-    async def freeze(tenant: Tenant, agent: str, body: Freeze) -> Response:
-        """Make the next version of an agent; new runs get it, and those under way keep theirs."""
-        made, version = await runs.freeze(tenant, agent, body.version())
-        return JSONResponse(_told_agent(made, [version]))
-
-    @router.get("/agents")
-    async def list_agents(tenant: Tenant) -> Response:
-        return JSONResponse([_told_agent(agent, []) for agent in await runs.agents(tenant)])
-
-    @router.get("/agents/{agent}")
-    async def get_agent(tenant: Tenant, agent: str) -> Response:
-        return JSONResponse(_told_agent(*await runs.agent(tenant, agent)))
-
-    @router.post("/agents/{agent}/version")
-    async def choose(tenant: Tenant, agent: str, body: Choose) -> Response:
-        """Let new runs get another version, an older one perhaps."""
-        return JSONResponse(_told_agent(await runs.choose(tenant, agent, body.version), []))
-
-    @router.delete("/agents/{agent}", status_code=204)
-    async def remove(tenant: Tenant, agent: str) -> None:
-        await runs.remove(tenant, agent)
 
     @router.post("/runs", status_code=202)
     async def execute(tenant: Tenant, body: Execute, key: Key = None) -> Response:
@@ -101,7 +75,7 @@ def router_of(runs: Runs) -> APIRouter:
     async def get_run(tenant: Tenant, run: str) -> Response:
         """A run, its steps, and what it waits for."""
         found = await runs.get(tenant, run)
-        steps, waits = await runs.steps(tenant, run), await runs.waits(tenant, run)
+        steps, waits = await runs.steps(tenant, run), await runs.open_waits(tenant, run)
         more = {"steps": [_told_step(each) for each in steps], "waits": [_told_wait(each) for each in waits]}
         return JSONResponse(_told(found) | more)
 
@@ -125,39 +99,37 @@ def router_of(runs: Runs) -> APIRouter:
         """Go on with a run that failed or was cancelled, from its last commit."""
         return JSONResponse(_told(await runs.retry(tenant, run)))
 
+    @router.post("/runs/{run}/rewind")
+    async def rewind(tenant: Tenant, run: str, body: Rewind) -> Response:
+        """Go on with a run that is over from an earlier commit; 0 is its beginning."""
+        return JSONResponse(_told(await runs.rewind(tenant, run, body.commit)))
+
+    @router.post("/runs/{run}/fork", status_code=202)
+    async def fork(tenant: Tenant, run: str, body: Fork) -> Response:
+        """Begin another run that is what this one was at a commit, its last one if none is named."""
+        values = {"input": body.input} if "input" in body.model_fields_set else {}
+        return JSONResponse(_told(await runs.fork(tenant, run, body.commit, values)), 202)
+
+    @router.get("/runs/{run}/tree")
+    async def tree(tenant: Tenant, run: str) -> Response:
+        """Every run of the tree that this one is in, the oldest first."""
+        return JSONResponse([_told(each) for each in await runs.tree(tenant, run)])
+
+    @router.post("/runs/{run}/messages", status_code=202)
+    async def send(tenant: Tenant, run: str, body: Send, key: Key = None) -> Response:
+        """Tell a run something. With an Idempotency-Key, once."""
+        sent = await runs.send(tenant, run, key or new_id("m"), body.topic, body.body)
+        return JSONResponse({"number": sent.number}, 202)
+
     @router.post("/runs/{run}/answer", status_code=204)
     async def answer(tenant: Tenant, run: str, body: AnswerTo) -> None:
         """Answer what a run asked a human."""
-        await runs.answer(tenant, run, body.key, body.answer)
+        await runs.waits.answer(tenant, run, body.key, body.answer)
 
     return router
 
 
-def _told_agent(agent: Agent, versions: list[Version] | Any) -> dict[str, Any]:
-    return {
-        "agentID": agent.id,
-        "name": agent.name,
-        "version": agent.version,
-        "createdAt": agent.created_at,
-        "versions": [
-            {
-                "version": each.number,
-                "environment": each.environment,
-                "entry": each.entry,
-                "envNames": sorted(each.env),
-                "checkpoint": each.checkpoint.value,
-                "every": each.every_s,
-                "timeout": each.limits.timeout_s,
-                "attempts": each.limits.attempts,
-                "createdAt": each.created_at,
-            }
-            for each in versions
-        ],
-    }
-
-
 def _told(run: Run) -> dict[str, Any]:
-    failure = None if run.failure is None else {"code": run.failure.code, "message": run.failure.message}
     return {
         "runID": run.id,
         "agent": run.agent,
@@ -170,12 +142,14 @@ def _told(run: Run) -> dict[str, Any]:
         "sandboxID": run.sandbox_id,
         "committed": run.committed,
         "parentID": run.parent_id,
+        "rootID": run.root_id,
+        "forkedFrom": run.forked_from,
         "createdAt": run.created_at,
         "startedAt": run.started_at,
         "endedAt": run.ended_at,
         "deadlineAt": run.deadline_at,
         "result": run.result,
-        "failure": failure,
+        "failure": None if run.failure is None else asdict(run.failure),
     }
 
 

@@ -47,19 +47,19 @@ class StepFailed(Exception):
 
 class _Run:
     def __init__(self) -> None:
-        self._facts: Any = None
+        self._input: Any = None
         self._counts: dict[str, int] = {}
 
     @property
     def facts(self) -> Any:
-        """What the run is: its id, agent, version, input, trigger, epoch."""
-        if self._facts is None:
-            self._facts = _call("GET", "/run")
-        return self._facts
+        """What the run is now: its id, agent, version, trigger, epoch. A fork is another one than it was."""
+        return _call("GET", "/run")
 
     @property
     def input(self) -> Any:
-        return self.facts["input"]
+        if self._input is None:
+            self._input = (self.facts["input"],)
+        return self._input[0]
 
     def step(
         self,
@@ -120,6 +120,16 @@ class _Run:
     def call(self, agent: str, input: Any = None, name: str = "spawn") -> Any:
         """The result of another agent."""
         return self.wait(self.spawn(agent, input, name))
+
+    def send(self, run_id: str, body: Any, topic: str = "", name: str = "send") -> None:
+        """Tell another run of the same tree: a child, or the ``parent`` or ``root`` of the facts."""
+        _call("POST", "/send", {"key": self._key(name), "run": run_id, "topic": topic, "body": body})
+
+    def receive(self, topic: str | None = None, seconds: float | None = None, name: str = "receive") -> Any:
+        """The oldest message that was not received yet, as its ``body``, ``topic`` and ``from`` (the run, or
+        None for somebody outside). None if there is none for so many seconds."""
+        body = {"key": self._key(name), "topic": topic, "seconds": seconds}
+        return _waited("/receive", body)["message"]
 
     def emit(self, type: str, data: Any = None) -> None:
         """Tell whoever watches."""
