@@ -24,9 +24,10 @@ def wardian(
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def key_of(server: Server, tenant: str) -> str:
+def key_of(server: Server, tenant: str, *options: str) -> str:
     """A key for a tenant, who is made if need be."""
-    command = [PROGRAM, "key", "create", "--json", "--tenant", tenant, "--data", str(server.data)]
+    words = ("key", "create", "--json", "--tenant", tenant, "--data", str(server.data))
+    command = [PROGRAM, *words, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return str(json.loads(done.stdout)["key"])
 

@@ -185,13 +185,16 @@ class Bridge:
         found = [
             grant
             for grant in self.grants.of(sandbox.tenant)
-            if grant.is_for(sandbox.tenant, sandbox.id, agent_of(sandbox), run_of(sandbox))
+            if grant.is_for(
+                sandbox.tenant, sandbox.id, agent_of(sandbox), run_of(sandbox), sandbox.spec.agent
+            )
         ]
         return sorted(
             found,
             key=lambda each: (
                 each.sandbox is None,
                 each.run is None,
+                each.agent is None,
                 each.template is None,
                 each.is_wildcard,
             ),

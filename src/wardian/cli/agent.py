@@ -75,6 +75,15 @@ def freeze(
         int | None, typer.Option(help="So many runs may come of one, itself included. First: 200.")
     ] = None,
     budget: Budgets = None,
+    isolation: Annotated[
+        str | None, typer.Option(help="The wall its runs are behind: auto, gvisor or microvm.")
+    ] = None,
+    egress: Annotated[
+        str | None, typer.Option(help="How far out its runs reach at most: none, granted or internet.")
+    ] = None,
+    host: Annotated[
+        list[str] | None, typer.Option("--allow", help="With granted: a host they reach. May be repeated.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make the next version of an agent. New runs get it; those under way keep theirs.
@@ -98,6 +107,9 @@ def freeze(
             "atOnce": at_once,
             "tree": tree,
             "budget": _amounts(budget),
+            "isolation": isolation,
+            "egress": egress,
+            "hosts": host,
         }
         said = {option: value for option, value in body.items() if value is not None}
         told = remote.run(editing.freeze(address(context), name, said, sandbox))

@@ -49,6 +49,7 @@ def add(
         list[str], typer.Option("--path", help="Only this path, * for anything. May be repeated.")
     ] = [],  # noqa: B006
     template: Annotated[str | None, typer.Option(help="Only sandboxes of this template.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Only runs of this agent.")] = None,
     sandbox: Annotated[str | None, typer.Option(help="Only this sandbox.")] = None,
     run: Annotated[str | None, typer.Option(help="Only this run.")] = None,
     admission: Annotated[
@@ -89,6 +90,7 @@ def add(
             "methods": [each.upper() for each in method],
             "paths": path or ["/*"],
             "template": template,
+            "agent": agent,
             "sandbox": sandbox,
             "run": run,
             "admission": admission,
@@ -118,7 +120,7 @@ def list_(context: typer.Context, *, as_json: Json = False) -> None:
                 each["injector"]["kind"],
                 " ".join(each["methods"]) or "any",
                 " ".join(each["paths"]),
-                each["sandbox"] or each["template"] or each["run"] or "all",
+                each["sandbox"] or each["template"] or each["agent"] or each["run"] or "all",
             )
             for each in found
         ]

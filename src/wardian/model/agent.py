@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from wardian.model.budget import Budget, Scope, Unit
+from wardian.model.confines import FREE, Confines
 from wardian.model.errors import Invalid
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -49,7 +50,8 @@ class Version:
 
     ``environment`` is a build of a template or a kept snapshot, by id: the same bytes for ever. ``entry`` is
     for bash. Every ``every_s`` seconds without a commit the machine is captured by itself; 0: it is not. The
-    machines of the last ``keep`` commits are kept, so that a run can go back to them.
+    machines of the last ``keep`` commits are kept, so that a run can go back to them. No run goes beyond its
+    ``confines``.
     """
 
     agent_id: str
@@ -62,6 +64,7 @@ class Version:
     every_s: int = EVERY_S
     keep: int = 1
     limits: Limits = field(default_factory=Limits)
+    confines: Confines = FREE
 
 
 @dataclass(frozen=True, slots=True)

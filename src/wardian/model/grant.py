@@ -86,7 +86,7 @@ class Injector:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """One grant of a tenant's. ``template``, ``sandbox`` and ``run``: None means any of the tenant's.
+    """One grant of a tenant's. ``template``, ``sandbox``, ``run``, ``agent``: None means any of the tenant's.
 
     ``host`` is a name, or ``*.`` and a name of two labels or more: every name below that, by interception
     only. ``methods`` empty means all; ``paths`` are patterns with ``*``. ``preset`` (openai,
@@ -108,6 +108,7 @@ class Grant:
     template: str | None = None
     sandbox: str | None = None
     run: str | None = None
+    agent: str | None = None
     admission: Admission = Admission.TOKEN
     in_doubt: InDoubt = InDoubt.HOLD
     preset: str | None = None
@@ -149,12 +150,13 @@ class Grant:
             return False
         return is_plain(path) and any(fnmatchcase(path, _literal(pattern)) for pattern in self.paths)
 
-    def is_for(self, tenant: str, sandbox: str, template: str | None, run: str) -> bool:
+    def is_for(self, tenant: str, sandbox: str, template: str | None, run: str, agent: str | None) -> bool:
         return (
             self.tenant == tenant
             and self.sandbox in (None, sandbox)
             and self.template in (None, template)
             and self.run in (None, run)
+            and self.agent in (None, agent)
         )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from wardian.model.confines import FREE, Confines
 from wardian.model.errors import Conflict
 
 RUN_HOST = "run.wardian.internal"
@@ -140,6 +141,7 @@ class Run:
     key: str | None = None
     line: tuple[str, ...] = ()  # the runs that it comes of, the first one first, its parent last
     forked_from: str | None = None
+    confines: Confines = FREE
     started_at: int | None = None
     ended_at: int | None = None
     result: Any = None

@@ -180,6 +180,7 @@ class SandboxSpec:
     isolation: Wanted = field(default_factory=Wanted)  # once it is made, ``asked`` is what was gone by
     run: str | None = None  # the run that it is a machine of; no request sets it
     run_line: tuple[str, ...] = ()  # the runs that this one comes of
+    agent: str | None = None  # the name of the agent that it is a run of
     idempotency_key: str | None = None
     speculative: bool = False  # a branch: what it would do outside is held until it is promoted
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from wardian.model.confines import FREE, Confines
 from wardian.model.errors import Invalid
 
 HOOK_PATH = "/hooks/"
@@ -57,6 +58,7 @@ class AgentTrigger:
     secret: str | None = None
     next_at: int | None = None
     last_run: str | None = None
+    confines: Confines = FREE
 
     @property
     def kind(self) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 from sqlalchemy import Connection
 
 from wardian.model.agent import Agent, Version, check_name, check_version
+from wardian.model.confines import FREE, Confines
 from wardian.model.errors import Conflict, NotFound
 from wardian.runs.works import RunWorks
 from wardian.sandboxes.identity import new_id
 from wardian.sandboxes.templates import Templates
 from wardian.store import agents, runs
-
 
 DEFAULT_ENVIRONMENT = "base"
 """Of a first version that names none."""
@@ -23,15 +23,18 @@ DEFAULT_ENVIRONMENT = "base"
 
 @dataclass(frozen=True, slots=True)
 class NewVersion:
-    """What a version of an agent shall be: values of a :class:`Version` and of its :class:`Limits`, the
-    environment as a template or a snapshot is named. What is not said stays as it is."""
+    """What a version of an agent shall be: values of a :class:`Version`, of its :class:`Limits` and of its
+    :class:`Confines`; the environment as a template or a snapshot is named. What is not said stays."""
 
     values: Mapping[str, Any]
     limits: Mapping[str, Any] = field(default_factory=dict)
+    confines: Mapping[str, Any] = field(default_factory=dict)
 
-    def after(self, present: Version) -> Version:
-        """Raises :class:`Invalid` if no run could come of it."""
-        version = replace(present, **self.values, limits=replace(present.limits, **self.limits))
+    def after(self, present: Version, most: Confines) -> Version:
+        """Raises :class:`Invalid` if no run could come of it; it goes no further than ``most``."""
+        confines = replace(present.confines, **self.confines).within(most)
+        limits = replace(present.limits, **self.limits)
+        version = replace(present, **self.values, limits=limits, confines=confines)
         check_version(version)
         return version
 
@@ -42,8 +45,11 @@ class Agents:
     def __init__(self, works: RunWorks, templates: Templates) -> None:
         self._works, self._templates = works, templates
 
-    async def freeze(self, tenant: str, name: str, wanted: NewVersion) -> tuple[Agent, Version]:
-        """Make the next version of an agent, its first one perhaps; new runs get it."""
+    async def freeze(
+        self, tenant: str, name: str, wanted: NewVersion, confines: Confines = FREE
+    ) -> tuple[Agent, Version]:
+        """Make the next version of an agent, its first one perhaps; new runs get it, and go no further than
+        ``confines``."""
         check_name(name)
         known = await self._works.database.read(lambda conn: agents.find(conn, tenant, name))
         reference = wanted.values.get("environment") or (DEFAULT_ENVIRONMENT if known is None else None)
@@ -60,7 +66,7 @@ class Agents:
                 agents.add(conn, agent)
             present = agents.version(conn, agent.id, agent.version) or Version(agent.id, 0, "", "", now)
             newest = max((each.number for each in agents.versions(conn, agent.id)), default=0)
-            version = replace(wanted.after(present), number=newest + 1, created_at=now)
+            version = replace(wanted.after(present, confines), number=newest + 1, created_at=now)
             agents.add_version(conn, version)
             return replace(agent, version=version.number), version
 

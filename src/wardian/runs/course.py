@@ -20,7 +20,15 @@ from sqlalchemy import Connection
 
 from wardian.guest.guest import Exit, Guest, Output, Process, ProcessConfig
 from wardian.model.agent import Version
-from wardian.model.errors import Conflict, NotFound, Unavailable, WardianError
+from wardian.model.errors import (
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    Unavailable,
+    Unsupported,
+    WardianError,
+)
 from wardian.model.run import FINAL, RUN_HOST, Failure, Run, RunEvent, RunState
 from wardian.model.sandbox import OnTimeout, Sandbox, SandboxSpec, State
 from wardian.runs.admission import has_room
@@ -133,6 +141,8 @@ class Course:
             return await self._follow(run, version, sandbox)
         except _NoRoom:
             return Rest(over=False, until=run.deadline_at)
+        except (Forbidden, Invalid, Unsupported) as error:  # and ever will be
+            return await self._end(run, RunEvent.FAIL, failure=Failure(error.code, str(error)))
         except (WardianError, OSError) as error:
             return await self._lose(run.id, version, error)
 
@@ -174,11 +184,13 @@ class Course:
             on_timeout=OnTimeout.PAUSE,
             run=run.id,
             run_line=run.line,
+            agent=run.agent,
             idempotency_key=f"run:{run.id}:{run.epoch}",
         )
+        sandboxes, bound = self._works.sandboxes.within(run.confines.isolation), run.confines.egress
         if run.snapshot_id is not None:
-            return await self._works.sandboxes.come_back(run.tenant, run.snapshot_id, spec)
-        return await self._works.sandboxes.create(run.tenant, spec)
+            return await sandboxes.come_back(run.tenant, run.snapshot_id, spec, bound=bound)
+        return await sandboxes.create(run.tenant, spec, bound=bound)
 
     # ── the entry
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from wardian.model.confines import Confines
 from wardian.model.errors import Invalid
 from wardian.model.run import Run, RunEvent, RunState, Step, Trigger
 from wardian.runs.admission import admit
@@ -24,23 +25,23 @@ from wardian.store import runs
 
 
 class History:
-    """Of all runs of a server."""
+    """Of all runs of a server. No run goes further than whoever has it go on may."""
 
     def __init__(self, works: RunWorks, course: Course, engine: Engine) -> None:
         self._works, self._course, self._engine = works, course, engine
 
-    async def retry(self, run: Run) -> Run:
+    async def retry(self, run: Run, confines: Confines) -> Run:
         """Go on with a run that failed or was cancelled: what it committed stays, and it has all its attempts
         and its time again."""
         deadline = await self._deadline(run)
         async with self._course.alone(run):
             began = run.began if run.snapshot_id is not None else 0
-            again = self._again(run, deadline, began=began)
+            again = self._again(run, deadline, confines, began=began)
             run = await self._works.change(run.id, RunEvent.RETRY, **again)
         await self._engine.begin(run.id, run.generation)
         return run
 
-    async def rewind(self, run: Run, number: int) -> Run:
+    async def rewind(self, run: Run, number: int, confines: Confines) -> Run:
         """Go on with a run that is over from its commit of that number; 0 is its beginning. Later steps are
         forgotten, and the runs that it began since are cancelled. What it did outside stays done: the ledger
         answers what is asked there again."""
@@ -65,7 +66,7 @@ class History:
             runs.change(conn, run.id, snapshot_id=machine, committed=number, began=began)
 
         async with self._course.alone(run):
-            again = self._again(run, deadline)
+            again = self._again(run, deadline, confines)
             run = await self._works.change(run.id, RunEvent.REWIND, also=back, **again)
         await self._works.sandboxes.drop_snapshots(left)
         for child in late:
@@ -73,7 +74,7 @@ class History:
         await self._engine.begin(run.id, run.generation)
         return run
 
-    async def fork(self, run: Run, number: int | None, values: Mapping[str, Any]) -> Run:
+    async def fork(self, run: Run, number: int | None, values: Mapping[str, Any], confines: Confines) -> Run:
         """Begin another run that is what this one was at a commit, its last one if none is named.
 
         It has a machine of its own from then on. ``values`` may give it another ``input``, if it is forked
@@ -112,6 +113,7 @@ class History:
                 snapshot_id=machine,
                 committed=at,
                 forked_from=whole.id,
+                confines=whole.confines.within(confines),
             )
             admit(self._works, conn, forked, version)
             _copy(conn, whole, forked, instant)
@@ -125,7 +127,7 @@ class History:
         version = await self._works.version(run)
         return self._works.now_us() + version.limits.timeout_s * 1_000_000
 
-    def _again(self, run: Run, deadline: int, **more: Any) -> dict[str, Any]:
+    def _again(self, run: Run, deadline: int, confines: Confines, **more: Any) -> dict[str, Any]:
         return {
             "generation": run.generation + 1,
             "attempts": 0,
@@ -134,6 +136,7 @@ class History:
             "ended_at": None,
             "failure": None,
             "result": None,
+            "confines": run.confines.within(confines),
             **more,
         }
 

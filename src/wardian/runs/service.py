@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from wardian.model.agent import Agent, Checkpoint
+from wardian.model.confines import FREE, Confines
 from wardian.model.errors import Conflict, NotFound
 from wardian.model.run import Message, Run, RunState, Step, Trigger, Wait
 from wardian.runs.admission import admit
@@ -53,6 +54,7 @@ class Runs:
         key: str | None = None,
         version: int | None = None,
         parent: Run | None = None,
+        confines: Confines = FREE,
     ) -> Run:
         """Begin a run of an agent. It is begun once this returns, whatever happens then.
 
@@ -72,7 +74,8 @@ class Runs:
                         f"the key {key[:64]!r} began a run with another input", code="idempotency_key_reused"
                     )
                 return known
-            return self._new_run(conn, agent, version or agent.version, input, trigger, key, parent)
+            number = version or agent.version
+            return self._new_run(conn, agent, number, input, trigger, key, parent, confines)
 
         run = await self._works.database.write(transaction, durable=True)
         if run.state is RunState.QUEUED:
@@ -89,6 +92,7 @@ class Runs:
         trigger: Trigger,
         key: str | None,
         parent: Run | None,
+        confines: Confines,
     ) -> Run:
         version = agents.version(conn, agent.id, number)
         if version is None:
@@ -108,6 +112,7 @@ class Runs:
             deadline_at=deadline if parent is None else min(deadline, parent.deadline_at),
             key=key,
             line=() if parent is None else (*parent.line, parent.id),
+            confines=version.confines.within(confines if parent is None else parent.confines),
         )
         admit(self._works, conn, run, version)
         return run
@@ -157,18 +162,25 @@ class Runs:
         """End a run and those that it began. One that is over stays as it is."""
         return await self._course.cancel(await self.get(tenant, run_id))
 
-    async def retry(self, tenant: str, run_id: str) -> Run:
+    async def retry(self, tenant: str, run_id: str, confines: Confines = FREE) -> Run:
         """Go on with a run that failed or was cancelled, from its last commit."""
-        return await self._history.retry(await self.get(tenant, run_id))
+        return await self._history.retry(await self.get(tenant, run_id), confines)
 
-    async def rewind(self, tenant: str, run_id: str, number: int) -> Run:
+    async def rewind(self, tenant: str, run_id: str, number: int, confines: Confines = FREE) -> Run:
         """Go on with a run that is over from an earlier commit; 0 is its beginning."""
-        return await self._history.rewind(await self.get(tenant, run_id), number)
+        return await self._history.rewind(await self.get(tenant, run_id), number, confines)
 
-    async def fork(self, tenant: str, run_id: str, number: int | None, values: Mapping[str, Any]) -> Run:
+    async def fork(
+        self,
+        tenant: str,
+        run_id: str,
+        number: int | None,
+        values: Mapping[str, Any],
+        confines: Confines = FREE,
+    ) -> Run:
         """Begin another run that is what one was at a commit, its last one if none is named."""
         check_value(values)
-        return await self._history.fork(await self.get(tenant, run_id), number, values)
+        return await self._history.fork(await self.get(tenant, run_id), number, values, confines)
 
     async def send(self, tenant: str, run_id: str, key: str, topic: str, body: Any) -> Message:
         """Tell a run something, from outside."""

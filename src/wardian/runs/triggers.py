@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from wardian.model.confines import FREE, Confines
 from wardian.model.errors import Invalid, NotFound, Unauthenticated, WardianError
 from wardian.model.run import FINAL, Run, Trigger
 from wardian.model.trigger import AgentTrigger, Missed, Overlap, Schedule
@@ -59,27 +60,29 @@ class Triggers:
 
     # ── verbs
 
-    async def schedule(self, tenant: str, agent: str, schedule: Schedule, input: Any) -> AgentTrigger:
+    async def schedule(
+        self, tenant: str, agent: str, schedule: Schedule, input: Any, confines: Confines = FREE
+    ) -> AgentTrigger:
         """Begin a run of an agent at times. Raises :class:`Invalid` for a schedule that is none."""
         check_value(input)
         schedule = checked(schedule)
-        trigger = await self._new(tenant, agent, input)
+        trigger = await self._new(tenant, agent, input, confines)
         trigger = replace(trigger, schedule=schedule, next_at=next_due(schedule, trigger.created_at))
         await self._add(trigger)
         self._changed.set()
         return trigger
 
-    async def webhook(self, tenant: str, agent: str) -> tuple[AgentTrigger, str]:
+    async def webhook(self, tenant: str, agent: str, confines: Confines = FREE) -> tuple[AgentTrigger, str]:
         """Begin a run for every signed delivery; also the secret to sign with, which is told once."""
         secret = secrets.token_hex(32)
-        trigger = await self._new(tenant, agent, None)
+        trigger = await self._new(tenant, agent, None, confines)
         trigger = replace(trigger, secret=self._seal.seal(secret, trigger.id))
         await self._add(trigger)
         return trigger, secret
 
-    async def _new(self, tenant: str, reference: str, input: Any) -> AgentTrigger:
+    async def _new(self, tenant: str, reference: str, input: Any, confines: Confines) -> AgentTrigger:
         agent, _ = await self._runs.agents.get(tenant, reference)
-        return AgentTrigger(new_id("t"), tenant, agent.id, self._works.now_us(), input)
+        return AgentTrigger(new_id("t"), tenant, agent.id, self._works.now_us(), input, confines=confines)
 
     async def _add(self, trigger: AgentTrigger) -> None:
         def transaction(conn: Connection) -> None:
@@ -125,7 +128,12 @@ class Triggers:
         detail = {"hook": trigger.id, "delivery": delivery}
         key = f"hook:{trigger.id}:{delivery}"
         return await self._runs.execute(
-            trigger.tenant, trigger.agent_id, input, Trigger("webhook", detail), key=key
+            trigger.tenant,
+            trigger.agent_id,
+            input,
+            Trigger("webhook", detail),
+            key=key,
+            confines=trigger.confines,
         )
 
     def _verified(self, secret: bytes, headers: Mapping[str, str], body: bytes) -> str:
@@ -202,6 +210,7 @@ class Triggers:
                 trigger.input,
                 Trigger("schedule", detail),
                 key=f"schedule:{trigger.id}:{at}",
+                confines=trigger.confines,
             )
         except WardianError as error:
             _log.warning("schedule %s: %s", trigger.id, error)

@@ -362,12 +362,16 @@ class Sandboxes:
         owner = self.roster.owner(tenant, sandbox_id)
         return await owner.turn(lambda: capture.take_snapshot(owner, None, kind=snapshots.COMMIT, also=also))
 
-    async def come_back(self, tenant: str, snapshot_id: str, spec: SandboxSpec) -> Sandbox:
-        """A new sandbox that is what a checkpoint was."""
+    async def come_back(
+        self, tenant: str, snapshot_id: str, spec: SandboxSpec, *, bound: EgressGrant = NO_BOUND
+    ) -> Sandbox:
+        """A new sandbox that is what a checkpoint was. ``bound`` is as for :meth:`create`."""
         row = await self._works.database.read(lambda conn: snapshots.get(conn, snapshot_id))
         if row is None or row.tenant != tenant:
             raise NotFound(f"snapshot '{snapshot_id}' not found", code="snapshot_not_found")
-        return await self._make(tenant, await self._origins.of_snapshot(row, spec.isolation), spec)
+        spec = replace(spec, isolation=spec.isolation.and_also(self._wanted))
+        origin = await self._origins.of_snapshot(row, spec.isolation)
+        return await self._make(tenant, origin, settled(spec, None, default=origin.egress, bound=bound))
 
     # ── builds
 

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from wardian.model.agent import Agent, Checkpoint, Limits, Version
+from wardian.store.codec import confines_of, confines_values
 from wardian.store.tables import agent as table
 from wardian.store.tables import agent_version
 
@@ -40,6 +41,7 @@ def add_version(conn: Connection, version: Version) -> None:
             "every_s": version.every_s,
             "keep": version.keep,
             **asdict(version.limits),
+            "confines": confines_values(version.confines),
             "created_at": version.created_at,
         },
     )
@@ -100,4 +102,5 @@ def _version_of(row: Row[Any]) -> Version:
         every_s=row.every_s,
         keep=row.keep,
         limits=Limits(row.timeout_s, row.attempts, row.at_once, row.tree, row.budget),
+        confines=confines_of(row.confines),
     )

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from wardian.model.build import Surroundings
+from wardian.model.confines import FREE, Confines
 from wardian.model.egress import Egress, EgressGrant, EgressMode, EgressProxy, GrantedHost
 from wardian.model.isolation import Isolation, IsolationLevel, Wanted
 from wardian.model.resources import Resources
@@ -122,6 +123,18 @@ def _spec_of(values: dict[str, Any]) -> SandboxSpec:
             "run_line": tuple(values.get("run_line", ())),
         }
     )
+
+
+def confines_values(confines: Confines) -> dict[str, Any]:
+    """Confines as JSON."""
+    return {"egress": egress_grant_values(confines.egress), "isolation": asdict(confines.isolation)}
+
+
+def confines_of(values: dict[str, Any]) -> Confines:
+    """Those that :func:`confines_values` told; none, for rows older than that."""
+    if not values:
+        return FREE
+    return Confines(egress_grant_of(values["egress"]), _wanted_of(values["isolation"]))
 
 
 def _wanted_of(values: dict[str, Any]) -> Wanted:

@@ -8,7 +8,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, exists, func, insert, or_, select, update
 
+from wardian.model.confines import Confines
 from wardian.model.run import FINAL, WORKING, Failure, Message, Run, RunState, Step, StepState, Trigger, Wait
+from wardian.store.codec import confines_of, confines_values
 from wardian.store.pages import Position, in_order
 from wardian.store.tables import run as table
 from wardian.store.tables import run_message, run_step, run_wait
@@ -38,6 +40,7 @@ def add(conn: Connection, run: Run) -> None:
             "root_id": run.root_id,
             "line": list(run.line),
             "forked_from": run.forked_from,
+            "confines": confines_values(run.confines),
             "created_at": run.created_at,
             "deadline_at": run.deadline_at,
         },
@@ -50,6 +53,8 @@ def change(conn: Connection, run_id: str, **values: Any) -> None:
         values["state"] = state.value
     if isinstance(failure := values.get("failure"), Failure):
         values["failure"] = asdict(failure)
+    if isinstance(confines := values.get("confines"), Confines):
+        values["confines"] = confines_values(confines)
     conn.execute(update(table).where(table.c.id == run_id), values)
 
 
@@ -281,6 +286,7 @@ def _run_of(row: Row[Any]) -> Run:
         key=row.key,
         line=tuple(row.line),
         forked_from=row.forked_from,
+        confines=confines_of(row.confines),
         started_at=row.started_at,
         ended_at=row.ended_at,
         result=row.result,

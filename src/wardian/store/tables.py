@@ -367,6 +367,7 @@ agent_version = Table(
     Column("at_once", Integer, nullable=False, server_default="20"),
     Column("tree", Integer, nullable=False, server_default="200"),
     Column("budget", JSON, nullable=False, server_default="{}"),
+    Column("confines", JSON, nullable=False, server_default="{}"),
     Column("created_at", BigInteger, nullable=False),
 )
 
@@ -380,6 +381,7 @@ agent_trigger = Table(
     Column("input", JSON, nullable=False),
     Column("schedule", JSON),
     Column("secret", String),  # sealed
+    Column("confines", JSON, nullable=False, server_default="{}"),
     Column("next_at", BigInteger, index=True),
     Column("last_run", String(64)),
 )
@@ -408,6 +410,7 @@ run = Table(
     Column("root_id", String(64), nullable=False, index=True, server_default=""),  # the first, or itself
     Column("line", JSON, nullable=False, server_default="[]"),
     Column("forked_from", String(64)),
+    Column("confines", JSON, nullable=False, server_default="{}"),
     Column("created_at", BigInteger, nullable=False),
     Column("deadline_at", BigInteger, nullable=False),
     Column("started_at", BigInteger),

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from wardian.model.trigger import AgentTrigger, Missed, Overlap, Schedule
+from wardian.store.codec import confines_of, confines_values
 from wardian.store.tables import agent_trigger as table
 
 
@@ -24,6 +25,7 @@ def add(conn: Connection, trigger: AgentTrigger) -> None:
             "schedule": None if trigger.schedule is None else asdict(trigger.schedule),
             "secret": trigger.secret,
             "next_at": trigger.next_at,
+            "confines": confines_values(trigger.confines),
         },
     )
 
@@ -78,4 +80,5 @@ def _trigger_of(row: Row[Any]) -> AgentTrigger:
         secret=row.secret,
         next_at=row.next_at,
         last_run=row.last_run,
+        confines=confines_of(row.confines),
     )

@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from wardian.api.e2b.body import template_reference
 from wardian.bridge.service import Bridge
 from wardian.builds.service import Builds
+from wardian.model.confines import Confines
 from wardian.model.egress import Egress, EgressGrant
 from wardian.model.errors import Invalid, NotFound
 from wardian.model.isolation import Wanted
@@ -88,10 +89,16 @@ async def _bound(request: Request) -> EgressGrant:
     return cast(EgressGrant, request.state.bound)
 
 
+async def _confines(request: Request) -> Confines:
+    return Confines(request.state.bound, request.state.wanted)
+
+
 Plane = Annotated[ControlPlane, Depends(_plane)]
 Tenant = Annotated[str, Depends(_tenant)]
 Bound = Annotated[EgressGrant, Depends(_bound)]
 """How far out the sandboxes of the key that asks may reach."""
+Confined = Annotated[Confines, Depends(_confines)]
+"""How far whatever comes of the request may go, once nobody is there who could be asked."""
 SandboxId = Annotated[str, Depends(_sandbox_id)]
 """The id in the path; ``{id}-{client id}``, as old clients have it, counts as ``{id}``."""
 TemplateRef = Annotated[str, Depends(_template_ref)]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from wardian.api.e2b.body import Body
-from wardian.api.e2b.context import Tenant
+from wardian.api.e2b.context import Confined, Tenant
 from wardian.model.agent import Agent, Version, checkpoint_of
+from wardian.model.egress import EgressGrant, EgressMode
+from wardian.model.isolation import Wanted, isolation_of
 from wardian.runs.agents import Agents, NewVersion
 
 LIMITS = {
@@ -38,13 +40,27 @@ class Freeze(Body):
     atOnce: int | None = None
     tree: int | None = None
     budget: dict[str, int] | None = None
+    isolation: str | None = None
+    egress: Literal["none", "granted", "internet"] | None = None
+    hosts: list[str] | None = None
+    """With egress ``granted``: as in allowOut."""
 
     def version(self) -> NewVersion:
         """Raises :class:`Invalid`."""
         values = self._said(VALUES)
         if self.checkpoint is not None:
             values["checkpoint"] = checkpoint_of(self.checkpoint)
-        return NewVersion(values, self._said(LIMITS))
+        confines: dict[str, Any] = {}
+        if self.egress is not None or self.hosts:
+            confines["egress"] = self._egress()
+        if self.isolation is not None:
+            confines["isolation"] = Wanted(isolation_of(self.isolation))
+        return NewVersion(values, self._said(LIMITS), confines)
+
+    def _egress(self) -> EgressGrant:
+        egress = EgressGrant(EgressMode(self.egress or EgressMode.GRANTED), tuple(self.hosts or ()))
+        egress.check()
+        return egress
 
     def _said(self, names: dict[str, str]) -> dict[str, Any]:
         said = {ours: getattr(self, name) for name, ours in names.items()}
@@ -60,9 +76,9 @@ def router_of(agents: Agents) -> APIRouter:
     router = APIRouter(prefix="/wardian")
 
     @router.put("/agents/{agent}")
-    async def freeze(tenant: Tenant, agent: str, body: Freeze) -> Response:
+    async def freeze(tenant: Tenant, confines: Confined, agent: str, body: Freeze) -> Response:
         """Make the next version of an agent; new runs get it, and those under way keep theirs."""
-        made, version = await agents.freeze(tenant, agent, body.version())
+        made, version = await agents.freeze(tenant, agent, body.version(), confines)
         return JSONResponse(_told_agent(made, [version]))
 
     @router.get("/agents")
@@ -101,6 +117,10 @@ def _told_agent(agent: Agent, versions: Sequence[Version]) -> dict[str, Any]:
                 "every": each.every_s,
                 "keep": each.keep,
                 **{name: getattr(each.limits, ours) for name, ours in LIMITS.items()},
+                "egress": each.confines.egress.mode.value,
+                "hosts": list(each.confines.egress.hosts),
+                "isolation": each.confines.isolation.asked,
+                "minimumIsolation": each.confines.isolation.minimum,
                 "createdAt": each.created_at,
             }
             for each in versions

@@ -34,6 +34,7 @@ class NewGrant(Body):
     methods: list[str] = Field(default_factory=list)
     paths: list[str] = Field(default_factory=lambda: ["/*"])
     template: str | None = None
+    agent: str | None = None
     sandbox: str | None = None
     run: str | None = None
     admission: str = Admission.TOKEN.value
@@ -60,6 +61,7 @@ class NewGrant(Body):
             methods=tuple(self.methods),
             paths=tuple(self.paths),
             template=self.template,
+            agent=self.agent,
             sandbox=self.sandbox,
             run=self.run,
             admission=admission,
@@ -208,6 +210,7 @@ def _told(grant: Grant) -> Mapping[str, Any]:
         "methods": list(grant.methods),
         "paths": list(grant.paths),
         "template": grant.template,
+        "agent": grant.agent,
         "sandbox": grant.sandbox,
         "run": grant.run,
         "admission": grant.admission.value,

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from wardian.api.e2b.body import Body
-from wardian.api.e2b.context import Tenant
+from wardian.api.e2b.context import Confined, Tenant
 from wardian.api.e2b.listing import checked_cursor
 from wardian.model.run import Run, Step, Trigger, Wait
 from wardian.runs.service import Runs
@@ -52,10 +52,12 @@ def router_of(runs: Runs) -> APIRouter:
     router = APIRouter(prefix="/wardian")
 
     @router.post("/runs", status_code=202)
-    async def execute(tenant: Tenant, body: Execute, key: Key = None) -> Response:
+    async def execute(tenant: Tenant, confines: Confined, body: Execute, key: Key = None) -> Response:
         """Begin a run. With an Idempotency-Key used before for the agent, the run that use began."""
         trigger = Trigger("api")
-        run = await runs.execute(tenant, body.agent, body.input, trigger, key=key, version=body.version)
+        run = await runs.execute(
+            tenant, body.agent, body.input, trigger, key=key, version=body.version, confines=confines
+        )
         return JSONResponse(_told(run), 202)
 
     @router.get("/runs")
@@ -95,20 +97,20 @@ def router_of(runs: Runs) -> APIRouter:
         return JSONResponse(_told(await runs.cancel(tenant, run)))
 
     @router.post("/runs/{run}/retry")
-    async def retry(tenant: Tenant, run: str) -> Response:
+    async def retry(tenant: Tenant, confines: Confined, run: str) -> Response:
         """Go on with a run that failed or was cancelled, from its last commit."""
-        return JSONResponse(_told(await runs.retry(tenant, run)))
+        return JSONResponse(_told(await runs.retry(tenant, run, confines)))
 
     @router.post("/runs/{run}/rewind")
-    async def rewind(tenant: Tenant, run: str, body: Rewind) -> Response:
+    async def rewind(tenant: Tenant, confines: Confined, run: str, body: Rewind) -> Response:
         """Go on with a run that is over from an earlier commit; 0 is its beginning."""
-        return JSONResponse(_told(await runs.rewind(tenant, run, body.commit)))
+        return JSONResponse(_told(await runs.rewind(tenant, run, body.commit, confines)))
 
     @router.post("/runs/{run}/fork", status_code=202)
-    async def fork(tenant: Tenant, run: str, body: Fork) -> Response:
+    async def fork(tenant: Tenant, confines: Confined, run: str, body: Fork) -> Response:
         """Begin another run that is what this one was at a commit, its last one if none is named."""
         values = {"input": body.input} if "input" in body.model_fields_set else {}
-        return JSONResponse(_told(await runs.fork(tenant, run, body.commit, values)), 202)
+        return JSONResponse(_told(await runs.fork(tenant, run, body.commit, values, confines)), 202)
 
     @router.get("/runs/{run}/tree")
     async def tree(tenant: Tenant, run: str) -> Response:

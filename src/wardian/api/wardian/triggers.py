@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from wardian.api.e2b.body import Body
-from wardian.api.e2b.context import Tenant
+from wardian.api.e2b.context import Confined, Tenant
 from wardian.model.errors import Invalid
 from wardian.model.trigger import HOOK_PATH, AgentTrigger, Missed, Overlap, Schedule
 from wardian.runs.triggers import Triggers
@@ -35,14 +35,15 @@ def router_of(triggers: Triggers) -> APIRouter:
     router = APIRouter()
 
     @router.post("/wardian/agents/{agent}/schedules", status_code=201)
-    async def schedule(tenant: Tenant, agent: str, body: NewSchedule) -> Response:
+    async def schedule(tenant: Tenant, confines: Confined, agent: str, body: NewSchedule) -> Response:
         """Begin a run of an agent at times."""
-        return JSONResponse(_told(await triggers.schedule(tenant, agent, body.schedule(), body.input)), 201)
+        made = await triggers.schedule(tenant, agent, body.schedule(), body.input, confines)
+        return JSONResponse(_told(made), 201)
 
     @router.post("/wardian/agents/{agent}/webhooks", status_code=201)
-    async def webhook(tenant: Tenant, agent: str) -> Response:
+    async def webhook(tenant: Tenant, confines: Confined, agent: str) -> Response:
         """Begin a run of an agent for every delivery. The secret to sign with is told this once."""
-        made, secret = await triggers.webhook(tenant, agent)
+        made, secret = await triggers.webhook(tenant, agent, confines)
         return JSONResponse(_told(made) | {"secret": secret}, 201)
 
     @router.get("/wardian/triggers")

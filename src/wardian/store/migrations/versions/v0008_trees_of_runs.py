@@ -1,4 +1,4 @@
-"""Lines of runs, forks, messages between runs, and limits on what comes of one."""
+"""Lines of runs, forks, messages between runs, limits on what comes of one, and how far it may go."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -17,6 +17,8 @@ def upgrade() -> None:
     op.add_column("agent_version", sa.Column("at_once", sa.Integer(), server_default="20", nullable=False))
     op.add_column("agent_version", sa.Column("tree", sa.Integer(), server_default="200", nullable=False))
     op.add_column("agent_version", sa.Column("budget", sa.JSON(), server_default="{}", nullable=False))
+    for table in ("agent_version", "agent_trigger", "run"):
+        op.add_column(table, sa.Column("confines", sa.JSON(), server_default="{}", nullable=False))
     op.create_table(
         "run_message",
         sa.Column("run_id", sa.String(length=64), nullable=False),
