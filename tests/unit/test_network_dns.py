@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 import dns.flags
 import dns.message
@@ -170,3 +171,14 @@ def test_the_host_is_asked_for_whole_names(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     assert guest_dns.host_lookup("intranet", socket.AF_INET) == ["1.1.1.1"]
     assert asked == [b"intranet."]
+
+
+def test_the_hosts_own_table_is_looked_into(tmp_path: Path) -> None:
+    table = tmp_path / "hosts"
+    table.write_text(
+        "# 1.1.1.1 no\n127.0.0.1\tlocalhost Model.lan # 2.2.2.2 no\n\n::1 localhost\n10.0.0.9 model.lan\n"
+    )
+    assert guest_dns.in_table(table, "model.lan", socket.AF_INET) == ["127.0.0.1", "10.0.0.9"]
+    assert guest_dns.in_table(table, "localhost", socket.AF_INET6) == ["::1"]
+    assert guest_dns.in_table(table, "no", socket.AF_INET) == []
+    assert guest_dns.in_table(tmp_path / "none", "localhost", socket.AF_INET) == []

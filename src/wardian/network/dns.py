@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import dns.exception
 import dns.flags
@@ -28,6 +29,7 @@ import dns.rrset
 from wardian.network import upstream
 from wardian.network.policy import Decision
 
+HOSTS_FILE = Path("/etc/hosts")
 QUERY_MAX = 1232
 RESOLVE_S = 5.0
 TTL_S = 30
@@ -163,9 +165,25 @@ class Resolver:
         return Found("resolved", list(dict.fromkeys(found)))
 
 
+def in_table(file: Path, name: str, family: socket.AddressFamily) -> Sequence[str]:
+    """What a table of hosts says: on each line an address and its names."""
+    try:
+        lines = file.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        address, *names = line.partition("#")[0].split() or [""]
+        if name in map(str.lower, names) and (":" in address) == (family is socket.AF_INET6):
+            found.append(address)
+    return found
+
+
 def host_lookup(name: str, family: socket.AddressFamily) -> Sequence[str]:
     """Addresses of ``name``, taken as a complete name: the host's search domains are none of the guest's
-    business.
+    business. With the final dot that says so, resolvers do not look into the host's table: we do.
     """
+    if table := in_table(HOSTS_FILE, name, family):
+        return table
     found = socket.getaddrinfo(f"{name}.".encode(), None, family=family, type=socket.SOCK_STREAM)
     return [str(address[0]) for _, _, _, _, address in found]
