@@ -1,5 +1,5 @@
-"""A key that may not do something cannot have it done by a run: not by one that it begins, by a webhook or by a
-child, and not by having another key's run go on."""
+"""A key that may not do something cannot have it done by a run: not by one that it begins, by a webhook, by
+a child, or by having another key's run go on."""
 
 from __future__ import annotations
 
