@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -44,6 +47,14 @@ class House:
 
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
         return self.http.request(method, "/wardian" + path, json=body, headers=headers)
+
+    def cli(self, group: str, *arguments: str) -> str:
+        """What a command of our command line prints; it must succeed."""
+        program = str(Path(sys.executable).with_name("wardian"))
+        command = [program, group, "--data", str(self.server.data), *arguments]
+        said = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert said.returncode == 0, said.stderr
+        return said.stdout
 
     def freeze(self, name: str, program: str, **more: Any) -> Mapping[str, Any]:
         entry = f"python3 - <<'END'\n{PRELUDE}{program}\nEND\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -116,6 +117,7 @@ except RunError as error:
 
 
 def test_a_run_talks_to_its_own_tree_only(house: House) -> None:
+    house.freeze("talker", TALKER)
     house.freeze("stranger", STRANGER)
     waiter = house.begin("talker", "child")
     run = house.begin("stranger", waiter)
@@ -177,3 +179,34 @@ def test_limits_that_cannot_be(house: House) -> None:
     bare = house.call("PUT", "/agents/never", {"environment": "base"})
     assert (bare.status_code, bare.json()["error_code"]) == (400, "bad_entry")
     assert house.call("GET", "/agents/never").status_code == 404
+
+
+def test_an_agent_is_edited_and_the_version_before_stays(house: House) -> None:
+    house.freeze("edited", 'run.result(open("/home/user/made").read() if run.input else None)')
+    first = house.call("GET", "/agents/edited").json()
+    house.cli("agent", "edit", "edited", "--run", "echo -n by hand > made")
+    told = house.call("GET", "/agents/edited").json()
+    assert (told["version"], len(told["versions"])) == (2, 2)
+    assert told["versions"][1] == first["versions"][0]
+    changed = {name for name, value in told["versions"][0].items() if value != told["versions"][1][name]}
+    assert changed == {"version", "environment", "createdAt"}
+    assert house.end(house.begin("edited", True))["result"] == "by hand"
+    old = house.call("POST", "/runs", {"agent": "edited", "input": True, "version": 1}).json()["runID"]
+    assert house.end(old)["failure"]["code"] == "entry_failed"  # the file was never there
+    living = house.http.get("/v2/sandboxes", params={"metadata": "wardian.edits=edited"}).json()
+    assert living == []
+
+
+def test_the_command_line_goes_back_forks_and_tells(house: House) -> None:
+    house.freeze("drawer", DRAWER, keep=3)
+    run = house.cli("run", "start", "drawer", "--detach").strip()
+    house.cli("run", "wait", run)
+    house.cli("run", "rewind", run, "--to", "1")
+    first = json.loads(house.cli("run", "wait", run))
+    forked = json.loads(house.cli("run", "fork", run, "--at", "2", "--json"))["runID"]
+    assert json.loads(house.cli("run", "wait", forked))["drawn"][:2] == first["drawn"][:2]
+    house.freeze("talker", TALKER)
+    talker = house.begin("talker", "child")
+    house.cli("run", "send", talker, "41", "--topic", "order")
+    assert talker in house.cli("run", "tree", talker)
+    house.call("POST", f"/runs/{talker}/cancel")

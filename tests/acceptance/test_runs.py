@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -305,31 +303,19 @@ def test_a_run_in_shell_and_curl(house: House) -> None:
     assert told["result"] == {"state": "done", "answer": "do"}
 
 
-def wardian(house: House, *arguments: str) -> str:
-    command = [
-        str(Path(sys.executable).with_name("wardian")),
-        *arguments[:1],
-        "--data",
-        str(house.server.data),
-    ]
-    said = subprocess.run([*command, *arguments[1:]], capture_output=True, text=True, check=False)
-    assert said.returncode == 0, said.stderr
-    return said.stdout
-
-
 def test_the_example_agent_as_the_documents_have_it(house: House) -> None:
     entry = Path(__file__).parents[2] / "examples/agent-digest/entry.sh"
-    wardian(house, "agent", "freeze", "digest", "--entry-file", str(entry))
-    run = wardian(house, "run", "start", "digest", "-i", '["one two", "three four five"]', "--detach").strip()
+    house.cli("agent", "freeze", "digest", "--entry-file", str(entry))
+    run = house.cli("run", "start", "digest", "-i", '["one two", "three four five"]', "--detach").strip()
     house.until(run, lambda told: told["state"] == "waiting")
-    assert "5 words. Go on?" in wardian(house, "run", "inspect", run, "--json")
-    wardian(house, "run", "answer", run, "yes")
-    assert json.loads(wardian(house, "run", "wait", run)) == {"words": 5, "longest": {"words": 3}}
-    assert run in wardian(house, "run", "ls", "--agent", "digest")
-    assert "run.succeed" in wardian(house, "run", "logs", run, "--json")
-    assert "digest" in wardian(house, "agent", "ls")
-    wardian(house, "agent", "freeze", "digest", "--entry", "true")
-    assert json.loads(wardian(house, "agent", "use", "digest", "1", "--json"))["version"] == 1
+    assert "5 words. Go on?" in house.cli("run", "inspect", run, "--json")
+    house.cli("run", "answer", run, "yes")
+    assert json.loads(house.cli("run", "wait", run)) == {"words": 5, "longest": {"words": 3}}
+    assert run in house.cli("run", "ls", "--agent", "digest")
+    assert "run.succeed" in house.cli("run", "logs", run, "--json")
+    assert "digest" in house.cli("agent", "ls")
+    house.cli("agent", "freeze", "digest", "--entry", "true")
+    assert json.loads(house.cli("agent", "use", "digest", "1", "--json"))["version"] == 1
 
 
 def test_runs_keep_the_version_that_they_began_with(house: House) -> None:
