@@ -117,9 +117,9 @@ except RunError as error:
 
 
 def test_a_run_talks_to_its_own_tree_only(house: House) -> None:
-    house.freeze("talker", TALKER)
+    house.freeze("listener", 'run.result(run.receive("order"))')
     house.freeze("stranger", STRANGER)
-    waiter = house.begin("talker", "child")
+    waiter = house.begin("listener")
     run = house.begin("stranger", waiter)
     assert house.end(run)["result"] == "run_not_found"
     house.call("POST", f"/runs/{waiter}/cancel")
@@ -205,8 +205,8 @@ def test_the_command_line_goes_back_forks_and_tells(house: House) -> None:
     first = json.loads(house.cli("run", "wait", run))
     forked = json.loads(house.cli("run", "fork", run, "--at", "2", "--json"))["runID"]
     assert json.loads(house.cli("run", "wait", forked))["drawn"][:2] == first["drawn"][:2]
-    house.freeze("talker", TALKER)
-    talker = house.begin("talker", "child")
-    house.cli("run", "send", talker, "41", "--topic", "order")
-    assert talker in house.cli("run", "tree", talker)
-    house.call("POST", f"/runs/{talker}/cancel")
+    house.freeze("listener", 'run.result(run.receive("order"))')
+    listener = house.begin("listener")
+    house.cli("run", "send", listener, "41", "--topic", "order")
+    assert listener in house.cli("run", "tree", listener)
+    assert house.end(listener)["result"]["body"] == 41
