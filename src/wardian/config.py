@@ -97,6 +97,9 @@ class Settings:
     """Per tenant, running and paused."""
 
     runs_at_once: int = 50
+    worker_lease_s: int = 30
+    """How long a worker of workflows is believed to be there after it said so."""
+
     """How many runs may work at a time; those that wait for something do not count."""
 
     timeout_max_hours: int = 24
@@ -163,6 +166,7 @@ class Settings:
             ("pool_memory_mib", 0, 1 << 30),
             ("sandboxes_max", 1, 100_000),
             ("runs_at_once", 1, 100_000),
+            ("worker_lease_s", 1, 3600),
             ("timeout_max_hours", 1, 24 * 365),
             ("volume_size_gib", 1, 100_000),
             ("effects_days", 0, 36_500),
@@ -243,6 +247,7 @@ _READERS: Mapping[str, Any] = {
     "pool_memory_mib": _whole,
     "sandboxes_max": _whole,
     "runs_at_once": _whole,
+    "worker_lease_s": _whole,
     "timeout_max_hours": _whole,
     "allowed_networks": _networks,
     "private_registries": _registries,

@@ -109,10 +109,11 @@ class House:
 
     def machine(self, run: str) -> Mapping[str, Any]:
         """The driver's record of the run's machine."""
+        return self.machine_of(self.get(run)["sandboxID"])
+
+    def machine_of(self, sandbox: str) -> Mapping[str, Any]:
         with closing(sqlite3.connect(self.server.data / "wardian.db")) as database:
-            ((record,),) = database.execute(
-                "SELECT machine FROM sandbox WHERE id = ?", [self.get(run)["sandboxID"]]
-            )
+            ((record,),) = database.execute("SELECT machine FROM sandbox WHERE id = ?", [sandbox])
         told: Mapping[str, Any] = json.loads(record)
         return told
 

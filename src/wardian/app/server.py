@@ -8,11 +8,12 @@ is let go in reverse order; machines are never touched by a stop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from fastapi import APIRouter
 from starlette.types import ASGIApp
 
 from wardian.api.auth import Keyring
@@ -29,6 +30,7 @@ from wardian.api.wardian import differences
 from wardian.api.wardian import runs as own_runs
 from wardian.api.wardian import snapshots as own_snapshots
 from wardian.api.wardian import triggers as own_triggers
+from wardian.api.wardian import work as own_work
 from wardian.app import drivers as isolation
 from wardian.app.keeping import SEAL_FILE, TENANT, local_key
 from wardian.app.parts import (
@@ -50,10 +52,12 @@ from wardian.model.template import Edition
 from wardian.network.policy import Policy
 from wardian.network.shore import Shore
 from wardian.recorder.log import Recorder
+from wardian.runs.boxes import Boxes
 from wardian.runs.commits import Commits
 from wardian.runs.course import Course
 from wardian.runs.dbos_engine import DbosEngine
 from wardian.runs.door import Door
+from wardian.runs.offers import Offers
 from wardian.runs.service import Runs
 from wardian.runs.triggers import Triggers
 from wardian.runs.works import RunWorks
@@ -132,8 +136,7 @@ async def start(settings: Settings) -> AsyncIterator[App]:
         ground = await _lay_ground(stack, settings, database)
         life = await _begin_lifecycle(stack, ground)
         builds = await _open_builds(stack, ground, life)
-        runs, triggers = await _open_runs(stack, ground, life)
-        asgi = _open_planes(stack, ground, life, builds, runs, triggers)
+        asgi = _open_planes(stack, ground, life, builds, await _open_runs(stack, ground, life))
         yield App(
             asgi=asgi,
             sandboxes=life.sandboxes,
@@ -241,7 +244,8 @@ async def _open_builds(stack: AsyncExitStack, ground: _Ground, life: _Lifecycle)
     return builds
 
 
-async def _open_runs(stack: AsyncExitStack, ground: _Ground, life: _Lifecycle) -> tuple[Runs, Triggers]:
+async def _open_runs(stack: AsyncExitStack, ground: _Ground, life: _Lifecycle) -> Sequence[APIRouter]:
+    """Runs, under way again; what is asked about them over the API."""
     data = ground.settings.data_dir
     works = RunWorks(
         database=ground.database,
@@ -257,7 +261,9 @@ async def _open_runs(stack: AsyncExitStack, ground: _Ground, life: _Lifecycle) -
         return {**ground.bridge.environment(sandbox), **sandbox_environment(sandbox)}
 
     commits = Commits(works)
-    course = Course(works, commits, environment, at_once=ground.settings.runs_at_once)
+    boxes = Boxes(works, commits, environment)
+    offers = Offers(works, boxes, ground.settings.worker_lease_s)
+    course = Course(works, commits, environment, boxes, offers, at_once=ground.settings.runs_at_once)
     engine = DbosEngine(course.attempt, data / "engine.db")
     course.nudge = engine.nudge_soon
     runs = Runs(works, life.templates, course, engine)
@@ -268,11 +274,16 @@ async def _open_runs(stack: AsyncExitStack, ground: _Ground, life: _Lifecycle) -
     triggers = Triggers(works, runs, ground.seal)
     await triggers.open()
     stack.push_async_callback(triggers.close)
-    return runs, triggers
+    return (
+        own_agents.router_of(runs.agents),
+        own_runs.router_of(runs),
+        own_work.router_of(runs, commits, offers, boxes),
+        own_triggers.router_of(triggers),
+    )
 
 
 def _open_planes(
-    stack: AsyncExitStack, ground: _Ground, life: _Lifecycle, builds: Builds, runs: Runs, triggers: Triggers
+    stack: AsyncExitStack, ground: _Ground, life: _Lifecycle, builds: Builds, of_runs: Sequence[APIRouter]
 ) -> ASGIApp:
     settings, bridge = ground.settings, ground.bridge
 
@@ -298,9 +309,7 @@ def _open_planes(
         own_bridge.router,
         differences.router,
         own_snapshots.router_of(life.inspector),
-        own_agents.router_of(runs.agents),
-        own_runs.router_of(runs),
-        own_triggers.router_of(triggers),
+        *of_runs,
     ]
     control_plane = build_control_plane(plane, Keyring(find_key), more=own)
     return Dispatch(control=control_plane, data=data_plane, content=build_content_plane(ground.volumes))

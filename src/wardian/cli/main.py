@@ -23,6 +23,7 @@ from wardian.cli import (
     snapshot,
     template,
     volume,
+    workflow,
 )
 from wardian.cli import run as runs
 from wardian.cli.environment import concealed
@@ -174,7 +175,7 @@ sandbox.app.command("exec", epilog=EXIT_CODES, context_settings=inside.WITH_OPTI
 for inner in (inside.shell, inside.cp, network.network):
     sandbox.app.command(epilog=EXIT_CODES)(inner)
 groups = (sandbox.app, snapshot.app, egress.app, template.app, secret.app)
-for group in (*groups, grant.app, effects.app, budget.app, volume.app, agent.app, runs.app):
+for group in (*groups, grant.app, effects.app, budget.app, volume.app, agent.app, runs.app, workflow.app):
     group.callback()(server_options)
 
 app.add_typer(sandbox.app, name="sandbox")
@@ -183,6 +184,7 @@ app.add_typer(egress.app, name="egress")
 app.add_typer(template.app, name="template")
 app.add_typer(agent.app, name="agent")
 app.add_typer(runs.app, name="run")
+app.add_typer(workflow.app, name="workflow")
 app.add_typer(secret.app, name="secret")
 app.add_typer(grant.app, name="grant")
 app.add_typer(effects.app, name="effects")

@@ -12,6 +12,7 @@ from wardian.model.confines import FREE, Confines
 from wardian.model.errors import Invalid
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+CODE = re.compile(r"sha256:[0-9a-f]{64}")
 ENTRY_MAX = 16 * 1024
 ATTEMPTS_MAX = 100
 EVERY_S, EVERY_S_MIN = 60, 1
@@ -52,6 +53,9 @@ class Version:
     for bash. Every ``every_s`` seconds without a commit the machine is captured by itself; 0: it is not. The
     machines of the last ``keep`` commits are kept, so that a run can go back to them. No run goes beyond its
     ``confines``.
+
+    ``outside``: a workflow. Its program runs in a worker outside of any sandbox, and drives as many as it
+    wants. Then there is no environment, and ``entry`` is the digest of the program.
     """
 
     agent_id: str
@@ -65,6 +69,7 @@ class Version:
     keep: int = 1
     limits: Limits = field(default_factory=Limits)
     confines: Confines = FREE
+    outside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,14 @@ def check_name(name: str) -> None:
 def check_version(version: Version) -> None:
     """Raise :class:`Invalid` if no run could come of it."""
     entry, every_s, limits = version.entry, version.every_s, version.limits
-    if not version.environment:
+    if version.outside:
+        if version.environment or not CODE.fullmatch(entry):
+            raise Invalid(
+                "a workflow has no environment, and its entry is the digest of its code",
+                code="bad_workflow",
+                hint="`wardian workflow serve FILE` makes it",
+            )
+    elif not version.environment:
         raise Invalid(
             "a version needs an environment",
             code="environment_missing",

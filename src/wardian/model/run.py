@@ -71,6 +71,7 @@ TRANSITIONS: Mapping[RunState, Mapping[RunEvent, RunState]] = {
     },
     RunState.WAITING: {
         RunEvent.WAKE: RunState.RUNNING,
+        RunEvent.START: RunState.STARTING,  # a workflow: a worker begins it again, and it replays
         RunEvent.LOSE: RunState.RECOVERING,
         **_ENDS,
     },
@@ -142,6 +143,8 @@ class Run:
     line: tuple[str, ...] = ()  # the runs that it comes of, the first one first, its parent last
     forked_from: str | None = None
     confines: Confines = FREE
+    worker: str | None = None  # of a workflow: what works on it, and until when that is believed
+    leased_until: int | None = None
     started_at: int | None = None
     ended_at: int | None = None
     result: Any = None
@@ -208,3 +211,18 @@ class Message:
     sent_at: int
     sender: str | None = None
     taken_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A sandbox that a workflow drives. ``snapshot_id`` is its machine at the last step committed in it;
+    ``epoch`` is the run's when the sandbox was made or woken; ``resting``: it was put to rest with the run,
+    and nothing happened in it since."""
+
+    run_id: str
+    key: str
+    template: str
+    sandbox_id: str
+    epoch: int
+    snapshot_id: str | None = None
+    resting: bool = False

@@ -181,8 +181,14 @@ class SandboxSpec:
     run: str | None = None  # the run that it is a machine of; no request sets it
     run_line: tuple[str, ...] = ()  # the runs that this one comes of
     agent: str | None = None  # the name of the agent that it is a run of
+    driven: bool = False  # by the run, which is a workflow outside: it is not the run's machine
     idempotency_key: str | None = None
     speculative: bool = False  # a branch: what it would do outside is held until it is promoted
+
+    @property
+    def run_inside(self) -> str | None:
+        """The run that programs in it speak for."""
+        return None if self.driven else self.run
 
     @property
     def egress_mode(self) -> EgressMode:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from sqlalchemy import Connection
 
 from wardian.model.agent import Version, budget_of
-from wardian.model.errors import LimitExceeded
-from wardian.model.run import Run
+from wardian.model.errors import Conflict, LimitExceeded
+from wardian.model.run import Run, RunState
 from wardian.runs.works import RunWorks
 from wardian.store import agents, budgets, runs
 
@@ -44,11 +44,18 @@ def _check_tree(conn: Connection, run: Run) -> None:
         )
 
 
-def has_room(conn: Connection, run: Run) -> bool:
-    """Whether a run may begin to work now, for those that work for the same one."""
-    parent = None if run.parent_id is None else runs.get(conn, run.parent_id)
+class NoRoom(Conflict):
+    """As many of its parent's runs work as may."""
+
+
+def check_room(conn: Connection, run: Run) -> None:
+    """Raise :class:`NoRoom` for a run that may not begin to work now."""
+    if run.state is not RunState.QUEUED or run.parent_id is None:
+        return
+    parent = runs.get(conn, run.parent_id)
     version = None if parent is None else agents.version(conn, parent.agent_id, parent.version)
-    return version is None or runs.count_working(conn, run.parent_id or "") < version.limits.at_once
+    if version is not None and runs.count_working(conn, run.parent_id) >= version.limits.at_once:
+        raise NoRoom(f"{version.limits.at_once} runs of {run.parent_id} work")
 
 
-__all__ = ["admit", "has_room"]
+__all__ = ["NoRoom", "admit", "check_room"]

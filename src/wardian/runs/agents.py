@@ -52,7 +52,9 @@ class Agents:
         ``confines``."""
         check_name(name)
         known = await self._works.database.read(lambda conn: agents.find(conn, tenant, name))
-        reference = wanted.values.get("environment") or (DEFAULT_ENVIRONMENT if known is None else None)
+        reference = wanted.values.get("environment")
+        if known is None and not wanted.values.get("outside"):
+            reference = reference or DEFAULT_ENVIRONMENT
         if reference is not None:
             found = await self._environment(tenant, reference)
             wanted = replace(wanted, values={**wanted.values, "environment": found})

@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
 
 from wardian.model.agent import Checkpoint
 from wardian.model.errors import Conflict, Invalid, NotFound
-from wardian.model.run import Run, RunState, Step, StepState
+from wardian.model.run import Box, Run, RunState, Step, StepState
 from wardian.model.sandbox import Sandbox, Snapshot
 from wardian.runs.works import RunWorks
-from wardian.store import effects, runs, snapshots
+from wardian.store import boxes, effects, runs, snapshots
 
 KEY_MAX = 255
 VALUE_MAX = 512 << 10
@@ -39,7 +39,7 @@ class Commits:
         self._works = works
         self._under_way: dict[tuple[str, int, str], asyncio.Task[Step]] = {}
 
-    async def begin(self, run: Run, sandbox: Sandbox, key: str, asked: Any) -> Step:
+    async def begin(self, run: Run, sandbox: Sandbox | None, key: str, asked: Any) -> Step:
         """The step of that key: as it was recorded, or begun now. Conflict ``step_changed``: it was asked
         with something else before, so the program is not the one that began it."""
         check_key(key)
@@ -74,7 +74,7 @@ class Commits:
         return await self._works.database.write(transaction)
 
     async def commit(
-        self, run: Run, sandbox: Sandbox, key: str, result: Any, checkpoint: Checkpoint
+        self, run: Run, sandbox: Sandbox | None, key: str, result: Any, checkpoint: Checkpoint
     ) -> Step | None:
         """Commit a step that was begun. Idempotent: a second time, it is what the first one recorded.
 
@@ -87,9 +87,14 @@ class Commits:
             raise NotFound(f"step {key[:64]!r} was not begun", code="step_not_begun")
         if known.state is StepState.DONE:
             return known
+        machine = None if sandbox is None or checkpoint is Checkpoint.NEVER else sandbox.id
+        return self.under_way(run, key, lambda: self._commit(run, sandbox, key, result, machine))
+
+    def under_way(self, run: Run, key: str, work: Callable[[], Coroutine[Any, Any, Step]]) -> Step | None:
+        """A step that takes its time, begun once: what it came to, or None so far."""
         name = run.id, run.epoch, key
         if (task := self._under_way.get(name)) is None:
-            task = asyncio.ensure_future(self._commit(run, sandbox, key, result, checkpoint))
+            task = asyncio.ensure_future(work())
             self._under_way[name] = task
             task.add_done_callback(lambda done: self._finished(name, done))
             return None
@@ -103,11 +108,22 @@ class Commits:
         if task.cancelled() or task.exception() is None:
             self._under_way.pop(name, None)
 
+    async def commit_in(self, run: Run, box: Box, key: str, result: Any) -> Step:
+        """Commit a step with the machine of a sandbox that the run drives."""
+        return await self._commit(run, None, key, result, box.sandbox_id, box)
+
     async def _commit(
-        self, run: Run, sandbox: Sandbox, key: str, result: Any, checkpoint: Checkpoint
+        self,
+        run: Run,
+        sandbox: Sandbox | None,
+        key: str,
+        result: Any,
+        machine: str | None,
+        box: Box | None = None,
     ) -> Step:
         works = self._works
         keep = (await works.version(run)).keep
+        checkpoint = Checkpoint.NEVER if machine is None else Checkpoint.ALWAYS
         events = works.log(run.id, "run.step", key=key, checkpoint=checkpoint.value)
         works.checkpoint("commit.logged")
         left: list[str] = []
@@ -127,15 +143,16 @@ class Commits:
                 events=events,
                 effects=effects.count_of_run(conn, run.id),
             )
-            values: dict[str, Any] = {"committed": now.committed + 1}
-            if snapshot is not None:
-                values["snapshot_id"] = snapshot.id
-            runs.change(conn, run.id, **values)
-            if snapshot is not None:
+            runs.change(conn, run.id, committed=now.committed + 1)
+            if snapshot is not None and box is not None:
+                boxes.change(conn, run.id, box.key, snapshot_id=snapshot.id)
+                left.extend(drop_machines(conn, run.id, [box.snapshot_id]))
+            elif snapshot is not None:
+                runs.change(conn, run.id, snapshot_id=snapshot.id)
                 left.extend(_superseded(conn, now, keep))
 
-        if checkpoint is Checkpoint.ALWAYS:
-            await works.sandboxes.checkpoint(run.tenant, sandbox.id, record)
+        if machine is not None:
+            await works.sandboxes.checkpoint(run.tenant, machine, record)
         else:
             await works.database.write(lambda conn: record(conn, None), durable=True)
         works.checkpoint("commit.done")
@@ -145,7 +162,7 @@ class Commits:
         assert done is not None
         return done
 
-    async def fail(self, run: Run, sandbox: Sandbox, key: str, why: str) -> None:
+    async def fail(self, run: Run, sandbox: Sandbox | None, key: str, why: str) -> None:
         """A step was tried and failed; the program decides whether it tries again."""
 
         def transaction(conn: Connection) -> None:
@@ -185,7 +202,7 @@ class Commits:
         for name in [name for name in self._under_way if name[0] == run_id]:
             self._under_way.pop(name).cancel()
 
-    async def result(self, run: Run, sandbox: Sandbox, value: Any) -> None:
+    async def result(self, run: Run, sandbox: Sandbox | None, value: Any) -> None:
         """What the run returns, if it ends well; the last one counts."""
 
         def transaction(conn: Connection) -> None:
@@ -194,13 +211,14 @@ class Commits:
 
         await self._works.database.write(transaction)
 
-    def _fence(self, conn: Connection, run: Run, sandbox: Sandbox) -> Run:
+    def _fence(self, conn: Connection, run: Run, sandbox: Sandbox | None) -> Run:
         """The run as it is in this transaction. Raises :class:`Superseded` for a machine that is not its own
-        any more."""
+        any more, and for a worker that it was taken from."""
         self._works.lease.fence(conn)
         now = runs.get(conn, run.id)
         alive = now is not None and now.state in (RunState.STARTING, RunState.RUNNING, RunState.WAITING)
-        if now is None or not alive or now.sandbox_id != sandbox.id or now.epoch != run.epoch:
+        own = now is not None and now.sandbox_id == (None if sandbox is None else sandbox.id)
+        if now is None or not alive or not own or now.epoch != run.epoch:
             raise Superseded("the run is over, or goes on in another machine")
         return now
 

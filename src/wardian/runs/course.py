@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -31,14 +30,14 @@ from wardian.model.errors import (
 )
 from wardian.model.run import FINAL, RUN_HOST, Failure, Run, RunEvent, RunState
 from wardian.model.sandbox import OnTimeout, Sandbox, SandboxSpec, State
-from wardian.runs.admission import has_room
+from wardian.runs.admission import NoRoom, check_room
+from wardian.runs.boxes import Boxes
 from wardian.runs.commits import Commits, drop_machines
 from wardian.runs.engine import Rest
-from wardian.runs.works import RunWorks
+from wardian.runs.offers import Offers
+from wardian.runs.words import Tail, once
+from wardian.runs.works import SANDBOX_S, Environment, RunWorks
 from wardian.store import runs
-
-SANDBOX_S = 24 * 3600
-"""What a run's sandbox is made for; at its end it is paused, and the run goes on with it."""
 
 TAIL_MAX = 16 * 1024
 BACKOFF_S, BACKOFF_MAX_S = 0.2, 60.0
@@ -52,8 +51,6 @@ LIBRARY_INSIDE = "/run/wardian/lib/wardian_run.py"
 TAG = "run:"
 """Of the entry's process, before the run's id."""
 
-Environment = Callable[[Sandbox], Mapping[str, str]]
-
 _log = logging.getLogger(__name__)
 
 
@@ -63,16 +60,23 @@ class MachineLost(Unavailable):
     code = "run_machine_lost"
 
 
-class _NoRoom(Conflict):
-    """As many runs of its parent's work as may."""
-
-
 class Course:
     """Of all runs of this server, ``at_once`` of which may be working at a time."""
 
-    def __init__(self, works: RunWorks, commits: Commits, environment: Environment, *, at_once: int) -> None:
+    def __init__(
+        self,
+        works: RunWorks,
+        commits: Commits,
+        environment: Environment,
+        boxes: Boxes,
+        offers: Offers,
+        *,
+        at_once: int,
+    ) -> None:
         self._works, self._commits = works, commits
         self._environment = environment
+        self._boxes, self._offers = boxes, offers
+        offers.tell = boxes.tell = self.tell
         self._slots = asyncio.Semaphore(at_once)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._followed: dict[str, asyncio.Event] = {}
@@ -137,14 +141,20 @@ class Course:
         except NotFound as error:
             return await self._end(run, RunEvent.FAIL, failure=Failure("agent_gone", str(error)))
         try:
+            if version.outside:
+                return await self._offer(run, version)
             run, sandbox = await self._machine(run, version)
             return await self._follow(run, version, sandbox)
-        except _NoRoom:
+        except NoRoom:
             return Rest(over=False, until=run.deadline_at)
         except (Forbidden, Invalid, Unsupported) as error:  # and ever will be
             return await self._end(run, RunEvent.FAIL, failure=Failure(error.code, str(error)))
         except (WardianError, OSError) as error:
             return await self._lose(run.id, version, error)
+
+    async def _offer(self, run: Run, version: Version) -> Rest:
+        rest = await self._offers.attempt(run, version)
+        return rest if isinstance(rest, Rest) else await self._end(run, RunEvent.FAIL, failure=rest)
 
     # ── the machine
 
@@ -164,7 +174,7 @@ class Course:
             run = await works.change(
                 run.id,
                 RunEvent.START,
-                also=_check_room,
+                also=check_room,
                 epoch=run.epoch + 1,
                 attempts=run.attempts + 1,
                 sandbox_id=None,
@@ -222,7 +232,7 @@ class Course:
         if run.began:
             raise MachineLost("the entry is not in the machine any more, and how it ended is not known")
         config = ProcessConfig(cmd="/bin/bash", args=("-l", "-c", version.entry), envs={}, cwd=None, tag=tag)
-        await guest.write(LIBRARY_INSIDE, _once(LIBRARY.read_bytes()), user="root")
+        await guest.write(LIBRARY_INSIDE, once(LIBRARY.read_bytes()), user="root")
         env = {
             **self._environment(sandbox),
             "WARDIAN_RUN": run.id,
@@ -320,6 +330,7 @@ class Course:
         if run.sandbox_id is not None:
             with suppress(NotFound):
                 await works.sandboxes.kill(run.tenant, run.sandbox_id)
+        await self._boxes.clear(run)
 
         # What did not succeed may be retried from there, and what keeps more than its last machine goes back.
         kept = run.state is not RunState.SUCCEEDED or await self._keeps(run)
@@ -396,27 +407,14 @@ def check_over(run: Run) -> None:
         )
 
 
-def _check_room(conn: Connection, run: Run) -> None:
-    if run.state is RunState.QUEUED and not has_room(conn, run):
-        raise _NoRoom("others work")
-
-
-async def _once(data: bytes) -> AsyncIterator[bytes]:
-    yield data
-
-
 async def _last_words(process: Process) -> tuple[Exit, str]:
     """How it ends, and the end of what it says from now on."""
-    pieces: deque[bytes] = deque()
-    size = 0
+    tail = Tail(TAIL_MAX)
     events: AsyncIterator[Output | Exit] = process.subscribe()
     async for each in events:
         if isinstance(each, Exit):
-            return each, b"".join(pieces)[-TAIL_MAX:].decode(errors="replace")
-        pieces.append(each.data)
-        size += len(each.data)
-        while size - len(pieces[0]) > TAIL_MAX:
-            size -= len(pieces.popleft())
+            return each, tail.text()
+        tail.add(each.data)
     raise MachineLost("the entry can no longer be followed")
 
 

@@ -55,10 +55,10 @@ class Door:
         self._app = app
 
     def stand_in(self, sandbox: Sandbox, name: str) -> str | None:
-        return DOOR_ADDRESS if name == RUN_HOST and sandbox.spec.run is not None else None
+        return DOOR_ADDRESS if name == RUN_HOST and sandbox.spec.run_inside is not None else None
 
     def crossing(self, sandbox: Sandbox, address: str, port: int) -> Any | None:
-        mine = (address, port) == (DOOR_ADDRESS, DOOR_PORT) and sandbox.spec.run is not None
+        mine = (address, port) == (DOOR_ADDRESS, DOOR_PORT) and sandbox.spec.run_inside is not None
         return Entering() if mine else None
 
     async def carry(self, sandbox: Sandbox, crossing: Any, tunnel: Tunnel) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from wardian.model.confines import Confines
-from wardian.model.errors import Invalid
+from wardian.model.errors import Invalid, Unsupported
 from wardian.model.run import Run, RunEvent, RunState, Step, Trigger
 from wardian.runs.admission import admit
 from wardian.runs.commits import drop_machines
@@ -21,7 +21,7 @@ from wardian.runs.course import Course
 from wardian.runs.engine import Engine
 from wardian.runs.works import RunWorks
 from wardian.sandboxes.identity import new_id
-from wardian.store import runs
+from wardian.store import boxes, runs
 
 
 class History:
@@ -50,6 +50,7 @@ class History:
         left: list[str] = []
 
         def back(conn: Connection, run: Run) -> None:
+            _check_boxes(conn, run, number)
             at = _instant(conn, run, number)
             surplus = [
                 step.snapshot_id for step in runs.machines(conn, run.id) if (step.number or 0) > number
@@ -58,6 +59,8 @@ class History:
             if run.snapshot_id is not None and (base is None or run.snapshot_id != base.snapshot_id):
                 surplus.append(run.snapshot_id)
             left.extend(drop_machines(conn, run.id, surplus))
+            left.extend(drop_machines(conn, run.id, [box.snapshot_id for box in boxes.of_run(conn, run.id)]))
+            boxes.remove(conn, run.id)
             runs.remove_steps(conn, run.id, number)
             runs.remove_waits(conn, run.id, at)
             late.extend(runs.release_keys(conn, run.id, at, f"~{run.generation + 1}"))
@@ -87,6 +90,7 @@ class History:
             self._works.lease.fence(conn)
             whole = runs.get(conn, run.id) or run
             at = whole.committed if number is None else number
+            _check_boxes(conn, whole, at)
             instant = now if number is None else _instant(conn, whole, at)
             if values and at:
                 raise Invalid(
@@ -153,6 +157,16 @@ def _instant(conn: Connection, run: Run, number: int) -> int:
             hint=f"it has {run.committed}; `wardian run inspect` lists them",
         )
     return found.ended_at
+
+
+def _check_boxes(conn: Connection, run: Run, number: int) -> None:
+    """Raises :class:`Unsupported` if a workflow's sandboxes were another thing at that commit."""
+    if number and boxes.of_run(conn, run.id):
+        raise Unsupported(
+            "a workflow that drives sandboxes goes back to its beginning, or on from its end",
+            code="boxes_not_kept",
+            hint="give commit 0, or `wardian run retry`",
+        )
 
 
 def _machine(conn: Connection, run: Run, number: int) -> Step | None:

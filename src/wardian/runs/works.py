@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from wardian.model.agent import Version
 from wardian.model.errors import NotFound
 from wardian.model.run import FINAL, Run, RunEvent, next_state
+from wardian.model.sandbox import Sandbox
 from wardian.recorder.log import Recorder, SandboxLog
 from wardian.sandboxes.leases import NodeLease
 from wardian.sandboxes.service import Sandboxes
@@ -20,6 +21,12 @@ from wardian.store.database import Database
 _DURABLE = frozenset(
     {RunEvent.SUCCEED, RunEvent.FAIL, RunEvent.CANCEL, RunEvent.WAIT, RunEvent.RETRY, RunEvent.REWIND}
 )
+SANDBOX_S = 24 * 3600
+"""What a run's sandbox is made for; at its end it is paused, and the run goes on with it."""
+
+Environment = Callable[[Sandbox], Mapping[str, str]]
+"""What the processes of a sandbox find in theirs."""
+
 Also = Callable[[Connection, Run], object]
 
 

@@ -42,6 +42,7 @@ def add_version(conn: Connection, version: Version) -> None:
             "keep": version.keep,
             **asdict(version.limits),
             "confines": confines_values(version.confines),
+            "outside": version.outside,
             "created_at": version.created_at,
         },
     )
@@ -103,4 +104,5 @@ def _version_of(row: Row[Any]) -> Version:
         keep=row.keep,
         limits=Limits(row.timeout_s, row.attempts, row.at_once, row.tree, row.budget),
         confines=confines_of(row.confines),
+        outside=row.outside,
     )

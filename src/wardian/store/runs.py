@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, and_, delete, exists, func, insert, or_, select, update
 
 from wardian.model.confines import Confines
 from wardian.model.run import FINAL, WORKING, Failure, Message, Run, RunState, Step, StepState, Trigger, Wait
 from wardian.store.codec import confines_of, confines_values
 from wardian.store.pages import Position, in_order
 from wardian.store.tables import run as table
-from wardian.store.tables import run_message, run_step, run_wait
+from wardian.store.tables import run_box, run_message, run_step, run_wait
 
 
 def add(conn: Connection, run: Run) -> None:
@@ -160,7 +160,11 @@ def drop_machine(conn: Connection, run_id: str, snapshot_id: str) -> bool:
     conn.execute(
         update(table).where(table.c.id == run_id, table.c.snapshot_id == snapshot_id), {"snapshot_id": None}
     )
-    needed = exists().where(steps) | exists().where(table.c.snapshot_id == snapshot_id)
+    boxes = run_box.c.snapshot_id == snapshot_id
+    conn.execute(update(run_box).where(run_box.c.run_id == run_id, boxes), {"snapshot_id": None})
+    needed = (
+        exists().where(steps) | exists().where(table.c.snapshot_id == snapshot_id) | exists().where(boxes)
+    )
     return not conn.execute(select(needed)).scalar_one()
 
 
@@ -177,6 +181,17 @@ def release_keys(conn: Connection, parent_id: str, since: int, suffix: str) -> S
     return [
         run for row in conn.execute(select(table).where(*late)) if (run := _run_of(row)).state not in FINAL
     ]
+
+
+def offered(conn: Connection, tenant: str, versions: Sequence[tuple[str, int]]) -> Run | None:
+    """The run that has waited longest for a worker, of these agents' versions."""
+    of_versions = or_(
+        *(and_(table.c.agent_id == agent, table.c.version == number) for agent, number in versions)
+    )
+    starting = table.c.tenant_id == tenant, table.c.state == RunState.STARTING.value
+    query = select(table).where(*starting, of_versions).order_by(table.c.created_at, table.c.id)
+    row = conn.execute(query.limit(1)).first()
+    return None if row is None else _run_of(row)
 
 
 # ── messages
@@ -287,6 +302,8 @@ def _run_of(row: Row[Any]) -> Run:
         line=tuple(row.line),
         forked_from=row.forked_from,
         confines=confines_of(row.confines),
+        worker=row.worker,
+        leased_until=row.leased_until,
         started_at=row.started_at,
         ended_at=row.ended_at,
         result=row.result,

@@ -18,6 +18,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    false,
     text,
 )
 
@@ -368,6 +369,7 @@ agent_version = Table(
     Column("tree", Integer, nullable=False, server_default="200"),
     Column("budget", JSON, nullable=False, server_default="{}"),
     Column("confines", JSON, nullable=False, server_default="{}"),
+    Column("outside", Boolean, nullable=False, server_default=false()),
     Column("created_at", BigInteger, nullable=False),
 )
 
@@ -411,6 +413,8 @@ run = Table(
     Column("line", JSON, nullable=False, server_default="[]"),
     Column("forked_from", String(64)),
     Column("confines", JSON, nullable=False, server_default="{}"),
+    Column("worker", String(128)),
+    Column("leased_until", BigInteger),
     Column("created_at", BigInteger, nullable=False),
     Column("deadline_at", BigInteger, nullable=False),
     Column("started_at", BigInteger),
@@ -464,4 +468,16 @@ run_message = Table(
     Column("sender", String(64)),
     Column("taken_by", String(255)),
     Index("ix_run_message_key", "run_id", "key", unique=True),
+)
+
+run_box = Table(
+    "run_box",
+    metadata,
+    Column("run_id", String(64), ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("template", String(128), nullable=False),
+    Column("sandbox_id", String(64), nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("snapshot_id", String(64), index=True),
+    Column("resting", Boolean, nullable=False),
 )

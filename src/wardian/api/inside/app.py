@@ -6,7 +6,7 @@ whose machine was captured, or restored, in the middle of one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -91,30 +91,43 @@ class Result(Body):
     result: Any
 
 
-async def _speaker(request: Request) -> tuple[Run, Sandbox]:
-    runs, admit = cast(tuple[Runs, Admit], request.app.state.inside)
-    sandbox = cast(Sandbox | None, request.scope.get(SANDBOX))
-    if sandbox is None or sandbox.spec.run is None:
-        raise Forbidden("this sandbox is not the machine of a run", code="not_a_run")
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    verdict = admit(token if scheme.lower() == "bearer" else "", sandbox)
-    if verdict != "ok":
-        raise Unauthenticated(
-            f"not admitted: {verdict.replace('_', ' ')}",
-            code=verdict,
-            hint="show the token in /run/wardian/token as Bearer; there is another one after a restore",
-        )
-    return await runs.get(sandbox.tenant, sandbox.spec.run), sandbox
+Speaking = tuple[Run, Sandbox | None]
+"""The run that is spoken for, and its machine; a workflow has none."""
 
 
-Speaker = Annotated[tuple[Run, Sandbox], Depends(_speaker)]
+async def _speaker(request: Request) -> Speaking:
+    who = cast(Callable[[Request], Awaitable[Speaking]], request.app.state.who)
+    return await who(request)
+
+
+Speaker = Annotated[Speaking, Depends(_speaker)]
 
 
 def build_inside(runs: Runs, commits: Commits, admit: Admit) -> ASGIApp:
-    """The application; a scope says under ``SANDBOX`` who is speaking."""
+    """The application for programs in sandboxes; a scope says under ``SANDBOX`` who is speaking."""
+
+    async def who(request: Request) -> Speaking:
+        sandbox = cast(Sandbox | None, request.scope.get(SANDBOX))
+        if sandbox is None or sandbox.spec.run_inside is None:
+            raise Forbidden("this sandbox is not the machine of a run", code="not_a_run")
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        verdict = admit(token if scheme.lower() == "bearer" else "", sandbox)
+        if verdict != "ok":
+            raise Unauthenticated(
+                f"not admitted: {verdict.replace('_', ' ')}",
+                code=verdict,
+                hint="show the token in /run/wardian/token as Bearer; there is another one after a restore",
+            )
+        return await runs.get(sandbox.tenant, sandbox.spec.run_inside), sandbox
+
+    return _bounded(build_speaking(runs, commits, who))
+
+
+def build_speaking(runs: Runs, commits: Commits, who: Callable[[Request], Awaitable[Speaking]]) -> FastAPI:
+    """What a program may say for its run, wherever it runs; ``who`` knows for which it speaks."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     answer_errors(app)
-    app.state.inside = (runs, admit)
+    app.state.who = who
 
     @app.get("/run")
     async def facts(who: Speaker) -> Any:
@@ -143,7 +156,7 @@ def build_inside(runs: Runs, commits: Commits, admit: Admit) -> ASGIApp:
         checkpoint = await runs.checkpoint_of(who[0]) if said is None else checkpoint_of(said)
         step = await commits.commit(*who, body.key, body.result, checkpoint)
         if step is None:
-            return _not_yet("committing")
+            return not_yet("committing")
         return {"state": "done", "number": step.number, "result": step.result}
 
     @app.post("/steps/fail")
@@ -212,7 +225,7 @@ def build_inside(runs: Runs, commits: Commits, admit: Admit) -> ASGIApp:
         wait = await runs.waits.wait_for(who[0], body.key, "message", asked, body.seconds)
         return _told(wait, "message")
 
-    return _bounded(app)
+    return app
 
 
 def _check_seconds(seconds: float) -> None:
@@ -224,11 +237,12 @@ def _told(wait: Wait, name: str) -> Response:
     """The answer, or that there is none yet: whoever asks again later gets it then. No call is held open, as
     the machine rests meanwhile."""
     if wait.answered_at is None:
-        return _not_yet("waiting")
+        return not_yet("waiting")
     return JSONResponse({"state": "done", name: wait.answer})
 
 
-def _not_yet(state: str) -> Response:
+def not_yet(state: str) -> Response:
+    """Whoever asks again gets an answer some time."""
     return JSONResponse({"state": state}, 202, headers={"Retry-After": "1"})
 
 
@@ -247,4 +261,4 @@ def _bounded(app: ASGIApp) -> ASGIApp:
     return bounded
 
 
-__all__ = ["build_inside"]
+__all__ = ["Speaker", "Speaking", "build_inside", "build_speaking", "not_yet"]

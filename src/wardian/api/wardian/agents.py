@@ -23,7 +23,14 @@ LIMITS = {
     "budget": "budget",
 }
 """As we name them, and as the model does."""
-VALUES = {"environment": "environment", "entry": "entry", "env": "env", "every": "every_s", "keep": "keep"}
+VALUES = {
+    "environment": "environment",
+    "entry": "entry",
+    "env": "env",
+    "every": "every_s",
+    "keep": "keep",
+    "outside": "outside",
+}
 
 
 class Freeze(Body):
@@ -40,6 +47,7 @@ class Freeze(Body):
     atOnce: int | None = None
     tree: int | None = None
     budget: dict[str, int] | None = None
+    outside: bool | None = None
     isolation: str | None = None
     egress: Literal["none", "granted", "internet"] | None = None
     hosts: list[str] | None = None
@@ -112,6 +120,7 @@ def _told_agent(agent: Agent, versions: Sequence[Version]) -> dict[str, Any]:
                 "version": each.number,
                 "environment": each.environment,
                 "entry": each.entry,
+                "outside": each.outside,
                 "envNames": sorted(each.env),
                 "checkpoint": each.checkpoint.value,
                 "every": each.every_s,

@@ -45,15 +45,18 @@ class StepFailed(Exception):
         self.outcome = outcome
 
 
-class _Run:
-    def __init__(self) -> None:
+class Run:
+    """A run, for the program in it. ``call`` makes a call: a method, a path, and a body of JSON."""
+
+    def __init__(self, call: Callable[[str, str, Any], Any]) -> None:
+        self._call = call
         self._input: Any = None
         self._counts: dict[str, int] = {}
 
     @property
     def facts(self) -> Any:
         """What the run is now: its id, agent, version, trigger, epoch. A fork is another one than it was."""
-        return _call("GET", "/run")
+        return self._call("GET", "/run", None)
 
     @property
     def input(self) -> Any:
@@ -78,20 +81,20 @@ class _Run:
         left = tries
         while True:
             left -= 1
-            begun = _call("POST", "/steps", {"key": key, "input": _plain(arguments)})
+            begun = self._call("POST", "/steps", {"key": key, "input": _plain(arguments)})
             if begun["state"] == "done":
                 return begun["result"]
             try:
                 result = do(*arguments)
             except Exception as error:
-                _call("POST", "/steps/fail", {"key": key, "error": repr(error)})
+                self._call("POST", "/steps/fail", {"key": key, "error": repr(error)})
                 if left <= 0:
                     raise
             else:
                 body = {"key": key, "result": result}
                 if checkpoint is not None:
                     body["checkpoint"] = checkpoint
-                return _waited("/steps/commit", body)["result"]
+                return self._waited("/steps/commit", body)["result"]
 
     def checkpoint(self) -> None:
         """Keep the machine as it is now: what is lost later is what comes after."""
@@ -99,20 +102,20 @@ class _Run:
 
     def sleep(self, seconds: float, name: str = "sleep") -> None:
         """Rest. The machine does, too: nothing is billed but its disk."""
-        _waited("/sleep", {"key": self._key(name), "seconds": seconds})
+        self._waited("/sleep", {"key": self._key(name), "seconds": seconds})
 
     def ask(self, question: Any, name: str = "ask") -> Any:
         """What a human answers, with ``wardian run answer``."""
-        return _waited("/ask", {"key": self._key(name), "question": question})["answer"]
+        return self._waited("/ask", {"key": self._key(name), "question": question})["answer"]
 
     def spawn(self, agent: str, input: Any = None, name: str = "spawn") -> str:
         """Begin a run of another agent; its id."""
-        told = _call("POST", "/spawn", {"key": self._key(name), "agent": agent, "input": input})
+        told = self._call("POST", "/spawn", {"key": self._key(name), "agent": agent, "input": input})
         return str(told["run"])
 
     def wait(self, run_id: str) -> Any:
         """The result of a run that was spawned. Raises StepFailed."""
-        outcome = _waited("/wait", {"key": f"wait:{run_id}", "run": run_id})["outcome"]
+        outcome = self._waited("/wait", {"key": f"wait:{run_id}", "run": run_id})["outcome"]
         if outcome["state"] != "succeeded":
             raise StepFailed(outcome)
         return outcome["result"]
@@ -123,21 +126,33 @@ class _Run:
 
     def send(self, run_id: str, body: Any, topic: str = "", name: str = "send") -> None:
         """Tell another run of the same tree: a child, or the ``parent`` or ``root`` of the facts."""
-        _call("POST", "/send", {"key": self._key(name), "run": run_id, "topic": topic, "body": body})
+        self._call("POST", "/send", {"key": self._key(name), "run": run_id, "topic": topic, "body": body})
 
     def receive(self, topic: str | None = None, seconds: float | None = None, name: str = "receive") -> Any:
         """The oldest message that was not received yet, as its ``body``, ``topic`` and ``from`` (the run, or
         None for somebody outside). None if there is none for so many seconds."""
         body = {"key": self._key(name), "topic": topic, "seconds": seconds}
-        return _waited("/receive", body)["message"]
+        return self._waited("/receive", body)["message"]
 
     def emit(self, type: str, data: Any = None) -> None:
         """Tell whoever watches."""
-        _call("POST", "/emit", {"type": type, "data": data})
+        self._call("POST", "/emit", {"type": type, "data": data})
 
     def result(self, value: Any) -> None:
         """What the run is to return, once the program ends with 0."""
-        _call("POST", "/result", {"result": value})
+        self._call("POST", "/result", {"result": value})
+
+    def _waited(self, path: str, body: Any) -> Any:
+        """What a call is answered once there is an answer. The machine may be captured or rest meanwhile."""
+        pause = LOOK_S
+        while (said := self._call("POST", path, body)).get("state") in ("waiting", "committing"):
+            self._waits(said["state"])
+            time.sleep(pause)
+            pause = min(pause * 2, LOOK_MAX_S)
+        return said
+
+    def _waits(self, state: str) -> None:
+        """There is no answer yet."""
 
     def _key(self, name: str) -> str:
         count = self._counts[name] = self._counts.get(name, 0) + 1
@@ -149,7 +164,7 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=repr))
 
 
-def _call(method: str, path: str, body: Any = None) -> Any:
+def _call(method: str, path: str, body: Any) -> Any:
     pause = PAUSE_S
     for left in reversed(range(TRIES)):
         try:
@@ -169,15 +184,6 @@ def _call(method: str, path: str, body: Any = None) -> Any:
     raise AssertionError
 
 
-def _waited(path: str, body: Any) -> Any:
-    """What a call is answered once there is an answer. The machine may be captured or rest meanwhile."""
-    pause = LOOK_S
-    while (said := _call("POST", path, body)).get("state") in ("waiting", "committing"):
-        time.sleep(pause)
-        pause = min(pause * 2, LOOK_MAX_S)
-    return said
-
-
 def _once(method: str, path: str, body: Any) -> tuple[int, Any]:
     with open(TOKEN_FILE) as file:
         token = file.read().strip()  # another one after every restore
@@ -192,4 +198,4 @@ def _once(method: str, path: str, body: Any) -> tuple[int, Any]:
         connection.close()
 
 
-run = _Run()
+run = Run(_call)

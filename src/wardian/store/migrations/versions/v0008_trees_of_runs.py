@@ -1,4 +1,4 @@
-"""Lines of runs, forks, messages between runs, limits on what comes of one, and how far it may go."""
+"""Lines of runs, forks, messages between runs, limits on what comes of one, how far it may go; workflows."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -19,6 +19,26 @@ def upgrade() -> None:
     op.add_column("agent_version", sa.Column("budget", sa.JSON(), server_default="{}", nullable=False))
     for table in ("agent_version", "agent_trigger", "run"):
         op.add_column(table, sa.Column("confines", sa.JSON(), server_default="{}", nullable=False))
+    op.add_column(
+        "agent_version", sa.Column("outside", sa.Boolean(), server_default=sa.false(), nullable=False)
+    )
+    op.add_column("run", sa.Column("worker", sa.String(length=128), nullable=True))
+    op.add_column("run", sa.Column("leased_until", sa.BigInteger(), nullable=True))
+    op.create_table(
+        "run_box",
+        sa.Column("run_id", sa.String(length=64), nullable=False),
+        sa.Column("key", sa.String(length=255), nullable=False),
+        sa.Column("template", sa.String(length=128), nullable=False),
+        sa.Column("sandbox_id", sa.String(length=64), nullable=False),
+        sa.Column("epoch", sa.Integer(), nullable=False),
+        sa.Column("snapshot_id", sa.String(length=64), nullable=True),
+        sa.Column("resting", sa.Boolean(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["run_id"], ["run.id"], name=op.f("fk_run_box_run_id_run"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("run_id", "key", name=op.f("pk_run_box")),
+    )
+    op.create_index(op.f("ix_run_box_snapshot_id"), "run_box", ["snapshot_id"], unique=False)
     op.create_table(
         "run_message",
         sa.Column("run_id", sa.String(length=64), nullable=False),
