@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PORT = 9273
 """The default: W-A-R-D on a telephone's keys."""
 TLS_PORT = 8443
+COMPRESS_AFTER_MIN_S = 60
 DATABASE = "wardian.db"
 """The name of the database in a data directory."""
 
@@ -125,6 +126,9 @@ class Settings:
     scan_canaries: Path | None = None
     """A file whose lines must be in no published snapshot or image, beside every tenant's own secrets."""
 
+    snapshots_compress_after_s: int = 0
+    """A snapshot that nobody used for so long is compressed: see docs/isolation.md. 0: none ever is."""
+
     volume_size_gib: int = 10
     """How much one volume holds."""
 
@@ -169,11 +173,17 @@ class Settings:
             ("worker_lease_s", 1, 3600),
             ("timeout_max_hours", 1, 24 * 365),
             ("volume_size_gib", 1, 100_000),
+            ("snapshots_compress_after_s", 0, 10 * 365 * 86_400),
             ("effects_days", 0, 36_500),
             ("effects_max", 0, 100_000_000),
         ):
             if getattr(self, name) is not None and not low <= getattr(self, name) <= high:
                 raise BadSetting(f"{name} must be between {low} and {high}, not {getattr(self, name)}")
+        if 0 < self.snapshots_compress_after_s < COMPRESS_AFTER_MIN_S:
+            raise BadSetting(
+                f"snapshots_compress_after_s must be at least {COMPRESS_AFTER_MIN_S}, or 0 for never",
+                hint="whoever begins to restore one has as long to open its files",
+            )
         for name, number in self.pool_hot_of.items():
             if not 0 <= number <= 1000:
                 raise BadSetting(f"pool_hot_of must be between 0 and 1000, not {number} for {name!r}")
@@ -255,6 +265,7 @@ _READERS: Mapping[str, Any] = {
     "vault_key_command": str,
     "vault_key_previous": str,
     "scan_canaries": Path,
+    "snapshots_compress_after_s": _whole,
     "volume_size_gib": _whole,
     "bridge_ca": Path,
     "effects_days": _whole,

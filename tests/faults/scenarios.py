@@ -22,6 +22,7 @@ from wardian.isolation.gvisor import GvisorDriver
 from wardian.isolation.port import Capabilities, RootImage
 from wardian.model.errors import WardianError
 from wardian.model.sandbox import OnTimeout, Sandbox, SandboxSpec
+from wardian.sandboxes.compressing import Compressor
 from wardian.sandboxes.service import ListQuery
 from wardian.sandboxes.workshop import Options
 
@@ -155,6 +156,23 @@ async def _reboot(house: House, death: Death) -> dict[str, Any]:
     return {"id": sandbox_id}
 
 
+async def _compress(house: House, death: Death) -> dict[str, Any]:
+    """What is paused is compressed; the next server finds whatever was there by then."""
+    sandbox = await counting(house)
+    await house.sandboxes.pause(TENANT, sandbox.id)
+    death.armed = True
+    return {"id": sandbox.id, "compressed": await Compressor(house.works, 0).round()}
+
+
+async def _expand(house: House, death: Death) -> dict[str, Any]:
+    sandbox = await counting(house)
+    await house.sandboxes.pause(TENANT, sandbox.id)
+    assert await Compressor(house.works, 0).round()
+    death.armed = True
+    await house.sandboxes.resume(TENANT, sandbox.id, 600)
+    return {"id": sandbox.id}
+
+
 async def _fork(house: House, death: Death) -> dict[str, Any]:
     sandbox = await counting(house)
     death.armed = True
@@ -220,6 +238,8 @@ SCENARIOS: dict[str, Callable[[House, Death], Awaitable[dict[str, Any]]]] = {
     "boot": _boot,
     "reboot": _reboot,
     "resume": _resume,
+    "compress": _compress,
+    "expand": _expand,
     "fork": _fork,
     "snapshot": _snapshot,
     "kill": _kill,

@@ -61,6 +61,7 @@ from wardian.runs.offers import Offers
 from wardian.runs.service import Runs
 from wardian.runs.triggers import Triggers
 from wardian.runs.works import RunWorks
+from wardian.sandboxes.compressing import Compressor
 from wardian.sandboxes.inspecting import SnapshotInspector
 from wardian.sandboxes.leases import DirectoryLock, NodeLease
 from wardian.sandboxes.pool import Pool
@@ -215,6 +216,9 @@ async def _begin_lifecycle(stack: AsyncExitStack, ground: _Ground) -> _Lifecycle
     ground.volumes.in_use = sandboxes.mounts_volume
     bridge.attach(dial=shore.dial_host, judge=shore.admit_granted, locate=sandboxes.find_live, record=record)
     taken_over = await sandboxes.start()
+    compressor = Compressor(works, settings.snapshots_compress_after_s)
+    stack.push_async_callback(compressor.close)
+    compressor.start()
     return _Lifecycle(works, templates, sandboxes, shore, door, inspector, taken_over)
 
 

@@ -57,6 +57,7 @@ def examine() -> Iterator[Finding]:
     yield _image()
     yield from asyncio.run(_probe())
     yield _kvm()
+    yield _snapshots()
     yield from domain_findings(server_file.default_data_dir())
     yield _server()
 
@@ -125,6 +126,12 @@ def _kvm() -> Finding:
     if os.access("/dev/kvm", os.R_OK | os.W_OK):
         return Finding("kvm", "ok", "present: whether a machine boots under it, the drivers above say")
     return Finding("kvm", "ok", "absent: no microVM under hardware virtualisation on this host")
+
+
+def _snapshots() -> Finding:
+    after_s = Settings.load(data_dir=server_file.default_data_dir()).snapshots_compress_after_s
+    told = f"are compressed {after_s} s after their last use" if after_s else "stay as they are on disk"
+    return Finding("snapshots", "ok", f"{told} (WARDIAN_SNAPSHOTS_COMPRESS_AFTER_S={after_s})")
 
 
 def _server() -> Finding:

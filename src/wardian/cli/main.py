@@ -106,6 +106,13 @@ def serve(
     kernel_arguments: Annotated[
         str | None, typer.Option(help="Words for that kernel's command line.")
     ] = None,
+    snapshots_compress_after_s: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Compress snapshots on disk that nobody used for so long (default: 0, never).",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run the server, in the foreground, until Ctrl-C.
@@ -132,6 +139,7 @@ def serve(
             proxy_port=proxy_port,
             kernel=kernel,
             kernel_arguments=kernel_arguments,
+            snapshots_compress_after_s=snapshots_compress_after_s,
         )
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         server.serve(settings, as_json=as_json)

@@ -1,4 +1,4 @@
-"""``wardian snapshot``: are there secrets in it, and who says so."""
+"""``wardian snapshot``: how large is it, are there secrets in it, and who says so."""
 
 from __future__ import annotations
 
@@ -19,10 +19,33 @@ from wardian.model.errors import Invalid
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Search snapshots for secrets, and show what the server attests of them.",
+    help="Show snapshots, search them for secrets, and show what the server attests of them.",
 )
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The snapshot's id, or its name.")]
+
+
+@app.command(epilog=EXIT_CODES)
+def show(context: typer.Context, snapshot: Id, *, as_json: Json = False) -> None:
+    """Show how large a kept snapshot is, and what it takes on the server's disk.
+
+    Memory that was never touched, and disk never written, is part of the size and takes nothing. What nobody
+    used for a while takes less, if the server compresses it: `wardian serve --snapshots-compress-after-s`.
+    """
+    with errors(as_json=as_json):
+        told = remote.run(_call(address(context), "GET", quote(snapshot, safe="")))
+        if as_json:
+            print_json(told)
+            return
+        for name, value in (
+            ("snapshot", told["snapshotID"]),
+            ("names", ", ".join(told["names"]) or "-"),
+            ("holds", "memory and files" if told["memory"] else "files"),
+            ("size", f"{told['sizeBytes'] / 1e6:.1f} MB"),
+            ("on disk", f"{told['storedBytes'] / 1e6:.1f} MB"),
+            ("digest", told["digest"]),
+        ):
+            out.print(f"{name:10} {value}", markup=False, soft_wrap=True)
 
 
 @app.command(epilog=EXIT_CODES)

@@ -341,11 +341,20 @@ class Sandboxes:
             self._works, tenant, sandbox_id=sandbox_id, name=name, limit=limit, cursor=cursor
         )
 
-    async def open_snapshot(self, tenant: str, reference: str) -> tuple[Snapshot, MachineImage]:
-        """A kept snapshot, by id or name, and its verified files. Raises NotFound."""
+    async def get_snapshot(self, tenant: str, reference: str) -> Snapshot:
+        """The same. Raises NotFound."""
         row = await self.find_snapshot(tenant, reference)
         if row is None:
             raise NotFound(f"snapshot '{reference[:128]}' not found", code="snapshot_not_found")
+        return row
+
+    async def stored_bytes(self, snapshot: Snapshot) -> int:
+        """What a snapshot takes on disk now: its size without holes, and less when it is compressed."""
+        return await self._works.snapshots.stored_bytes(snapshot.id)
+
+    async def open_snapshot(self, tenant: str, reference: str) -> tuple[Snapshot, MachineImage]:
+        """A kept snapshot, by id or name, and its verified files. Raises NotFound."""
+        row = await self.get_snapshot(tenant, reference)
         _, image = await self._works.snapshots.load(row.id, digest=row.digest)
         return row, image
 

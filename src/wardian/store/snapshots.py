@@ -7,9 +7,10 @@ from dataclasses import asdict
 
 from sqlalchemy import Connection, and_, delete, func, insert, or_, select
 
-from wardian.model.sandbox import Snapshot
+from wardian.model.sandbox import Snapshot, State
 from wardian.store.codec import snapshot_of, surroundings_values
 from wardian.store.pages import in_order
+from wardian.store.tables import sandbox as sandboxes
 from wardian.store.tables import snapshot as table
 from wardian.store.tables import template_build
 
@@ -89,6 +90,19 @@ def page(
 
 def all_ids(conn: Connection) -> frozenset[str]:
     return frozenset(conn.execute(select(table.c.id)).scalars())
+
+
+def at_rest(conn: Connection) -> Sequence[str]:
+    """The snapshots that no sandbox that runs was made from, and no build starts from; the oldest first."""
+    resting = [State.PAUSED.value, State.ENDED.value]
+    running = select(sandboxes.c.snapshot_id).where(
+        sandboxes.c.snapshot_id.is_not(None), sandboxes.c.state.not_in(resting)
+    )
+    built = select(template_build.c.snapshot_id).where(template_build.c.snapshot_id.is_not(None))
+    query = select(table.c.id).where(
+        table.c.kind != WARMTH, table.c.id.not_in(running), table.c.id.not_in(built)
+    )
+    return list(conn.execute(query.order_by(table.c.created_at)).scalars())
 
 
 def remove(conn: Connection, snapshot_id: str) -> None:
