@@ -31,7 +31,6 @@ STEPS = [
     ("compress", "snapshot.dropped", {"paused"}),
     ("expand", "snapshot.expanded", {"paused"}),
     ("expand", "snapshot.whole", {"paused"}),
-    ("expand", "resume.committed", {"running"}),
     ("fork", "fork.intended", {"running"}),
     ("fork", "fork.captured", {"running"}),
     ("fork", "create.intended", {"running"}),
