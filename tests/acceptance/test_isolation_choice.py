@@ -194,6 +194,23 @@ def test_a_template_hands_its_isolation_on(both: Server, tmp_path: Path) -> None
     weaker = build("weaker", upon, "--isolation", "microvm")  # which may be emulated
     assert (weaker.returncode != 0, "isolation_below_base" in weaker.stderr) == (True, True), weaker.stderr
 
+    def build_of(name: str, *lines: str, isolation: str = "") -> subprocess.CompletedProcess[str]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "Dockerfile").write_text("\n".join(lines))
+        words = ["--name", name, *(["--isolation", isolation] if isolation else [])]
+        place = str(tmp_path / name)
+        return wardian(both, "template", "build", place, "--json", *words, check=False)
+
+    below = "FROM wardian/fixed AS one", "RUN touch /made", "FROM one AS two", "RUN true"
+    copying = *below, "FROM base", "COPY --from=two /made /made"
+    for name, lines in (("standing", (*below, "FROM two")), ("copying", copying)):
+        done = build_of(name, *lines)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["isolation"] == "gvisor"
+        assert ask(both, "GET", f"/templates/{name}").json()["isolation"] == "gvisor"
+    weaker = build_of("copying-weaker", *copying, isolation="microvm")
+    assert (weaker.returncode != 0, "isolation_below_base" in weaker.stderr) == (True, True), weaker.stderr
+
 
 def test_the_sdk_says_what_a_template_is_built_in(both: Server) -> None:
     made = Template().from_template("base").run_cmd("true")

@@ -10,7 +10,14 @@ from tests.lifecycle.fakes import MemoryDriver, World
 from wardian.isolation.drivers import Drivers
 from wardian.isolation.port import Driver
 from wardian.model.errors import Invalid, Unavailable, WardianError
-from wardian.model.isolation import Isolation, IsolationLevel, Wanted, isolation_of, minimum_of
+from wardian.model.isolation import (
+    Isolation,
+    IsolationLevel,
+    Wanted,
+    isolation_of,
+    minimum_of,
+    strongest_first,
+)
 
 KVM, EMULATED, GVISOR = (
     IsolationLevel.MICROVM_KVM,
@@ -96,6 +103,13 @@ def test_a_template_upon_another_is_not_weaker(base: Isolation, said: Isolation 
         assert refused.value.code == "isolation_below_base"
     else:
         assert wanted.upon(base) == wanted
+
+
+def test_of_several_templates_below_the_strongest_is_handed_on() -> None:
+    kinds = [Isolation(each) for each in ("auto", "microvm-emulated", "gvisor", "microvm", "microvm-kvm")]
+    assert [str(each) for each in strongest_first(kinds)] == [
+        "microvm-kvm", "gvisor", "microvm", "microvm-emulated", "auto",
+    ]  # fmt: skip
 
 
 def test_a_template_only_says_what_nobody_else_does() -> None:

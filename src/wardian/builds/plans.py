@@ -74,13 +74,13 @@ def reads_the_host(plan: Plan) -> bool:
     )
 
 
-def template_below(plan: Plan) -> str | None:
-    """The template that the last stage stands on, directly or by way of others; None if none."""
-    named = {stage.name: stage for stage in plan.stages[:-1]}
-    stage = plan.stages[-1] if plan.stages else None
-    while stage is not None and stage.base.kind is BaseKind.STAGE:
-        stage = named.pop(stage.base.reference, None)
-    return stage.base.reference if stage is not None and stage.base.kind is BaseKind.TEMPLATE else None
+def templates_below(plan: Plan) -> Sequence[str]:
+    """The templates that a plan builds upon: what its last stage stands on, or copies from, or they do."""
+    try:
+        stages = needed_stages(plan.stages)
+    except BuildFailed:
+        return ()  # as the build will say
+    return [stage.base.reference for stage in stages if stage.base.kind is BaseKind.TEMPLATE]
 
 
 def needed_stages(all_stages: Sequence[Stage]) -> Sequence[Stage]:

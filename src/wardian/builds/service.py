@@ -32,7 +32,7 @@ from wardian.images.roots import Roots
 from wardian.isolation.drivers import Drivers
 from wardian.model.build import BuildLine, BuildStatus, Built, Lock, Plan
 from wardian.model.errors import Conflict, Forbidden, Invalid, LimitExceeded, NotFound, WardianError
-from wardian.model.isolation import Isolation, IsolationLevel, Wanted
+from wardian.model.isolation import Isolation, IsolationLevel, Wanted, strongest_first
 from wardian.model.resources import Resources
 from wardian.model.template import (
     DEFAULT_TAG,
@@ -241,10 +241,12 @@ class Builds:
     ) -> Build:
         """Start a build that waits; it is ``building`` when this returns. Each can be started once.
 
-        Refused when this host does not have the isolation it is to run in, or that is weaker than what the
-        template says that it is built upon.
+        Refused when this host does not have the isolation it is to run in, or that is weaker than what a
+        template says that it is built upon: in any of its stages, for all run in the one isolation.
         """
-        wanted = Wanted(plan.isolation).and_also(self._wanted).upon(await self._isolation_below(tenant, plan))
+        wanted = Wanted(plan.isolation).and_also(self._wanted)
+        for isolation in await self._isolations_below(tenant, plan):
+            wanted = wanted.upon(isolation)
         self._house.drivers.choose(wanted)
         plan = replace(plan, isolation=wanted.asked)
         if plans.reads_the_host(plan) and tenant not in self._limits.host_images:
@@ -280,11 +282,11 @@ class Builds:
         self._jobs[build.id] = asyncio.create_task(work, name=f"build {build.id}")
         return build
 
-    async def _isolation_below(self, tenant: str, plan: Plan) -> Isolation | None:
-        """What the template says that the plan builds upon."""
-        reference = plans.template_below(plan)
-        base = None if reference is None else await self._house.templates.find(tenant, reference)
-        return None if base is None else base.build.isolation
+    async def _isolations_below(self, tenant: str, plan: Plan) -> Sequence[Isolation]:
+        """What the templates say that the plan builds upon; the strongest first, which is handed on."""
+        found = [await self._house.templates.find(tenant, each) for each in plans.templates_below(plan)]
+        said = {base.build.isolation for base in found if base is not None and base.build.isolation}
+        return strongest_first(said)
 
     async def _carry_out(
         self,

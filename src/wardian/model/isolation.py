@@ -12,7 +12,7 @@ Why in this order: ``docs/decisions/0027``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -62,6 +62,15 @@ class Isolation(StrEnum):
     def least(self) -> IsolationLevel:
         """The weakest level that this may come to."""
         return min(self.levels, key=_STRENGTH.__getitem__)
+
+
+def strongest_first(said: Iterable[Isolation]) -> Sequence[Isolation]:
+    """In the order of the weakest that each may come to; ``auto``, which demands nothing, last."""
+
+    def rank(each: Isolation) -> tuple[bool, int, int]:
+        return each is not Isolation.AUTO, _STRENGTH[each.least], _STRENGTH[each.levels[0]]
+
+    return sorted(said, key=rank, reverse=True)
 
 
 class BelowMinimum(Forbidden):
