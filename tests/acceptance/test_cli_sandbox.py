@@ -130,6 +130,9 @@ def test_files_alone_are_kept_when_asked(run: Run, own_sandbox: Callable[..., Sa
         assert run("sandbox", "exec", each, "pgrep", "-x", "sleep").code == 1
     made.commands.run("sleep 1000", background=True)
     whole = json.loads(run("sandbox", "snapshot", made.sandbox_id, "--json").out)["snapshotID"]
+    shown = json.loads(run("snapshot", "show", whole, "--json").out)
+    assert (shown["memory"], shown["storedBytes"] > 0, shown["sizeBytes"] > 0) == (True, True, True)
+    assert "holds      files" in run("snapshot", "show", "files-alone").lines
     [third] = run("sandbox", "create", whole).lines
     assert run("sandbox", "exec", third, "pgrep", "-x", "sleep").code == 0
     run("sandbox", "kill", other, third)
@@ -292,6 +295,9 @@ def test_wrong_words_are_refused(inside: Run, server: Server) -> None:
         (["sandbox", "inspect", "../etc"], 2, "not a sandbox id"),
         (["sandbox", "kill"], 2, "--all"),
         (["sandbox", "create", "--env", "X"], 2, "NAME=VALUE"),
+        (["sandbox", "resume", "--disk", "4096", "i1"], 2, "--disk"),
+        (["sandbox", "fork", "--cpus", "4", "i1"], 2, "--cpus"),
+        (["snapshot", "show", "no-such-snapshot"], 3, "no-such-snapshot"),
         (["sandbox", "--api-key", "wrong", "ls"], 5, "WARDIAN_API_KEY"),
         (["sandbox", "--url", "http://127.0.0.1:1", "--api-key", "x", "ls"], 4, "wardian serve"),
         (["sandbox", "--data", str(server.data / "none"), "ls"], 4, "wardian serve"),

@@ -142,6 +142,7 @@ async def test_the_first_version_may_ask_for_an_open_sandbox(
         ({"network": {"maskRequestHost": "a b"}}, 400, "bad_host_mask"),
         ({"network": {"newest": 1}}, 501, "unknown_option"),
         ({"gpu": {"count": 1}}, 501, "unknown_option"),
+        ({"memoryMB": 1024}, 501, "resources_fixed"),
         ({"secure": False}, 400, "unknown_option"),
         ({"templateID": ""}, 400, "invalid_argument"),
         ({"templateID": None}, 400, "invalid_argument"),

@@ -63,6 +63,17 @@ async def test_connect_tells_a_resumed_sandbox_from_a_running_one(
         assert service.asked == (300, False)
 
 
+@pytest.mark.parametrize("path", ["connect", "resume", "fork"])
+@pytest.mark.parametrize("key", ["cpuCount", "memoryMB", "diskSizeMB"])
+async def test_a_sandbox_cannot_become_larger(
+    client: httpx.AsyncClient, service: Service, path: str, key: str
+) -> None:
+    answer = await client.post(f"/sandboxes/{ID}/{path}", json={"timeout": 10, key: 4096})
+    told = refused(answer, 501, "resources_fixed")
+    assert key in told
+    assert service.asked == ()
+
+
 async def test_resume_keeps_what_was_decided_at_creation(client: httpx.AsyncClient, service: Service) -> None:
     assert (await client.post(f"/sandboxes/{ID}/resume", json={"autoPause": False})).status_code == 201
     assert service.asked == (15, True)

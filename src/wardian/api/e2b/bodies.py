@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from wardian.api.e2b.body import Body, template_reference
+from wardian.api.e2b.body import Body, OfOneSize, template_reference
 from wardian.api.e2b.network import Network, SealText
 from wardian.model.errors import Invalid, Unsupported
 from wardian.model.isolation import Wanted, isolation_of
@@ -42,7 +42,7 @@ class Mount(Body):
     path: str
 
 
-class NewSandbox(Body):
+class NewSandbox(OfOneSize):
     """A request for a sandbox, of either version; only the first has ``secure``."""
 
     templateID: Annotated[str, Field(min_length=1, max_length=256)]
@@ -110,7 +110,7 @@ class NewSandbox(Body):
             raise Unsupported("workload identity tokens (iam) are not supported", code="iam_unsupported")
 
 
-class ConnectSandbox(Body):
+class ConnectSandbox(OfOneSize):
     timeout: int | None = None
     memory: bool | None = None  # false: boot anew from the files
 
@@ -132,7 +132,7 @@ class Refresh(Body):
     duration: Annotated[int, Field(ge=0, le=REFRESH_S_MAX)] | None = None
 
 
-class Fork(Body):
+class Fork(OfOneSize):
     timeout: int | None = None
     count: Annotated[int, Field(ge=1, le=FORKS_MAX)] = 1
     speculative: bool = False

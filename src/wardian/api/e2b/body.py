@@ -18,8 +18,31 @@ class Body(BaseModel):
     def _refuse_unknown(self) -> Self:
         for key, value in (self.model_extra or {}).items():
             if value not in (None, False, "", [], {}):
-                raise Unsupported(f"option '{key[:64]}' is not known to this server", code="unknown_option")
+                raise self._refusal(key)
         return self
+
+    def _refusal(self, key: str) -> Unsupported:
+        """Why a key that says something is refused."""
+        return Unsupported(f"option '{key[:64]}' is not known to this server", code="unknown_option")
+
+
+RESOURCES = frozenset({"cpuCount", "memoryMB", "diskSizeMB"})
+"""As answers call them."""
+
+
+class OfOneSize(Body):
+    """A request about a sandbox, whose size is its template's for its whole life."""
+
+    def _refusal(self, key: str) -> Unsupported:
+        if key not in RESOURCES:
+            return super()._refusal(key)
+        return Unsupported(
+            f"{key} cannot be asked for here: a sandbox is as large as its template says, also after a pause "
+            "and as a fork",
+            code="resources_fixed",
+            hint="build a template that is as large (`wardian template build --cpus --memory --disk`), and "
+            "create from that",
+        )
 
 
 def template_reference(reference: str) -> str:
