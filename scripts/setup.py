@@ -191,6 +191,7 @@ def python_environment() -> None:
     key = hashlib.sha256(locked).hexdigest()
     stamp = VENV / ".wardian-lock"
     if stamp.exists() and stamp.read_text() == key and (VENV / "bin/python").exists():
+        compile_sources()
         done("Python packages")
         return
     with step("Python packages", "installing what uv.lock names"):
@@ -205,7 +206,17 @@ def python_environment() -> None:
             sync_from_index(uv, index, environment)
         else:
             run([uv, "sync", "--frozen", "--compile-bytecode"], environment)
+        compile_sources()
         stamp.write_text(key)
+
+
+def compile_sources() -> None:
+    """Have our own modules compiled: a third of a server's start, where Python is told to keep nothing.
+
+    Not what goes into images, which is copied with all that is beside it.
+    """
+    apart = r"/builds/builtin/|/runs/lib/"
+    run([str(VENV / "bin/python"), "-m", "compileall", "-q", "-x", apart, str(ROOT / "src")])
 
 
 def sync_from_index(uv: str, index: str, environment: Mapping[str, str]) -> None:

@@ -9,15 +9,12 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from wardian.cli import remote
 from wardian.cli.arguments import address, pairs
-from wardian.cli.output import EXIT_CODES, Json, err, errors, note, out, print_json, table
+from wardian.cli.output import EXIT_CODES, Json, errors, note, out, print_json, table
 from wardian.cli.remote import Address
-from wardian.images.base import base_recipe
-from wardian.images.catalog import BuiltImage, Catalog, default_cache
 from wardian.model.isolation import isolation_of
 
 BASE = "base"
@@ -184,7 +181,9 @@ def build(
     """
     with errors(as_json=as_json):
         if directory == BASE and not Path(BASE).is_dir():
-            _build_base(as_json=as_json)
+            from wardian.cli.base_image import build_base  # late: other commands make no images
+
+            build_base(as_json=as_json)
             return
         from wardian.builds import builtin as builtins  # late: other commands read no manifests
         from wardian.cli import building
@@ -216,6 +215,8 @@ def build(
 
 
 def _builtin_lock(name: str) -> Path:
+    from wardian.images.catalog import default_cache  # late: the same
+
     place = default_cache() / "locks"
     place.mkdir(parents=True, exist_ok=True)
     return place / f"{name}.lock"
@@ -257,38 +258,3 @@ async def _differences(
 
 def _resources(told: dict[str, Any]) -> str:
     return f"{told['cpu_count']} cores, {told['memory_mib']} MiB memory, {told['disk_mib']} MiB disk"
-
-
-def _build_base(*, as_json: bool) -> None:
-    started = time.monotonic()
-    image = _base_image()
-    facts = {
-        "name": BASE,
-        "path": str(image.root.path),
-        "digest": image.manifest.digest,
-        "tree": image.manifest.tree,
-        "sizeBytes": image.manifest.size_bytes,
-        "packages": len(image.manifest.packages),
-    }
-    if as_json:
-        print_json(facts)
-        return
-    out.print(str(image.root.path), soft_wrap=True)
-    size = f"{image.manifest.size_bytes / 1e6:.0f} MB"
-    note(f"{size}, {len(image.manifest.packages)} packages, {time.monotonic() - started:.1f} s")
-
-
-def _base_image() -> BuiltImage:
-    catalog, recipe = Catalog(), base_recipe()
-    if found := catalog.find(recipe):
-        return found
-    columns = (SpinnerColumn(), TextColumn("{task.description:38}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        task = progress.add_task("starting", total=1.0)
-
-        def report(words: str, fraction: float) -> None:
-            progress.update(task, description=words, completed=fraction)
-            if not err.is_terminal:
-                note(f"  {fraction:4.0%}  {words}")
-
-        return catalog.build(recipe, report)
