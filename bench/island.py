@@ -208,6 +208,10 @@ class Islands:
         await guest.attach(2, _identity(), timeout_s=PATIENCE_S)
         return Inhabited(machine, guest)
 
+    def act(self, work: Coroutine[Any, Any, T]) -> T:
+        """What comes of something else that is done in the loop."""
+        return self._do(work)
+
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(work)
 

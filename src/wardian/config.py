@@ -127,7 +127,7 @@ class Settings:
     """A file whose lines must be in no published snapshot or image, beside every tenant's own secrets."""
 
     snapshots_compress_after_s: int = 0
-    """A snapshot that nobody used for so long is compressed: see docs/isolation.md. 0: none ever is."""
+    """A snapshot that nobody used for so long is compressed: see docs/snapshots.md. 0: none ever is."""
 
     volume_size_gib: int = 10
     """How much one volume holds."""

@@ -48,6 +48,8 @@ def test_templates_of_the_house_may_be_kept_hot_in_other_numbers() -> None:
         {"WARDIAN_POOL_HOT_OF": "desktop"},
         {"WARDIAN_POOL_HOT_OF": "desktop=-1"},
         {"WARDIAN_TIMEOUT_MAX_HOURS": "0"},
+        {"WARDIAN_SNAPSHOTS_COMPRESS_AFTER_S": "59"},
+        {"WARDIAN_SNAPSHOTS_COMPRESS_AFTER_S": "-1"},
         {"WARDIAN_ALLOWED_NETWORKS": "10.0.0.1/8"},
         {"WARDIAN_PRIVATE_REGISTRIES": "https://x"},
     ],
