@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from wardian.isolation.port import Capabilities, ImageRefused, IsolationLevel, M
 from wardian.model.errors import WardianError
 from wardian.model.resources import Resources
 from wardian.snapshots import store as stores
-from wardian.snapshots.manifest import Manifest
+from wardian.snapshots.digests import BLOCK, digest_of_file
+from wardian.snapshots.manifest import File, Manifest, digest_of
 from wardian.snapshots.store import SnapshotStore
 
 HOST = Capabilities(
@@ -130,8 +132,52 @@ def test_a_foreign_snapshot_is_refused_with_the_reason(changed: dict[str, object
 
 
 def test_a_snapshot_of_a_later_format_is_refused() -> None:
-    with pytest.raises(ImageRefused, match="format 2"):
-        Manifest.decode(b'{"format": 2}')
+    with pytest.raises(ImageRefused, match="format 3"):
+        Manifest.decode(b'{"format": 3}')
+
+
+async def test_a_snapshot_of_the_first_format_is_as_good_as_ever(
+    store: SnapshotStore, tmp_path: Path
+) -> None:
+    """Its digests are of the bytes one after the other, and its manifest is what it was."""
+    content = bytes(3 << 20) + b"memory" * 50_000
+    manifest, _ = await publish(store, "s1", content)
+    place = tmp_path / "s/s1"
+    first = {
+        name: File(file.size, digest_of((place / name).read_bytes())) for name, file in manifest.files.items()
+    }
+    old = replace(manifest, files=first, format=1)
+    (place / "manifest.json").write_bytes(old.encode())
+    again = await _reopened(tmp_path)
+    loaded, _ = await again.load("s1", digest=old.digest)
+    assert (loaded, loaded.encode()) == (old, old.encode())
+    assert await again.compress("s1", unused_s=0)
+    assert not (place / "pages").exists()
+    _, image = await again.load("s1", digest=old.digest)
+    assert (image.directory / "pages").read_bytes() == content
+    _flip(place / "pages.zst")
+    (place / "pages").unlink()
+    with pytest.raises(WardianError, match="not what was written"):
+        await again.load("s1", digest=old.digest)
+    await again.close()
+
+
+def test_zeros_and_holes_are_the_same_and_every_byte_counts(tmp_path: Path) -> None:
+    size = 5 * BLOCK + 7
+    for written in ({}, {0: b"a"}, {3 * BLOCK - 1: b"ab"}, {size - 1: b"z"}, {BLOCK: b"a", 4 * BLOCK: b"a"}):
+        raw = bytearray(size)
+        with (tmp_path / "holes").open("wb") as holes:
+            holes.truncate(size)
+            for at, data in written.items():
+                raw[at : at + len(data)] = data
+                holes.seek(at)
+                holes.write(data)
+        (tmp_path / "zeros").write_bytes(raw)
+        digest = digest_of_file(tmp_path / "zeros")
+        assert digest_of_file(tmp_path / "holes") == digest
+        for other in (raw[:-1], raw + b"\0", raw[BLOCK:] + raw[:BLOCK] if any(raw) else raw[1:]):
+            (tmp_path / "other").write_bytes(other)
+            assert digest_of_file(tmp_path / "other") != digest
 
 
 @pytest.mark.parametrize("name", ["../x", "manifest.json", "", "a/b"])

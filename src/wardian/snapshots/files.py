@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from hashlib import sha256
 from pathlib import Path
 
+from wardian.snapshots.digests import digest_of_file
 from wardian.snapshots.manifest import MANIFEST_NAME, File, Manifest, SnapshotDamaged
 from wardian.snapshots.packed import SUFFIX
 
-_CHUNK = 1 << 20
 Identity = tuple[tuple[str, int, int, int, int], ...]
 
 
@@ -29,7 +28,7 @@ def is_whole(path: Path, file: File) -> bool:
     """Whether a file is there, and what was written."""
     if path.is_symlink() or not path.is_file():
         return False
-    return path.stat().st_size == file.size and digest_of_file(path) == file.digest
+    return path.stat().st_size == file.size and digest_of_file(path, file.digest) == file.digest
 
 
 def damaged(snapshot_id: str, name: str) -> SnapshotDamaged:
@@ -61,11 +60,3 @@ def identity(directory: Path) -> Identity:
         stat = entry.stat(follow_symlinks=False)
         facts.append((entry.name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
     return tuple(facts)
-
-
-def digest_of_file(path: Path) -> str:
-    digest = sha256()
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return "sha256:" + digest.hexdigest()

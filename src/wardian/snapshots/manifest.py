@@ -16,7 +16,9 @@ from wardian.isolation.port import Capabilities, ImageRefused, MachineImage
 from wardian.model.errors import Conflict, WardianError
 from wardian.model.resources import Resources
 
-FORMAT = 1
+FORMAT = 2
+READABLE = frozenset({1, 2})
+"""The first has digests of another kind: :mod:`wardian.snapshots.digests`."""
 MANIFEST_NAME = "manifest.json"
 MANIFEST_BYTES_MAX = 1 << 20
 _FACTS_MAX = 64
@@ -52,6 +54,7 @@ class Manifest:
     resources: Resources
     files: Mapping[str, File]
     facts: Mapping[str, Any] = field(default_factory=dict)  # sandbox, epoch, processes: for people and tools
+    format: int = FORMAT
 
     @property
     def size_bytes(self) -> int:
@@ -64,7 +67,7 @@ class Manifest:
 
     def encode(self) -> bytes:
         document = {
-            "format": FORMAT,
+            "format": self.format,
             "id": self.id,
             "parent": self.parent,
             "created_at": self.created_at,
@@ -83,9 +86,9 @@ class Manifest:
         """Parse a manifest. Raises :class:`SnapshotDamaged`, or :class:`ImageRefused` for another format."""
         try:
             document = json.loads(raw)
-            if document["format"] != FORMAT:
+            if document["format"] not in READABLE:
                 raise ImageRefused(
-                    f"this snapshot has format {document['format']!r}; we read format {FORMAT}",
+                    f"this snapshot has format {document['format']!r}; we read formats up to {FORMAT}",
                     hint="restore it with the version of wardian that made it",
                 )
             files = {
@@ -104,6 +107,7 @@ class Manifest:
                 resources=Resources(**document["resources"]),
                 files=files,
                 facts=document.get("facts", {}),
+                format=document["format"],
             )
         except ImageRefused:
             raise

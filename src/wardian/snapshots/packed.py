@@ -15,10 +15,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 
 import zstandard
+
+from wardian.snapshots.digests import BLOCK, ZEROS, Digest, blocks_of
 
 SUFFIX = ".zst"
 REFUSED = 200
@@ -26,9 +27,7 @@ LEVEL = 3
 """Half as large again at level 1, a tenth smaller at level 9, which takes six times as long."""
 WINDOW_MAX = 8 << 20
 """What a frame may ask a reader to remember: bytes. Level 3 asks for 2 MiB."""
-_CHUNK = 1 << 20
 _PAGE = 4096
-_ZEROS = bytes(_CHUNK)
 _NICEST = 19
 
 
@@ -41,18 +40,19 @@ def pack(source: Path, target: Path, digest: str, *, go_on: Callable[[], bool] =
 
     Raises :class:`NotWhatItWas` unless its digest is ``digest``, and when told not to ``go_on``.
     """
-    hashed = sha256()
+    hashed, at = Digest.like(digest), 0
     with source.open("rb", buffering=0) as plain, _created(target, plain.fileno()) as descriptor:
         with open(descriptor, "wb", closefd=False) as packed:
             compressor = zstandard.ZstdCompressor(level=LEVEL)
             with compressor.stream_writer(packed, closefd=False) as writer:
-                while chunk := plain.read(_CHUNK):
+                for chunk in blocks_of(plain.read):
                     if not go_on():
                         raise NotWhatItWas("nobody waits for it any more")
-                    hashed.update(chunk)
+                    hashed.add(at // BLOCK, chunk)
+                    at += len(chunk)
                     writer.write(chunk)
         os.fsync(descriptor)
-    if "sha256:" + hashed.hexdigest() != digest:
+    if hashed.of(at) != digest:
         raise NotWhatItWas(f"{source.name} is not what was written")
 
 
@@ -78,30 +78,30 @@ def check(source: Path, size: int, digest: str) -> None:
 
 def _verified(source: Path, size: int, digest: str) -> Iterator[bytes]:
     """What ``source`` expands to, in pieces of a chunk; after the last it was what it should be."""
-    hashed, left = sha256(), size
+    hashed, at = Digest.like(digest), 0
     with source.open("rb", buffering=0) as packed:
         try:
             reader = zstandard.ZstdDecompressor(max_window_size=WINDOW_MAX).stream_reader(packed)
-            while chunk := reader.read(_CHUNK):
-                if len(chunk) > left:
+            for chunk in blocks_of(reader.read):
+                if at + len(chunk) > size:
                     raise NotWhatItWas(f"{source.name} expands to more than {size} bytes")
-                left -= len(chunk)
-                hashed.update(chunk)
+                hashed.add(at // BLOCK, chunk)
+                at += len(chunk)
                 yield chunk
         except zstandard.ZstdError as error:
             raise NotWhatItWas(f"{source.name} cannot be expanded: {error}") from error
-    if left or "sha256:" + hashed.hexdigest() != digest:
+    if at != size or hashed.of(at) != digest:
         raise NotWhatItWas(f"{source.name} does not expand to what was written")
 
 
 def _write_data(descriptor: int, chunk: bytes, at: int) -> None:
     """Write the pages of ``chunk`` that are not all zeros, each run of them at once."""
-    if chunk == _ZEROS[: len(chunk)]:
+    if chunk == ZEROS[: len(chunk)]:
         return
     data, begin = memoryview(chunk), 0
     for offset in range(0, len(chunk), _PAGE):
         page = chunk[offset : offset + _PAGE]
-        if page == _ZEROS[: len(page)]:
+        if page == ZEROS[: len(page)]:
             _write(descriptor, data[begin:offset], at + begin)
             begin = offset + len(page)
     _write(descriptor, data[begin:], at + begin)

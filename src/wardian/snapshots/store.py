@@ -31,6 +31,7 @@ from weakref import WeakValueDictionary
 from wardian.isolation.port import MachineImage
 from wardian.model.errors import Unavailable, WardianError
 from wardian.snapshots import files
+from wardian.snapshots.digests import digest_of_file
 from wardian.snapshots.manifest import (
     MANIFEST_BYTES_MAX,
     MANIFEST_NAME,
@@ -115,7 +116,7 @@ class SnapshotStore:
         """
         try:
             hashes = await asyncio.gather(
-                *(self._run(files.digest_of_file, image.directory / name) for name in image.files),
+                *(self._run(digest_of_file, image.directory / name) for name in image.files),
                 *(self._run(sync, image.directory / name) for name in image.files),
             )
             manifest = Manifest(
