@@ -1,9 +1,9 @@
 """Digests of the files of snapshots: every byte counts, but zeros cost nothing.
 
 A file is taken in blocks of 1 MiB. ``sha256-blocks:<hex>`` is the SHA-256 of, for each block that is not all
-zeros, its number (8 bytes, big-endian) and its bytes; then the size of the file (8 bytes). So two files have the
-same digest only if they have the same bytes, whichever of them are holes. ``sha256:<hex>``, of the bytes one
-after the other, is what snapshots of format 1 have.
+zeros, its number (8 bytes, big-endian) and its bytes; then the size of the file (8 bytes). So two files have
+the same digest only if they have the same bytes, whichever of them are holes. ``sha256:<hex>``, of the bytes
+one after the other, is what snapshots of format 1 have.
 """
 
 from __future__ import annotations
