@@ -31,7 +31,7 @@ class Digest:
         return cls(PLAIN if digest.startswith(PLAIN) else BLOCKS)
 
     def add(self, number: int, block: bytes) -> None:
-        """The block with that number. Blocks of zeros may be left out, unless every byte is hashed."""
+        """The next block, which has that number."""
         if self._kind == PLAIN:
             self._hash.update(block)
         elif block != ZEROS[: len(block)]:
@@ -49,30 +49,34 @@ def digest_of_file(path: Path, like: str = BLOCKS) -> str:
     """The digest of a file, of the kind that ``like`` is of."""
     digest = Digest.like(like)
     with path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        blocks = range(0, size, BLOCK) if like.startswith(PLAIN) else _with_data(file.fileno(), size)
-        for at in blocks:
-            digest.add(at // BLOCK, os.pread(file.fileno(), BLOCK, at))
-    return digest.of(size)
+        for number, block in enumerate(blocks_of_file(file.fileno())):
+            digest.add(number, block)
+        return digest.of(os.fstat(file.fileno()).st_size)
 
 
-def blocks_of(read: Callable[[int], bytes | None]) -> Iterator[bytes]:
+def blocks_of_file(descriptor: int) -> Iterator[bytes]:
+    """The blocks of a file. Holes are not read, which would fill the host's cache with zeros."""
+    size, data = os.fstat(descriptor).st_size, -1
+    for at in range(0, size, BLOCK):
+        if data < at:
+            data = _next_data(descriptor, at, size)
+        length = min(BLOCK, size - at)
+        yield os.pread(descriptor, length, at) if data < at + length else ZEROS[:length]
+
+
+def _next_data(descriptor: int, at: int, size: int) -> int:
+    """Where the next data of a file are, from ``at`` on; its ``size`` if there are none."""
+    try:
+        return os.lseek(descriptor, at, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return size
+
+
+def blocks_of(read: Callable[[int], bytes]) -> Iterator[bytes]:
     """What ``read`` gives, in whole blocks but for the last."""
     while block := read(BLOCK):
         while len(block) < BLOCK and (more := read(BLOCK - len(block))):
             block += more
         yield block
-
-
-def _with_data(descriptor: int, size: int) -> Iterator[int]:
-    """Where the blocks begin that are not holes altogether."""
-    at = 0
-    while at < size:
-        try:
-            at = os.lseek(descriptor, at, os.SEEK_DATA) // BLOCK * BLOCK
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole is left
-                return
-            raise
-        yield at
-        at += BLOCK

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import zstandard
 
-from wardian.snapshots.digests import BLOCK, ZEROS, Digest, blocks_of
+from wardian.snapshots.digests import BLOCK, ZEROS, Digest, blocks_of, blocks_of_file
 
 SUFFIX = ".zst"
 REFUSED = 200
@@ -45,7 +45,7 @@ def pack(source: Path, target: Path, digest: str, *, go_on: Callable[[], bool] =
         with open(descriptor, "wb", closefd=False) as packed:
             compressor = zstandard.ZstdCompressor(level=LEVEL)
             with compressor.stream_writer(packed, closefd=False) as writer:
-                for chunk in blocks_of(plain.read):
+                for chunk in blocks_of_file(plain.fileno()):
                     if not go_on():
                         raise NotWhatItWas("nobody waits for it any more")
                     hashed.add(at // BLOCK, chunk)
