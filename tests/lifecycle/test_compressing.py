@@ -7,10 +7,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from tests.lifecycle.house import TENANT, House
 from tests.lifecycle.test_real_machines import counting, moves_on
 
-from wardian.model.sandbox import Sandbox, SandboxSpec
+from wardian.model.errors import WardianError
+from wardian.model.sandbox import Sandbox, SandboxSpec, State
 from wardian.sandboxes.compressing import Compressor
 from wardian.store import snapshots
 
@@ -54,6 +56,12 @@ async def test_what_is_at_rest_is_compressed_and_nothing_else(real: House) -> No
     )
 
 
+def flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
 def until_gone(path: Path) -> None:
     while path.exists():
         time.sleep(0.01)
@@ -70,6 +78,13 @@ async def test_it_looks_by_itself_until_it_is_closed(real: House) -> None:
     directory = real.data / "snapshots" / pause_of(real, sandbox)
     await asyncio.to_thread(until_gone, directory / "pages.data")
     await compressor.close()
+
+    await asyncio.to_thread(flip, directory / "pages.data.zst")
+    with pytest.raises(WardianError) as refused:
+        await real.sandboxes.resume(TENANT, sandbox.id, 60)
+    assert refused.value.code == "snapshot_damaged"
+    assert real.sandboxes.roster.owners[sandbox.id].sandbox.state is State.PAUSED
+    await asyncio.to_thread(flip, directory / "pages.data.zst")
     await real.sandboxes.resume(TENANT, sandbox.id, 60)
     await moves_on(real, sandbox.id, "0")
     await real.sandboxes.kill(TENANT, sandbox.id)
