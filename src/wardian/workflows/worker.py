@@ -33,6 +33,8 @@ _TIMEOUT = httpx.Timeout(60, connect=5)
 _LEFT = ("run_superseded", "run_not_found")
 """What the server says to a worker that has a run no more."""
 
+_STEPS = ("/steps", "/boxes/run", "/boxes/read")
+
 _log = logging.getLogger(__name__)
 
 
@@ -49,7 +51,18 @@ class Claimed:
     epoch: int
     input: Any
     lease_s: float
-    committed: frozenset[str]
+    steps: Mapping[str, bool]
+    """The keys of those that were begun, and whether they were committed."""
+
+    def check(self, asked: frozenset[str], key: str | None = None) -> None:
+        """Raise Conflict if a program that asked for these steps, and now for ``key``, is not the one that
+        committed the others: it does one after another."""
+        forgotten = sorted(each for each, done in self.steps.items() if done and each not in asked)
+        if forgotten and key not in self.steps:
+            instead = "" if key is None else f", and asks for {key} now"
+            raise Conflict(
+                f"it committed {', '.join(forgotten[:8])} before{instead}", code="workflow_changed"
+            )
 
 
 class Worker:
@@ -121,7 +134,7 @@ class Worker:
             told["epoch"],
             told["input"],
             told["lease"],
-            frozenset(told["committed"]),
+            told["steps"],
         )
 
     # ── one run
@@ -145,6 +158,8 @@ class Worker:
         waiting_since: list[float] = []
 
         def call(method: str, path: str, body: Any) -> Any:
+            if path in _STEPS:
+                claimed.check(run.asked, body["key"])
             return self._speak(claimed, method, path, body)
 
         def waits(state: str) -> None:
@@ -159,11 +174,7 @@ class Worker:
         token = driven.set(run)
         try:
             result = self._workflows[claimed.workflow].do(claimed.input)
-            if forgotten := sorted(claimed.committed - run.asked):
-                raise Conflict(
-                    f"it committed {', '.join(forgotten[:8])} before, and did not ask for that now",
-                    code="workflow_changed",
-                )
+            claimed.check(run.asked)
             call("POST", "/result", {"result": result})
         except RunError as error:
             if error.code in _LEFT or error.code == "unreachable":

@@ -70,10 +70,10 @@ def router_of(runs: Runs, commits: Commits, offers: Offers, boxes: Boxes) -> API
         if run is None:
             return JSONResponse(None)
         steps = await runs.steps(tenant, run.id)
-        done = [step.key for step in steps if step.number is not None]
+        known = {step.key: step.number is not None for step in steps}
         return JSONResponse(
             {"runID": run.id, "agent": run.agent, "version": run.version, "epoch": run.epoch}
-            | {"input": run.input, "lease": offers.lease_s, "committed": done}
+            | {"input": run.input, "lease": offers.lease_s, "steps": known}
         )
 
     async def who(request: Request) -> Speaking:
