@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from wardian.model.domain import Domain
 from wardian.model.errors import Invalid
@@ -102,6 +103,10 @@ class Settings:
     """How long a worker of workflows is believed to be there after it said so."""
 
     """How many runs may work at a time; those that wait for something do not count."""
+
+    engine_url: str | None = field(default=None, repr=False)
+    """A Postgres database for the journal of runs: ``postgresql://USER:PASSWORD@HOST:PORT/DATABASE``. None: a
+    SQLite file in the data directory."""
 
     timeout_max_hours: int = 24
     """The longest time a sandbox may ask for at once."""
@@ -228,6 +233,21 @@ def _networks(text: str) -> tuple[Network, ...]:
     return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
 
 
+def _postgres(text: str) -> str:
+    """The address of a Postgres database. What is wrong with it is not shown: it may have a password."""
+    try:
+        url = urlsplit(text)
+        whole = url.scheme in ("postgresql", "postgres") and len(url.path) > 1 and (url.port or 1) > 0
+    except ValueError:
+        whole = False
+    if not whole:
+        raise ValueError(
+            "must be postgresql://USER:PASSWORD@HOST:PORT/DATABASE, special characters in it as %XX; without "
+            "it the engine keeps a SQLite file"
+        )
+    return text
+
+
 def _registries(text: str) -> tuple[str, ...]:
     found = [part.strip().lower() for part in text.split(",") if part.strip()]
     for each in found:
@@ -258,6 +278,7 @@ _READERS: Mapping[str, Any] = {
     "sandboxes_max": _whole,
     "runs_at_once": _whole,
     "worker_lease_s": _whole,
+    "engine_url": _postgres,
     "timeout_max_hours": _whole,
     "allowed_networks": _networks,
     "private_registries": _registries,

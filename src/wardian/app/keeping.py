@@ -20,6 +20,10 @@ SEAL_FILE = "seal.key"
 ATTEST_FILE = "attest.key"
 TOKEN_KEY_FILE = "tokens.key"
 VOLUME_KEY_FILE = "volumes.key"
+ENGINE_FILE = "engine.db"
+"""The journal of runs, unless it is in Postgres."""
+ENGINE_SCHEMA_FILE = "engine.schema"
+"""The name of this data directory's schema, if it is."""
 
 
 async def local_key(database: Database, directory: Path) -> str:
@@ -46,6 +50,8 @@ def _read_key(path: Path) -> str | None:
 
 __all__ = [
     "ATTEST_FILE",
+    "ENGINE_FILE",
+    "ENGINE_SCHEMA_FILE",
     "KEY_FILE",
     "SEAL_FILE",
     "TENANT",

@@ -5,8 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from secrets import token_hex
 
-from wardian.app.keeping import ATTEST_FILE, TENANT, TOKEN_KEY_FILE, VOLUME_KEY_FILE
+from wardian.app.keeping import (
+    ATTEST_FILE,
+    ENGINE_FILE,
+    ENGINE_SCHEMA_FILE,
+    TENANT,
+    TOKEN_KEY_FILE,
+    VOLUME_KEY_FILE,
+)
 from wardian.bridge.passes import Mint
 from wardian.bridge.retention import Retention
 from wardian.bridge.service import Bridge
@@ -23,6 +31,7 @@ from wardian.images.oci.outlet import Allows, Outlet
 from wardian.images.roots import Roots
 from wardian.model.resources import Resources
 from wardian.model.template import Edition
+from wardian.runs.engines.journals import Journal, PostgresJournal, SqliteJournal
 from wardian.sandboxes.inspecting import SnapshotInspector
 from wardian.sandboxes.pool import Bounds, PoolLimits
 from wardian.sandboxes.service import Sandboxes
@@ -30,6 +39,7 @@ from wardian.sandboxes.templates import Templates, house_edition
 from wardian.sandboxes.workshop import Workshop
 from wardian.snapshots.attest import SigningKey
 from wardian.snapshots.scan import Report
+from wardian.store import private
 from wardian.store.clock import now_us
 from wardian.store.database import Database
 from wardian.vault import keys as vault_keys
@@ -142,6 +152,14 @@ async def inspector_of(settings: Settings, bridge: Bridge) -> SnapshotInspector:
     return SnapshotInspector(search, key, settings.data_dir / "attestations")
 
 
+def journal_of(settings: Settings) -> Journal:
+    """Where the engine of runs keeps its journal. In Postgres, every data directory has its own schema."""
+    if settings.engine_url is None:
+        return SqliteJournal(settings.data_dir / ENGINE_FILE)
+    schema = private.kept(settings.data_dir / ENGINE_SCHEMA_FILE, lambda: f"wardian_{token_hex(8)}".encode())
+    return PostgresJournal(settings.engine_url, schema.decode().strip())
+
+
 async def open_volumes(settings: Settings, database: Database) -> Volumes:
     """The volumes; their tokens are signed with a key of their own."""
     key = await asyncio.to_thread(vault_keys.from_file, settings.data_dir / VOLUME_KEY_FILE, may_make=True)
@@ -153,6 +171,7 @@ __all__ = [
     "base_template",
     "builder_of",
     "inspector_of",
+    "journal_of",
     "open_bridge",
     "open_volumes",
     "pool_limits",

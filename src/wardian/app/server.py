@@ -37,6 +37,7 @@ from wardian.app.parts import (
     base_template,
     builder_of,
     inspector_of,
+    journal_of,
     open_bridge,
     open_volumes,
     pool_limits,
@@ -55,8 +56,8 @@ from wardian.recorder.log import Recorder
 from wardian.runs.boxes import Boxes
 from wardian.runs.commits import Commits
 from wardian.runs.course import Course
-from wardian.runs.dbos_engine import DbosEngine
 from wardian.runs.door import Door
+from wardian.runs.engines.dbos_engine import DbosEngine
 from wardian.runs.offers import Offers
 from wardian.runs.service import Runs
 from wardian.runs.triggers import Triggers
@@ -268,8 +269,8 @@ async def _open_runs(stack: AsyncExitStack, ground: _Ground, life: _Lifecycle) -
     boxes = Boxes(works, commits, environment)
     offers = Offers(works, boxes, ground.settings.worker_lease_s)
     course = Course(works, commits, environment, boxes, offers, at_once=ground.settings.runs_at_once)
-    engine = DbosEngine(course.attempt, data / "engine.db")
-    course.nudge = engine.nudge_soon
+    engine = DbosEngine(course.attempt, journal_of(ground.settings), lost=ground.lease.lost.set)
+    course.nudge = engine.nudge
     runs = Runs(works, life.templates, course, engine)
     stack.push_async_callback(commits.close)
     life.door.open(build_inside(runs, commits, ground.bridge.judge))

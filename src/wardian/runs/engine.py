@@ -7,6 +7,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from wardian.model.errors import Unavailable
+
+
+class EngineUnavailable(Unavailable):
+    """The engine's database cannot be used, or not as it is."""
+
+    code = "engine_unreachable"
+
+
+class EngineLost(EngineUnavailable):
+    """Another executor has taken this one's place: nothing more is begun or attempted here."""
+
+    code = "engine_lost"
+
 
 @dataclass(frozen=True, slots=True)
 class Rest:
@@ -18,28 +32,35 @@ class Rest:
 
 
 Attempt = Callable[[str], Awaitable[Rest]]
-"""Works on the run of that id until it rests. Called again after a crash, and then finds what it had done."""
+"""Works on the run of that id until it rests. Cancelled when the executor may not go on; called again after
+that, after a crash and after an error, here or in another executor, and then finds what it had done. An
+executor that was stopped beyond its lease finds out after it woke: what an attempt commits needs a fence of
+its own, in the transaction."""
 
 
 class Engine(ABC):
-    """Made with an :data:`Attempt`."""
+    """Made with an :data:`Attempt`. Several executors may share a database; a run is attempted by one of them
+    at a time."""
 
     @abstractmethod
     async def open(self) -> None:
-        """Begin to carry on what was interrupted."""
+        """Begin to carry on what was interrupted here, and in executors that are no more. Raises
+        :class:`EngineUnavailable`."""
 
     @abstractmethod
     async def begin(self, run_id: str, generation: int) -> None:
-        """Have attempts made at a run until it is over. Idempotent; survives a crash once it returns. With a
-        higher generation, one that was over is begun again."""
+        """Have attempts made at a run until it is over. Idempotent: again, it is a nudge. Survives a crash
+        once it returns. With a higher generation, one that was over is begun again. Raises
+        :class:`EngineUnavailable`."""
 
     @abstractmethod
-    async def nudge(self, run_id: str) -> None:
-        """There is something to do for a run that rests. Without effect on any other."""
+    def nudge(self, run_id: str) -> None:
+        """There is something to do for a run that rests, whichever executor has it. Returns at once; without
+        effect on a run that is over or unknown."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Stop. What is under way is carried on by the next :meth:`open`."""
+        """Stop. What is under way is carried on by the next :meth:`open`, or by another executor."""
 
 
-__all__ = ["Attempt", "Engine", "Rest"]
+__all__ = ["Attempt", "Engine", "EngineLost", "EngineUnavailable", "Rest"]

@@ -1,0 +1,1 @@
+"""Engines behind the port :mod:`wardian.runs.engine`."""
