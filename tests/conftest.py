@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from tests.postgres import Postgres
+from tests.postgres import postgres as a_postgres
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with a_postgres() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,12 @@
-"""Fixtures of the contract suite: every test runs on every driver."""
+"""Fixtures of the contract suites: every test runs on every driver, or every engine's database."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from tests.contract.executors import Executor, Journals, Start, Tables
 from tests.contract.harness import (
     DRIVERS,
     Holdings,
@@ -14,8 +15,13 @@ from tests.contract.harness import (
     make_programs,
     make_root,
 )
+from tests.postgres import Postgres
 
 from wardian.isolation.port import RootImage
+from wardian.runs.engines.journals import Journal, PostgresJournal, SqliteJournal
+
+SCHEMA = "wardian_test"
+LEASE_S = 3.0
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +53,53 @@ async def house(
         await house.close()
     del house
     await assert_nothing_leaked(before, state_dir)
+
+
+# ── engines
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a database in which an engine has been at work, for others to be copies of."""
+    url = postgres.new_database("migrated")
+    tables = Tables(tmp_path_factory.mktemp("own") / "own.db")
+    executor = Executor("first", PostgresJournal(url, SCHEMA), tables)
+    executor.do("open")
+    executor.end()
+    return "migrated"
+
+
+@pytest.fixture
+def on_postgres(postgres: Postgres, migrated: str) -> Journals:
+    url = postgres.new_database(template=migrated)
+    return lambda name: PostgresJournal(url, SCHEMA, name, LEASE_S)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def journals(request: pytest.FixtureRequest, tmp_path: Path) -> Journals:
+    if request.param == "sqlite":
+        return lambda name: SqliteJournal(tmp_path / "engine.db")
+    found: Journals = request.getfixturevalue("on_postgres")
+    return found
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Tables:
+    return Tables(tmp_path / "own.db")
+
+
+@pytest.fixture
+def start(tables: Tables) -> Iterator[Start]:
+    started: list[Executor] = []
+
+    def starting(name: str, journal: Journal, *, opened: bool = True, version: str | None = None) -> Executor:
+        executor = Executor(name, journal, tables, version=version)
+        started.append(executor)
+        if opened:
+            executor.do("open")
+        return executor
+
+    yield starting
+    for executor in started:
+        if executor.process.is_alive():
+            executor.kill()

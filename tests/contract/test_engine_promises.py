@@ -1,0 +1,102 @@
+"""What every engine promises, on each of its databases. The processes are real, and killed for real."""
+
+from __future__ import annotations
+
+from tests.contract.executors import Executor, Journals, Start, Tables
+
+
+def test_a_run_is_attempted_until_it_is_over_and_not_again(
+    journals: Journals, start: Start, tables: Tables
+) -> None:
+    one = start("one", journals("one"))
+    run = tables.write("r1", "step", "raise", "rest", "step")
+    one.do("begin", run, 0)
+    one.do("begin", run, 0)  # the same one
+    one.until("ended", run, "raise")
+    one.do("nudge", run)  # it would be tried again by itself, a little later
+    one.until("ended", run, "rest")
+    one.do("nudge", run)
+    one.until("over", run)
+    for harmless in (run, "r0"):
+        one.do("nudge", harmless)
+    one.do("begin", run, 0)
+    assert tables.acts(one_more(one, tables)) == ["step", ""]
+    assert tables.acts(run) == ["step", "raise", "rest", "step", ""]
+
+    tables.write(run, "step", "raise", "rest", "step", "over before", "hold")
+    one.told.clear()
+    one.do("begin", run, 1)
+    one.until("began", run, "hold")
+    one.do("begin", run, 1)
+    one.do("release")
+    one.until("over", run)
+    assert tables.acts(run)[5:] == ["hold", ""]
+    one.end()
+
+
+def one_more(executor: Executor, tables: Tables) -> str:
+    """Begins a run and sees it end: by then whatever else would have begun has."""
+    run = tables.write("r9", "step")
+    executor.do("begin", run, 0)
+    executor.until("over", run)
+    return run
+
+
+def test_what_was_under_way_is_carried_on_after_a_kill_and_after_a_close(
+    journals: Journals, start: Start, tables: Tables
+) -> None:
+    one = start("one", journals("one"))
+    held, rests, fresh = (
+        tables.write("r1", "step", "hold", "step"),
+        tables.write("r2", "rest", "rest"),
+        tables.write("r3", "hold"),
+    )
+    one.do("begin", held, 0)
+    one.do("begin", rests, 0)
+    one.until("ended", rests)
+    one.until("began", held, "hold")
+    one.do("begin", fresh, 0)
+    one.kill()  # whatever became of it: begin had returned
+
+    two = start("one", journals("one"))
+    two.do("begin", rests, 0)  # as a server does with all that has not ended
+    for run in (held, fresh):
+        two.until("began", run, "hold")
+    two.end()
+    assert {event for event in two.told if event[0] == "cancelled"} == {
+        ("cancelled", held, "hold"),
+        ("cancelled", fresh, "hold"),
+    }
+
+    three = start("one", journals("one"))
+    three.do("release")
+    three.do("begin", rests, 0)
+    for run in (held, rests, fresh):
+        three.until("over", run)
+    three.end()
+    assert tables.acts(held) == ["step", "hold", "hold", "hold", "step", ""]
+    assert [act for act, _, ended in tables.attempts(fresh) if ended] == ["hold", ""]
+    assert tables.acts(rests)[:2] == ["rest", "rest"]
+
+
+def test_runs_of_an_older_version_of_the_engine_are_begun_anew(
+    journals: Journals, start: Start, tables: Tables
+) -> None:
+    older = start("one", journals("one"), version="1")
+    run, rests = tables.write("r1", "step", "hold", "step"), tables.write("r2", "rest")
+    older.do("begin", run, 3)
+    older.until("began", run, "hold")
+    older.do("begin", rests, 0)
+    older.until("ended", rests)
+    older.kill()
+
+    newer = start("one", journals("one"))
+    newer.do("release")
+    for each in (run, rests):
+        newer.until("over", each)
+    newer.do("begin", run, 3)
+    newer.do("begin", rests, 0)
+    one_more(newer, tables)
+    newer.end()
+    assert tables.acts(run) == ["step", "hold", "hold", "step", ""]
+    assert tables.acts(rests) == ["rest", ""]
