@@ -42,6 +42,7 @@ QEMU_OLDEST = (9, 2)
 
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 BACKPORTS_FILE = Path("/etc/apt/sources.list.d/wardian-backports.sources")
+CLUSTERS_FILE = Path("/etc/postgresql-common/createcluster.conf")
 WIDTH = 17
 
 
@@ -106,6 +107,8 @@ def debian_packages() -> None:
         if any(name in FROM_BACKPORTS for name in missing):
             add_backports()
         run([*sudo(), "apt-get", "update"])
+        if "postgresql" in missing:
+            keep_postgres_quiet()
         install(missing)
     if runsc_release() < RUNSC_OLDEST:
         raise SetupError(f"this host's `runsc` is still older than {RUNSC_OLDEST}: remove it from PATH")
@@ -123,6 +126,13 @@ def install(packages: Sequence[str]) -> None:
         run([*sudo(environment), "apt-get", *options, *plain], environment)
     if newer:
         run([*sudo(environment), "apt-get", *options, *backports_release(), *newer], environment)
+
+
+def keep_postgres_quiet() -> None:
+    """Let Debian's package make no cluster and start no server by itself: tests start their own."""
+    if not CLUSTERS_FILE.exists():
+        run([*sudo(), "mkdir", "-p", str(CLUSTERS_FILE.parent)])
+        run([*sudo(), "tee", str(CLUSTERS_FILE)], input_text="create_main_cluster = false\n")
 
 
 def backports_release() -> list[str]:

@@ -57,9 +57,9 @@ def postgres() -> Iterator[Postgres]:
     try:
         if os.geteuid() == 0:
             shutil.chown(directory, USER, pwd.getpwnam(USER).pw_gid)
-        program = RELEASES[-1] / "initdb"
+        program = str(RELEASES[-1] / "initdb")
         options = ["--no-sync", "--auth=trust", f"--username={USER}", "--locale=C", "--encoding=UTF8"]
-        command: list[str | Path] = [*as_user(), program, *options, "--pgdata", directory / "data"]
+        command = [*as_user(), program, *options, "--pgdata", str(directory / "data")]
         subprocess.run(command, check=True, capture_output=True, cwd=directory)
         with _serving(directory) as server:
             yield Postgres(directory, server.pid, count(1))
@@ -69,11 +69,9 @@ def postgres() -> Iterator[Postgres]:
 
 @contextmanager
 def _serving(directory: Path) -> Iterator[subprocess.Popen[str]]:
-    program = [RELEASES[-1] / "postgres", "-D", directory / "data", "-k", directory, *QUICK]
-    command: list[str | Path] = [
-        *as_user("--pdeathsig", "QUIT"),
-        *program,
-    ]  # it ends with us, even if nobody can stop it
+    ends_with_us = as_user("--pdeathsig", "QUIT")
+    program, data = str(RELEASES[-1] / "postgres"), str(directory / "data")
+    command = [*ends_with_us, program, "-D", data, "-k", str(directory), *QUICK]
     server = subprocess.Popen(command, cwd=directory, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     with server, server.stderr as said:

@@ -17,6 +17,7 @@ from rich.text import Text
 from wardian.app import drivers as isolation
 from wardian.cli import remote, server_file
 from wardian.cli.domain_findings import domain_findings
+from wardian.cli.engine_findings import engine_findings
 from wardian.cli.finding import Finding
 from wardian.cli.host_findings import program_findings, source_findings
 from wardian.cli.output import err, out, print_json
@@ -58,6 +59,7 @@ def examine() -> Iterator[Finding]:
     yield from asyncio.run(_probe())
     yield _kvm()
     yield _snapshots()
+    yield from engine_findings(server_file.default_data_dir())
     yield from domain_findings(server_file.default_data_dir())
     yield _server()
 

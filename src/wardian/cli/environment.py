@@ -1,7 +1,7 @@
-"""Takes the vault's key out of the environment, in which it would be shown for as long as the server lives.
+"""Takes secrets out of the environment, in which they would be shown for as long as the server lives.
 
 What a process was started with stays in ``/proc/PID/environ`` whatever it does, and goes to whatever it
-starts. So the server is started once more, in its own place, with the key in a file without a name.
+starts. So the server is started once more, in its own place, with them in a file without a name.
 """
 
 from __future__ import annotations
@@ -11,8 +11,13 @@ import os
 import sys
 from collections.abc import Mapping
 
-SECRETS = ("WARDIAN_VAULT_KEY", "WARDIAN_VAULT_KEY_COMMAND", "WARDIAN_VAULT_KEY_PREVIOUS")
-_DESCRIPTOR = "WARDIAN_VAULT_DESCRIPTOR"
+SECRETS = (
+    "WARDIAN_ENGINE_URL",
+    "WARDIAN_VAULT_KEY",
+    "WARDIAN_VAULT_KEY_COMMAND",
+    "WARDIAN_VAULT_KEY_PREVIOUS",
+)
+_DESCRIPTOR = "WARDIAN_SECRETS_DESCRIPTOR"
 
 
 def concealed() -> Mapping[str, str]:
@@ -22,7 +27,7 @@ def concealed() -> Mapping[str, str]:
     """
     found = {name: os.environ.pop(name) for name in SECRETS if name in os.environ}
     if found:
-        descriptor = os.memfd_create("vault", 0)
+        descriptor = os.memfd_create("secrets", 0)
         os.write(descriptor, json.dumps(found).encode())
         os.environ[_DESCRIPTOR] = str(descriptor)
         os.execv(sys.executable, sys.orig_argv)

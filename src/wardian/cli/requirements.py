@@ -26,7 +26,7 @@ class Need(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """``sign`` is a program on the path, or a file: when it is there, the package is."""
+    """``sign`` is a program on the path, or files by a pattern: when it is there, the package is."""
 
     sign: str
     why: str
@@ -35,7 +35,7 @@ class Package:
     def found(self) -> str | None:
         """Where its sign is."""
         if self.sign.startswith("/"):
-            return self.sign if Path(self.sign).exists() else None
+            return next((str(path) for path in sorted(Path("/").glob(self.sign[1:]))), None)
         return shutil.which(self.sign, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
 
 
@@ -57,6 +57,9 @@ PACKAGES: Mapping[str, Package] = {
     "libnss3-tools": Package("certutil", "letting that browser trust an authority of a test", Need.TESTS),
     "make": Package("make", "the same", Need.COMPILING),
     "mmdebstrap": Package("mmdebstrap", "the base image and other Debian bases", Need.IMAGES),
+    "postgresql": Package(
+        "/usr/lib/postgresql/*/bin/postgres", "the engine of runs on Postgres in tests", Need.TESTS
+    ),
     "qemu-system-x86": Package("qemu-system-x86_64", "microVMs, the other kind of sandbox", Need.MICROVMS),
     "runsc": Package("runsc", "gVisor, the sandbox's kernel", Need.SANDBOXES),
     "skopeo": Package("skopeo", "fetching OCI images to build on", Need.IMAGES),
