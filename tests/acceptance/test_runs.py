@@ -13,6 +13,7 @@ import httpx
 import pytest
 from tests.acceptance.conftest import Server, serve, stop
 from tests.acceptance.running import House
+from tests.postgres import Postgres
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -242,8 +243,13 @@ def test_bad_agents_and_runs_are_refused(house: House) -> None:
     )
 
 
-@pytest.fixture
-def mortal(tmp_path: Path) -> Iterator[House]:
+@pytest.fixture(params=["sqlite", "postgres"])
+def mortal(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[House]:
+    if request.param == "postgres":
+        database: Postgres = request.getfixturevalue("postgres")
+        monkeypatch.setenv("WARDIAN_ENGINE_URL", database.new_database())
     server = serve(tmp_path)
     house = House(server)
     try:

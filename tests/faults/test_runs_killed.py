@@ -14,6 +14,7 @@ import httpx
 import pytest
 from tests.acceptance.conftest import serve, stop
 from tests.acceptance.running import House
+from tests.postgres import Postgres
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -34,8 +35,12 @@ run.result({"memory": memory, "notes": [note.split(":")[0] for note in notes()],
 """
 RESULT = {"memory": [0, 2, 4, 25, "yes", "done"], "notes": ["0", "1", "2"], "processes": 1}
 
-QUICK = ["run.recorded", "snapshot.published:2", "run.paused"]
-THOROUGH = [
+ENGINES = ["sqlite", "postgres"]
+QUICK = [("sqlite", "run.recorded"), ("postgres", "snapshot.published:2"), ("sqlite", "run.paused")]
+POINTS = [
+    "run.recorded",
+    "snapshot.published:2",
+    "run.paused",
     "run.made",
     "run.ended:2",
     "run.recorded:2",  # of the run that it calls
@@ -67,11 +72,19 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    "point", [*QUICK, *(pytest.param(point, marks=pytest.mark.slow) for point in THOROUGH)]
+    ("engine", "point"),
+    [
+        pytest.param(engine, point, marks=() if (engine, point) in QUICK else pytest.mark.slow)
+        for engine in ENGINES
+        for point in POINTS
+    ],
 )
 def test_a_run_ends_the_same_wherever_its_server_dies(
-    data: Path, point: str, monkeypatch: pytest.MonkeyPatch
+    data: Path, engine: str, point: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
+    if engine == "postgres":
+        server: Postgres = request.getfixturevalue("postgres")
+        monkeypatch.setenv("WARDIAN_ENGINE_URL", server.new_database())
     monkeypatch.setenv("WARDIAN_DIE_AT", point)
     house = House(serve(data, wardian=MORTAL))
     run = begin(house)
