@@ -3,6 +3,7 @@ it was, and one that was thought gone does nothing more."""
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from tests.contract.executors import Executor, Journals, Start, Tables
 from tests.postgres import Postgres
 
 from wardian.runs.engines.journals import PostgresJournal
+from wardian.runs.engines.survey import survey
 
 RUNS = 5
 
@@ -83,6 +85,9 @@ def test_an_executor_that_closes_hands_over_at_once(
     one = start("one", replace(journal, lease_s=1000))
     (run,) = _begun(one, tables, "a", count=1)
     two = start("two", on_postgres("two"))
+    seen = asyncio.run(survey(journal))
+    assert [executor.split(" ")[0] for executor in seen.executors] == ["one/1", "two/1"]
+    assert seen.runs == 1
     one.end()  # its lease would last for a quarter of an hour
     two.until("began", run, "hold")
 

@@ -32,6 +32,7 @@ from tests.acceptance.bridged import (
     run,
 )
 from tests.acceptance.conftest import Server
+from tests.postgres import Postgres
 
 from wardian.bridge.passes import Holder, Mint
 from wardian.bridge.service import BRIDGE_ADDRESS, stand_in_address
@@ -40,6 +41,7 @@ from wardian.vault import keys
 
 Make = Callable[..., Sandbox]
 VAULT_KEY = os.urandom(32).hex()
+ENGINE_PASSWORD = os.urandom(16).hex()
 WAIT_ON_A_SOCKET = r"""python3 -c '
 import os, socket, ssl
 raw = socket.create_connection(("api.test", 443))
@@ -66,8 +68,12 @@ def far(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upstreams]:
 
 
 @pytest.fixture(scope="module")
-def server(far: Upstreams, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    given = {"WARDIAN_LOG": "debug", "WARDIAN_VAULT_KEY": VAULT_KEY}
+def server(far: Upstreams, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    given = {
+        "WARDIAN_LOG": "debug",
+        "WARDIAN_VAULT_KEY": VAULT_KEY,
+        "WARDIAN_ENGINE_URL": postgres.new_database().replace("postgres@", f"postgres:{ENGINE_PASSWORD}@"),
+    }
     with bridged(far, tmp_path_factory.mktemp("hostile"), **given) as started:
         yield started
 
@@ -202,7 +208,9 @@ def test_from_the_hosts_network_there_is_no_way_to_the_bridge(server: Server, bo
     assert {(each.stat().st_uid, each.stat().st_mode & 0o77) for each in directory.iterdir()} == {(UID, 0)}
 
 
-def test_the_vaults_key_is_in_no_environment_and_no_command_line(server: Server, box: Sandbox) -> None:
+def test_the_vaults_key_and_the_engines_password_are_shown_by_no_process(
+    server: Server, box: Sandbox
+) -> None:
     """It was given by the environment, and this sandbox was made since."""
     (pid,) = bridges(server)
     assert (
@@ -211,9 +219,12 @@ def test_the_vaults_key_is_in_no_environment_and_no_command_line(server: Server,
     for process in Path("/proc").glob("[0-9]*"):
         for shown in ("environ", "cmdline"):
             with suppress(OSError):
-                assert VAULT_KEY.encode() not in (process / shown).read_bytes(), process
+                found = (process / shown).read_bytes()
+                assert VAULT_KEY.encode() not in found, process
+                assert ENGINE_PASSWORD.encode() not in found, process
     held = [os.readlink(each) for each in Path(f"/proc/{server.process.pid}/fd").iterdir()]
-    assert not any("memfd:vault" in each for each in held)
+    assert not any("memfd:secrets" in each for each in held)
+    assert ENGINE_PASSWORD not in (server.data / "server.log").read_text()
     assert not (server.data / "bridge" / "vault.key").exists()
 
 

@@ -137,7 +137,10 @@ class RowLease(Lease):
         began = _now()
         try:
             await self._take(await self._connected())
-        except Error as error:
+        except BaseException as error:
+            await self._disconnect()
+            if not isinstance(error, Error):
+                raise
             raise EngineUnavailable(
                 f"the engine's database refuses to be one: {' '.join(str(error).split())}",
                 code="engine_database_refused",
