@@ -77,7 +77,7 @@ class DbosEngine(Engine):
         try:
             await asyncio.to_thread(self._launch)
             self._launched = True
-            await self._there(_adopt())
+            await self._there(_mend())
         except BaseException:
             await self.close()
             raise
@@ -222,35 +222,30 @@ def _consumed(task: asyncio.Task[None]) -> None:
 
 async def _begin(run_id: str, generation: int) -> None:
     name = f"{run_id}.{generation}.{VERSION}"
-    if await _start(name, run_id):
-        return
-    status = await DBOS.get_workflow_status_async(name)
-    if status is not None and status.status in _BROKEN:
-        await DBOS.delete_workflows_async([name])
-        await _start(name, run_id)
-    elif status is not None and status.status in _OPEN:
+    with SetWorkflowID(name):
+        handle = await DBOS.start_workflow_async(_carry_on, run_id)
+    if not isinstance(handle, WorkflowHandleAsyncTask):  # there was one
         await _send(name)
 
 
-async def _start(name: str, run_id: str) -> bool:
-    """Whether there was no such workflow."""
-    with SetWorkflowID(name):
-        handle = await DBOS.start_workflow_async(_carry_on, run_id)
-    return isinstance(handle, WorkflowHandleAsyncTask)
-
-
-async def _adopt() -> None:
-    """Begin anew what an older version of the engine had under way; no executor has that any more."""
+async def _mend() -> None:
+    """Begin anew what an older version of the engine had under way, which no executor has any more. And what
+    DBOS itself gave up is forgotten, to be begun by whoever knows that the run is not over."""
+    if broken := await _names(status=_BROKEN):
+        _log.error("the engine's journal had broken entries, now removed: %s", ", ".join(broken))
+        await DBOS.delete_workflows_async(broken)
     versions = [each["version_name"] for each in await DBOS.list_application_versions_async()]
     older = [version for version in versions if version != VERSION]
-    if not older:
-        return
-    for each in await DBOS.list_workflows_async(
-        app_version=older, status=_OPEN, load_input=False, load_output=False
-    ):
-        run_id, generation = each.workflow_id.split(".")[:2]
+    for name in await _names(status=_OPEN, app_version=older) if older else []:
+        run_id, generation = name.split(".")[:2]
         await _begin(run_id, int(generation))
-        await DBOS.delete_workflows_async([each.workflow_id])
+        await DBOS.delete_workflows_async([name])
+
+
+async def _names(**filters: Any) -> list[str]:
+    """Of workflows."""
+    found = await DBOS.list_workflows_async(**filters, load_input=False, load_output=False)
+    return [each.workflow_id for each in found]
 
 
 async def _recover(dead: list[str]) -> None:
@@ -261,10 +256,8 @@ async def _recover(dead: list[str]) -> None:
 
 
 async def _nudge(run_id: str) -> None:
-    for each in await DBOS.list_workflows_async(
-        workflow_id_prefix=f"{run_id}.", status=_OPEN, load_input=False, load_output=False
-    ):
-        await _send(each.workflow_id)
+    for name in await _names(workflow_id_prefix=f"{run_id}.", status=_OPEN):
+        await _send(name)
 
 
 async def _send(name: str) -> None:

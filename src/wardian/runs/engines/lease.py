@@ -176,6 +176,7 @@ class RowLease(Lease):
     async def keep(self, take_over: TakeOver, lapsed: Callable[[], None]) -> None:
         beat_s = self._lease_s / BEATS
         alarm = self._alarm(lapsed)
+        taking: asyncio.Task[None] | None = None  # beside the beats: it may take longer
         try:
             while True:
                 await asyncio.sleep(beat_s)
@@ -192,10 +193,12 @@ class RowLease(Lease):
                 self._renew(began)
                 alarm.cancel()
                 alarm = self._alarm(lapsed)
-                if dead:
-                    await take_over(dead)
+                if dead and (taking is None or taking.done()):
+                    taking = asyncio.create_task(_tried(take_over, dead), name="engine takes over")
         finally:
             alarm.cancel()
+            if taking is not None:
+                taking.cancel()
             self._until = 0.0
 
     async def release(self) -> None:
@@ -236,6 +239,14 @@ class RowLease(Lease):
         query = sql.SQL(statement).format(schema=sql.Identifier(self._schema))
         cursor = await self._connection.execute(query, {**self._row, **values})
         return await cursor.fetchall() if cursor.description else []
+
+
+async def _tried(take_over: TakeOver, dead: Sequence[str]) -> None:
+    """At the next beat they are still dead, if it fails."""
+    try:
+        await take_over(dead)
+    except Exception:
+        _log.exception("what %s had under way could not be taken over yet", ", ".join(dead))
 
 
 def _now() -> float:
