@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
+from psycopg import sql
 from tests.acceptance.conftest import serve, stop
 from tests.acceptance.running import House
 from tests.postgres import Postgres
@@ -112,6 +114,23 @@ def test_a_run_ends_the_same_wherever_its_server_dies(
     finally:
         house.http.close()
         stop(house.server)
+
+
+@pytest.mark.slow
+def test_a_server_whose_engine_was_taken_over_stops(
+    data: Path, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody with a copy of its data directory, say."""
+    address = postgres.new_database()
+    monkeypatch.setenv("WARDIAN_ENGINE_URL", address)
+    server = serve(data)
+    schema = sql.Identifier((data / "engine.schema").read_text())
+    with psycopg.connect(address) as connection:
+        connection.execute(sql.SQL("UPDATE {}.executor SET epoch = epoch + 1").format(schema))
+    assert server.process.wait(60) == 0
+    assert "executor local/1 was taken over" in (data / "server.log").read_text()
+    stop(server)
+    stop(serve(data))  # there is nothing that keeps the next one from it
 
 
 def begin(house: House) -> str | None:

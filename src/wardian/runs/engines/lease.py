@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from psycopg import AsyncConnection, Error, sql
+from psycopg.errors import UndefinedTable
 from psycopg.rows import TupleRow
 
 from wardian.runs.engine import EngineUnavailable
@@ -117,15 +118,7 @@ class DirectoryLease(Lease):
 class RowLease(Lease):
     """A row in a Postgres schema. Whoever takes a name takes it from its last holder."""
 
-    def __init__(
-        self,
-        connect: Callable[[], Awaitable[AsyncConnection]],
-        schema: str,
-        *,
-        name: str,
-        version: str,
-        lease_s: float,
-    ) -> None:
+    def __init__(self, connect: Connect, schema: str, *, name: str, version: str, lease_s: float) -> None:
         self._connect, self._schema = connect, schema
         self._lease_s = lease_s
         self._row: dict[str, Any] = {"name": name, "version": version, "lease": lease_s}
@@ -215,7 +208,10 @@ class RowLease(Lease):
         if not await self._do(_BEAT):
             return None
         await self._do(_LAPSED)
-        return [executor for (executor,) in await self._do(_DEAD)]
+        try:
+            return [executor for (executor,) in await self._do(_DEAD)]
+        except UndefinedTable:  # DBOS has not made its own yet
+            return []
 
     def _renew(self, since: float) -> None:
         self._until = since + self._lease_s
