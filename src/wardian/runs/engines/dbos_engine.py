@@ -18,6 +18,8 @@ import dbos._dbos as internals
 from dbos import DBOS, SetWorkflowID
 from dbos._core import WorkflowHandleAsyncTask
 from dbos._serialization import DBOSPortableJSONSerializer
+from dbos._sys_db import db_retry
+from sqlalchemy import literal_column, select
 
 from wardian.runs.engine import Attempt, Engine, EngineLost, EngineUnavailable, Rest
 from wardian.runs.engines.journals import Journal
@@ -256,8 +258,26 @@ async def _recover(dead: list[str]) -> None:
 
 
 async def _nudge(run_id: str) -> None:
-    for name in await _names(workflow_id_prefix=f"{run_id}.", status=_OPEN):
+    for name in await asyncio.to_thread(_open_ones, run_id):
         await _send(name)
+
+
+def _open_ones(run_id: str) -> list[str]:
+    """The workflows of a run that are not over. What DBOS has for it looks at all that ever were."""
+    system = internals._get_dbos_instance()._sys_db
+    table = system.tables.workflow_status.c
+    query = select(table.workflow_uuid).where(
+        # Literally so, and in this order, it is the condition of an index of SQLite's.
+        table.status.in_([literal_column("'ENQUEUED'"), literal_column("'PENDING'")]),
+        table.workflow_uuid.startswith(f"{run_id}.", autoescape=True),
+    )
+
+    @db_retry(sys_db=system)
+    def found() -> list[str]:
+        with system.engine.begin() as connection:
+            return [str(name) for name in connection.scalars(query)]
+
+    return found()
 
 
 async def _send(name: str) -> None:
