@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 RELEASES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
 USER = "postgres"
@@ -43,6 +44,17 @@ class Postgres:
         name = name or f"test{next(self._numbers)}"
         self.do(f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.url(name)
+
+    @contextmanager
+    def away(self, address: str) -> Iterator[None]:
+        """While this lasts, the database at that address cannot be reached."""
+        name = conninfo_to_dict(address)["dbname"]
+        self.do(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        try:
+            self.do(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+            yield
+        finally:
+            self.do(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
     def do(self, statement: str) -> None:
         with psycopg.connect(self.url(), autocommit=True) as connection:

@@ -7,7 +7,6 @@ import asyncio
 import signal
 from dataclasses import replace
 
-import psycopg
 from tests.contract.executors import Executor, Journals, Start, Tables
 from tests.postgres import Postgres
 
@@ -101,15 +100,12 @@ def test_while_its_database_is_away_an_executor_rests_and_then_goes_on(
 ) -> None:
     journal = on_postgres("one")
     assert isinstance(journal, PostgresJournal)
-    name = psycopg.conninfo.conninfo_to_dict(journal.address)["dbname"]
     one = start("one", journal)
     (run,) = _begun(one, tables, "a", count=1)
-    postgres.do(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-    postgres.do(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
-    one.until("cancelled", run, "hold")  # another one could have taken over
-    later = tables.write("later", "step")
-    assert one.ask("begin", later, 0) == "engine_unreachable"
-    postgres.do(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    with postgres.away(journal.address):
+        one.until("cancelled", run, "hold")  # another one could have taken over
+        later = tables.write("later", "step")
+        assert one.ask("begin", later, 0) == "engine_unreachable"
     one.do("release")
     for each in (run, later):
         one.until("over", each)

@@ -133,6 +133,27 @@ def test_a_server_whose_engine_was_taken_over_stops(
     stop(serve(data))  # there is nothing that keeps the next one from it
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_when_its_engines_database_is_back(
+    data: Path, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = postgres.new_database()
+    monkeypatch.setenv("WARDIAN_ENGINE_URL", address)
+    house = House(serve(data))
+    try:
+        run = begin(house)
+        assert run is not None
+        house.until(run, lambda told: told["committed"] >= 1)
+        with postgres.away(address):
+            while "the lease of local/1 ran out" not in (data / "server.log").read_text():
+                time.sleep(0.1)
+        told = answered(house, run)
+        assert (told["state"], told["result"]) == ("succeeded", RESULT), told
+    finally:
+        house.http.close()
+        stop(house.server)
+
+
 def begin(house: House) -> str | None:
     """None: the server died over it."""
     try:

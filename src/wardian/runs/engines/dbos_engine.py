@@ -127,10 +127,14 @@ class DbosEngine(Engine):
 
     async def _keep(self) -> None:
         """Until another executor has taken this one's place."""
-        await self._lease.keep(self._take_over, self._interrupt)
+        await self._lease.keep(self._take_over, self._lapse)
         _log.error("executor %s was taken over: it attempts nothing more", self._lease.executor)
         self._lost()
         await self._stop()
+
+    def _lapse(self) -> None:
+        _log.warning("the lease of %s ran out: nothing is attempted until it holds", self._lease.executor)
+        self._interrupt()
 
     async def _take_over(self, dead: Sequence[str]) -> None:
         if self._launched and self._stopping is None:
