@@ -99,10 +99,10 @@ class Settings:
     """Per tenant, running and paused."""
 
     runs_at_once: int = 50
+    """How many runs may work at a time; those that wait for something do not count."""
+
     worker_lease_s: int = 30
     """How long a worker of workflows is believed to be there after it said so."""
-
-    """How many runs may work at a time; those that wait for something do not count."""
 
     engine_url: str | None = field(default=None, repr=False)
     """A Postgres database for the journal of runs: ``postgresql://USER:PASSWORD@HOST:PORT/DATABASE``. None: a
