@@ -61,6 +61,11 @@ class Upstream:
     keys: set[str] = field(default_factory=set)
     answer: bytes = b'{"done": true}'
     kind: str = "text/plain"
+    asked: asyncio.Event = field(default_factory=asyncio.Event)  # while it does not answer
+    answering: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.answering.set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -71,6 +76,9 @@ class Upstream:
                 if (key := headers.get("idempotency-key", "")) not in self.keys or not key:
                     self.done.append(body.decode())
                     self.keys.add(key)
+                if not self.answering.is_set():
+                    self.asked.set()
+                    await self.answering.wait()
                 answer = self.answer
                 writer.write(
                     f"HTTP/1.1 200 OK\r\nContent-Type: {self.kind}\r\n"
@@ -278,6 +286,25 @@ async def test_a_step_that_is_done_again_after_a_restore_sends_nothing(tmp_path:
         assert await here.post('{"mail": 2}', step="7") == (200, "changed")
         assert len(here.upstream.done) == 5
         assert [each["reason"] for each in here.events if each.get("effect")].count("replayed") == 3
+
+
+async def test_the_next_machine_of_a_run_is_given_what_the_one_before_it_asked_for(tmp_path: Path) -> None:
+    """Also what was answered before its machine died, and what is being answered while it does."""
+    async with world(tmp_path, "never", InDoubt.HOLD) as here:
+        here.box = replace(here.box, spec=SandboxSpec(run="r1"))
+        first = [await here.post('{"mail": 1}', step="7") for _ in range(2)]
+        here.upstream.answering.clear()
+        asking = asyncio.create_task(here.post('{"slow": 1}', step="7"))
+        await here.upstream.asked.wait()
+        here.box = replace(here.box, id="s2")
+        again = asyncio.create_task(here.post('{"slow": 1}', step="7"))
+        assert [await here.post('{"mail": 1}', step="7") for _ in range(2)] == first
+        here.upstream.answer = b'"changed"'
+        here.upstream.answering.set()
+        assert await again == await asking
+        assert len(here.upstream.done) == 3
+        assert await here.post('{"mail": 1}', step="7") == (200, "changed")  # a third one is new
+        assert len(here.upstream.done) == 4
 
 
 async def test_a_speculative_branch_does_nothing_outside_until_it_is_promoted(tmp_path: Path) -> None:

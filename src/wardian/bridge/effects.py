@@ -2,8 +2,8 @@
 
 An intent is on the disk before a request is sent, its answer before the program inside has all of it. The key
 of an effect is (run, step, ordinal, method, URL, query and canonical body). Within a *step*, a name that the
-program gives, the n-th equal request after a restore is the n-th of before: its recorded answer is given
-again, and nothing is sent. Without a step every request is an effect of its own; only one that is *in doubt*
+program gives, the n-th equal request after a restore, or of the run's next machine, is the n-th of before: its
+recorded answer is given again, and nothing is sent. If the answer is still on its way, it is waited for. Without a step every request is an effect of its own; only one that is *in doubt*
 (intended, and nobody works on it any more), or whose answer never arrived inside, is recognised when it is
 asked for again.
 
@@ -13,6 +13,7 @@ when they are asked for again, once it is promoted.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import secrets as random
 from collections.abc import Callable, Collection, Sequence
@@ -59,12 +60,17 @@ class Ledger:
 
     def __init__(self, database: Database, now_us: Callable[[], int]) -> None:
         self._database, self._now_us = database, now_us
-        self._live: set[str] = set()
+        self._live: dict[str, asyncio.Event] = {}  # set once nobody works on it any more
         self._room: dict[str, int] = {}  # by sandbox; only the database's writer touches it
 
     def interrupted(self) -> None:
         """The bridge ended: what it was working on is in doubt."""
-        self._live.clear()
+        for effect_id in list(self._live):
+            self._leave(effect_id)
+
+    def _leave(self, effect_id: str) -> None:
+        if (left := self._live.pop(effect_id, None)) is not None:
+            left.set()
 
     async def intend(self, asked: Effect, policy: InDoubt, *, speculative: bool = False) -> Intent:
         """Write down an effect, or find out what became of it. Durable once it returns.
@@ -74,17 +80,18 @@ class Ledger:
         """
         speculative = speculative and policy is not InDoubt.SAFE
 
-        def transaction(conn: Connection) -> Intent | Effect:
+        def transaction(conn: Connection) -> Intent | Effect | asyncio.Event:
             known = rows.alike(conn, asked)
             for each in known:
                 if each.state in _OPEN and each.id not in self._live:
                     return self._take_up(conn, each, asked, policy, speculative=speculative)
             for each in known:
-                again = bool(asked.step) and each.epoch < asked.epoch
+                left = self._live.get(each.id)
+                if left is not None and _before(each, asked):
+                    return left  # whoever asked is gone, and its answer is on its way
+                again = bool(asked.step) and _before(each, asked)
                 if self._is_answered(each) and (again or not each.delivered):
-                    rows.change(
-                        conn, each.id, self._now_us(), EffectState.DONE, epoch=asked.epoch, delivered=False
-                    )
+                    self._change(conn, each, asked, EffectState.DONE, delivered=False)
                     return Intent(each.id, replay=each.response)
             self._take_room(conn, asked.sandbox)
             new = replace(asked, id=f"{ID_PREFIX}{random.token_hex(12)}", ordinal=len(known))
@@ -93,11 +100,19 @@ class Ledger:
             rows.add(conn, new)
             return new if speculative else Intent(new.id, _key(new, policy))
 
-        found = await self._database.write(transaction, durable=True)
+        while isinstance(found := await self._database.write(transaction, durable=True), asyncio.Event):
+            await found.wait()
         if isinstance(found, Effect):
             raise _held(found)
-        self._live.add(found.effect)
+        self._live[found.effect] = asyncio.Event()
         return found
+
+    def _change(
+        self, conn: Connection, known: Effect, asked: Effect, state: EffectState, **values: object
+    ) -> None:
+        """It is the asker's from now on."""
+        now = self._now_us()
+        rows.change(conn, known.id, now, state, sandbox_id=asked.sandbox, epoch=asked.epoch, **values)
 
     def _take_room(self, conn: Connection, sandbox: str) -> None:
         """For one more effect. They are counted when as many came as there was room for the last time."""
@@ -125,7 +140,7 @@ class Ledger:
             or (known.state is EffectState.INTENDED and policy in (InDoubt.SAFE, InDoubt.KEYED))
         )
         if may_send:
-            rows.change(conn, known.id, self._now_us(), EffectState.INTENDED, epoch=asked.epoch)
+            self._change(conn, known, asked, EffectState.INTENDED)
             return Intent(known.id, _key(known, policy))
         if known.state is EffectState.INTENDED:
             rows.change(conn, known.id, self._now_us(), EffectState.HELD)
@@ -141,16 +156,16 @@ class Ledger:
     def delivered(self, effect_id: str) -> None:
         """The program has all of the answer: whoever asks the same from now on means it anew."""
         self._database.post(lambda conn: rows.delivered(conn, effect_id, self._now_us()))
-        self._live.discard(effect_id)
+        self._leave(effect_id)
 
     async def unsent(self, effect_id: str) -> None:
         """Nothing of it left the bridge: as if it had not been asked for."""
         await self._database.write(lambda conn: rows.forget(conn, effect_id))
-        self._live.discard(effect_id)
+        self._leave(effect_id)
 
     def broke_off(self, effect_id: str) -> None:
         """It was sent, or begun to be, and there is no whole answer: in doubt."""
-        self._live.discard(effect_id)
+        self._leave(effect_id)
 
     # ── for people
 
@@ -195,6 +210,11 @@ class Ledger:
             return replace(known, state=state)
 
         return await self._database.write(transaction, durable=True)
+
+
+def _before(known: Effect, asked: Effect) -> bool:
+    """Whether an effect was last asked for by a machine that the asker's has taken the place of."""
+    return known.sandbox != asked.sandbox or known.epoch < asked.epoch
 
 
 def response_of(told: dict[str, object]) -> Response:
