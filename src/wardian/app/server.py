@@ -58,6 +58,7 @@ from wardian.runs.commits import Commits
 from wardian.runs.course import Course
 from wardian.runs.door import Door
 from wardian.runs.engines.dbos_engine import DbosEngine
+from wardian.runs.files import RunFiles
 from wardian.runs.offers import Offers
 from wardian.runs.service import Runs
 from wardian.runs.triggers import Triggers
@@ -271,9 +272,11 @@ async def _open_runs(stack: AsyncExitStack, ground: _Ground, life: _Lifecycle) -
     course = Course(works, commits, environment, boxes, offers, at_once=ground.settings.runs_at_once)
     engine = DbosEngine(course.attempt, journal_of(ground.settings), lost=ground.lease.lost.set)
     course.nudge = engine.nudge
-    runs = Runs(works, life.templates, course, engine)
+    files = RunFiles(works, data / "files", commits.check)
+    runs = Runs(works, life.templates, course, engine, files)
     stack.push_async_callback(commits.close)
-    life.door.open(build_inside(runs, commits, ground.bridge.judge))
+    stack.push_async_callback(files.close)
+    life.door.open(build_inside(runs, commits, files, ground.bridge.judge))
     await runs.open()
     stack.push_async_callback(runs.close)
     triggers = Triggers(works, runs, ground.seal)

@@ -2,10 +2,10 @@
 
 An intent is on the disk before a request is sent, its answer before the program inside has all of it. The key
 of an effect is (run, step, ordinal, method, URL, query and canonical body). Within a *step*, a name that the
-program gives, the n-th equal request after a restore, or of the run's next machine, is the n-th of before: its
-recorded answer is given again, and nothing is sent. If the answer is still on its way, it is waited for. Without a step every request is an effect of its own; only one that is *in doubt*
-(intended, and nobody works on it any more), or whose answer never arrived inside, is recognised when it is
-asked for again.
+program gives, the n-th equal request after a restore, or of the run's next machine, is the n-th of before:
+its recorded answer is given again, and nothing is sent; one that is on its way is waited for. Without a step
+every request is an effect of its own; only one that is *in doubt* (intended, and nobody works on it any
+more), or whose answer never arrived inside, is recognised when it is asked for again.
 
 A *speculative* sandbox, a branch that may be thrown away, has its effects written down only. They are sent,
 when they are asked for again, once it is promoted.

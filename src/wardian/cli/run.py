@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -15,7 +17,7 @@ from wardian.cli import remote
 from wardian.cli.arguments import address, value_of
 from wardian.cli.output import EXIT_CODES, ExitCode, Json, errors, note, out, print_json, table, when
 from wardian.cli.remote import Address
-from wardian.model.errors import Invalid
+from wardian.model.errors import Invalid, Unavailable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -135,6 +137,24 @@ def logs(context: typer.Context, run: Id, *, as_json: Json = False) -> None:
             return
         for event in events:
             _tell(event)
+
+
+@app.command(epilog=EXIT_CODES)
+def files(
+    context: typer.Context,
+    run: Id,
+    *,
+    to: Annotated[Path | None, typer.Option(help="Copy them into this directory.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the files that a run handed over, or fetch them."""
+    with errors(as_json=as_json):
+        found = remote.run(_files(address(context), run, to))
+        if as_json:
+            print_json(found)
+            return
+        rows = [(each["name"], str(each["size"]), each["digest"]) for each in found]
+        table(("NAME", "BYTES", "DIGEST"), rows)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -264,6 +284,25 @@ async def _follow(server: Address, run: str, *, quiet: bool) -> Any:
             if told["state"] in ENDED:
                 return told
             await asyncio.sleep(LOOK_S)
+
+
+async def _files(server: Address, run: str, to: Path | None) -> Any:
+    """What there is, and all of it in ``to``."""
+    async with remote.connect(server) as there:
+        found = (await there.call("GET", f"{_path(run)}/files")).json()
+        for each in found if to is not None else ():
+            content = (await there.call("GET", f"{_path(run)}/files/{quote(each['name'], safe='')}")).content
+            assert to is not None
+            _save(to / Path(each["name"]).name, content, each["digest"])
+    return found
+
+
+def _save(path: Path, content: bytes, digest: str) -> None:
+    """Raises :class:`Unavailable` for what arrived changed."""
+    if f"sha256:{hashlib.sha256(content).hexdigest()}" != digest:
+        raise Unavailable(f"{path.name} is not what the run handed over", code="bad_digest")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
 async def _answer(server: Address, run: str, key: str | None, value: Any) -> None:

@@ -211,6 +211,10 @@ class Commits:
 
         await self._works.database.write(transaction)
 
+    async def check(self, run: Run, sandbox: Sandbox) -> None:
+        """Raises :class:`Superseded` for a machine that is not its run's any more."""
+        await self._works.database.read(lambda conn: self._fence(conn, run, sandbox))
+
     def _fence(self, conn: Connection, run: Run, sandbox: Sandbox | None) -> Run:
         """The run as it is in this transaction. Raises :class:`Superseded` for a machine that is not its own
         any more, and for a worker that it was taken from."""

@@ -4,6 +4,7 @@ answered like what does not exist."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection
@@ -17,6 +18,7 @@ from wardian.runs.agents import Agents, find_agent
 from wardian.runs.commits import check_key, check_value
 from wardian.runs.course import Course
 from wardian.runs.engine import Engine
+from wardian.runs.files import RunFile, RunFiles
 from wardian.runs.history import History
 from wardian.runs.waits import Waits
 from wardian.runs.works import RunWorks
@@ -30,8 +32,10 @@ class Runs:
     """The runs of a server, and the ``agents`` that they are of. :meth:`open` before use, then
     :meth:`close`."""
 
-    def __init__(self, works: RunWorks, templates: Templates, course: Course, engine: Engine) -> None:
-        self._works, self._course, self._engine = works, course, engine
+    def __init__(
+        self, works: RunWorks, templates: Templates, course: Course, engine: Engine, files: RunFiles
+    ) -> None:
+        self._works, self._course, self._engine, self._files = works, course, engine, files
         self._history = History(works, course, engine)
         self.agents, self.waits = Agents(works, templates), Waits(works, course)
 
@@ -157,6 +161,16 @@ class Runs:
         """Every run of the tree that a run is in, the first one first."""
         run = await self.get(tenant, run_id)
         return await self._works.database.read(lambda conn: runs.tree(conn, run.root_id))
+
+    async def files(self, tenant: str, run_id: str) -> Sequence[RunFile]:
+        """What it handed over, by name."""
+        run = await self.get(tenant, run_id)
+        return await self._files.list(run.id)
+
+    async def file(self, tenant: str, run_id: str, name: str) -> tuple[RunFile, Path]:
+        """One of them, and where it lies. Raises NotFound."""
+        run = await self.get(tenant, run_id)
+        return await self._files.find(run.id, name)
 
     async def cancel(self, tenant: str, run_id: str) -> Run:
         """End a run and those that it began. One that is over stays as it is."""

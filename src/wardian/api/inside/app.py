@@ -17,11 +17,12 @@ from wardian.api.e2b.body import Body
 from wardian.api.e2b.front import refuse, replay, whole_body
 from wardian.api.refusals import answer_errors
 from wardian.model.agent import checkpoint_of
-from wardian.model.errors import Forbidden, Invalid, NotFound, Unauthenticated, WardianError
+from wardian.model.errors import Forbidden, Invalid, NotFound, Unauthenticated, Unsupported, WardianError
 from wardian.model.run import Run, StepState, Trigger, Wait
 from wardian.model.sandbox import Sandbox
 from wardian.runs.commits import Commits, check_value
 from wardian.runs.door import SANDBOX
+from wardian.runs.files import RunFiles
 from wardian.runs.service import Runs
 from wardian.runs.waits import check_topic
 
@@ -82,6 +83,11 @@ class Receiving(Body):
     seconds: float | None = None
 
 
+class HandOver(Body):
+    name: str
+    path: str
+
+
 class Emit(Body):
     type: str
     data: Any = None
@@ -103,7 +109,7 @@ async def _speaker(request: Request) -> Speaking:
 Speaker = Annotated[Speaking, Depends(_speaker)]
 
 
-def build_inside(runs: Runs, commits: Commits, admit: Admit) -> ASGIApp:
+def build_inside(runs: Runs, commits: Commits, files: RunFiles, admit: Admit) -> ASGIApp:
     """The application for programs in sandboxes; a scope says under ``SANDBOX`` who is speaking."""
 
     async def who(request: Request) -> Speaking:
@@ -120,11 +126,17 @@ def build_inside(runs: Runs, commits: Commits, admit: Admit) -> ASGIApp:
             )
         return await runs.get(sandbox.tenant, sandbox.spec.run_inside), sandbox
 
-    return _bounded(build_speaking(runs, commits, who))
+    return _bounded(build_speaking(runs, commits, who, files))
 
 
-def build_speaking(runs: Runs, commits: Commits, who: Callable[[Request], Awaitable[Speaking]]) -> FastAPI:
-    """What a program may say for its run, wherever it runs; ``who`` knows for which it speaks."""
+def build_speaking(
+    runs: Runs,
+    commits: Commits,
+    who: Callable[[Request], Awaitable[Speaking]],
+    files: RunFiles | None = None,
+) -> FastAPI:
+    """What a program may say for its run, wherever it runs; ``who`` knows for which it speaks. ``files``: of
+    machines, which a program elsewhere has not."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     answer_errors(app)
     app.state.who = who
@@ -163,6 +175,20 @@ def build_speaking(runs: Runs, commits: Commits, who: Callable[[Request], Awaita
     async def fail(who: Speaker, body: StepFailed) -> Any:
         await commits.fail(*who, body.key, body.error)
         return _DONE
+
+    @app.post("/files")
+    async def hand_over(who: Speaker, body: HandOver) -> Any:
+        run, sandbox = who
+        if files is None or sandbox is None:
+            raise Unsupported(
+                "files are handed over by programs in a run's machine",
+                code="no_machine",
+                hint="read it with the sandbox's own API, or put it into a volume",
+            )
+        file = await files.hand_over(run, sandbox, body.name, body.path)
+        if file is None:
+            return _not_yet("committing")
+        return {"state": "done", "file": {"name": file.name, "size": file.size, "digest": file.digest}}
 
     @app.post("/emit")
     async def emit(who: Speaker, body: Emit) -> Any:

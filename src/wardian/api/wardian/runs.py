@@ -6,13 +6,14 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from pydantic import Field
 
 from wardian.api.e2b.body import Body
 from wardian.api.e2b.context import Confined, Tenant
 from wardian.api.e2b.listing import checked_cursor
 from wardian.model.run import Run, Step, Trigger, Wait
+from wardian.runs.files import RunFile
 from wardian.runs.service import Runs
 from wardian.sandboxes.identity import new_id
 
@@ -91,6 +92,19 @@ def router_of(runs: Runs) -> APIRouter:
     ) -> Response:
         return JSONResponse(list(await runs.events(tenant, run, after_seq=after, limit=limit)))
 
+    @router.get("/runs/{run}/files")
+    async def files(tenant: Tenant, run: str) -> Response:
+        """What the run handed over."""
+        return JSONResponse([_told_file(each) for each in await runs.files(tenant, run)])
+
+    @router.get("/runs/{run}/files/{name}")
+    async def file(tenant: Tenant, run: str, name: str) -> Response:
+        """One of those files; its ETag is its digest."""
+        found, path = await runs.file(tenant, run, name)
+        # Whoever made it may be hostile: no browser is to run it.
+        headers = {"ETag": f'"{found.digest}"', "X-Content-Type-Options": "nosniff"}
+        return FileResponse(path, 200, headers, "application/octet-stream", filename=found.name)
+
     @router.post("/runs/{run}/cancel")
     async def cancel(tenant: Tenant, run: str) -> Response:
         """End a run and those that it began."""
@@ -153,6 +167,10 @@ def _told(run: Run) -> dict[str, Any]:
         "result": run.result,
         "failure": None if run.failure is None else asdict(run.failure),
     }
+
+
+def _told_file(file: RunFile) -> dict[str, Any]:
+    return {"name": file.name, "size": file.size, "digest": file.digest}
 
 
 def _told_step(step: Step) -> dict[str, Any]:

@@ -138,6 +138,12 @@ class Run:
         """Tell whoever watches."""
         self._call("POST", "/emit", {"type": type, "data": data})
 
+    def file(self, path: str, name: str | None = None) -> Any:
+        """Hand a file over, as it is now: it is kept when the machine is gone, for `wardian run files`. Its
+        ``{name, size, digest}``. The same name again takes the place of the file before."""
+        body = {"name": name or os.path.basename(path), "path": os.path.abspath(path)}
+        return _waited("/files", body)["file"]
+
     def result(self, value: Any) -> None:
         """What the run is to return, once the program ends with 0."""
         self._call("POST", "/result", {"result": value})
