@@ -32,6 +32,10 @@ class House:
     """A server, its agents and runs."""
 
     def __init__(self, server: Server) -> None:
+        self.enter(server)
+
+    def enter(self, server: Server) -> None:
+        """Talk to this server from now on."""
         self.server = server
         self.http = httpx.Client(
             base_url=server.url, headers={"X-API-KEY": server.key}, timeout=60, trust_env=False

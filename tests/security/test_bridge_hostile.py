@@ -32,6 +32,7 @@ from tests.acceptance.bridged import (
     run,
 )
 from tests.acceptance.conftest import Server
+from tests.acceptance.needles import forms_of, search
 from tests.postgres import Postgres
 
 from wardian.bridge.passes import Holder, Mint
@@ -405,37 +406,10 @@ def test_no_secret_is_ever_in_a_sandbox_or_in_what_is_written_down(
     run(box, "sync")
     box.pause()  # memory and disk, on ours
     wanted = [SECRET, OAUTH["client_secret"], ACCESS_TOKEN, AWS["secret_access_key"], "fresh-session-token"]
-    forms = [form for value in wanted for form in _forms(value)]
-    places = [
-        server.data / name for name in ("snapshots", "events", "wardian.db", "wardian.db-wal", "server.log")
-    ]
-    files = [each for place in places for each in ([place] if place.is_file() else place.rglob("*"))]
-    for file in files:
-        if file.is_file():
-            found = _search(file, forms)
-            assert not found, (file, found)
+    forms = [form for value in wanted for form in forms_of(value)]
+    names = ("snapshots", "events", "wardian.db", "wardian.db-wal", "server.log")
+    assert search([server.data / name for name in names], forms) == {}
     assert any((server.data / "snapshots").rglob("*"))
     for process in (server.process.pid, *bridges(server)):
         environment = Path(f"/proc/{process}/environ").read_bytes()
         assert not any(form in environment for form in forms)
-
-
-def _forms(value: str) -> Iterator[bytes]:
-    raw = value.encode()
-    yield raw
-    yield raw.hex().encode()
-    for shift in range(3):  # base64 of it at any place in something longer
-        text = base64.b64encode(b"\0" * shift + raw)
-        yield text[-(-shift * 8 // 6) : len(text) // 4 * 4 - 4]
-
-
-def _search(path: Path, forms: list[bytes]) -> list[bytes]:
-    size, overlap = 1 << 24, 256
-    with path.open("rb") as file:
-        tail = b""
-        while data := file.read(size):
-            block = tail + data
-            if found := [form for form in forms if form in block]:
-                return found
-            tail = block[-overlap:]
-    return []
