@@ -1,0 +1,1 @@
+"""What Wardian does, shown: the job of `make demo`."""
