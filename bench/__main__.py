@@ -27,9 +27,18 @@ Out = Annotated[Path, typer.Option(help="Where the JSON goes.")]
 Picture = Annotated[
     Path | None, typer.Option(help="Where the picture goes (.svg or .png); beside the JSON if unset.")
 ]
+Postgres = Annotated[
+    str | None, typer.Option(help="A database's URL, for `runs` to have DBOS on it as well.")
+]
 
 
-def main(only: Only = None, quick: Quick = False, out: Out = RESULTS, picture_to: Picture = None) -> None:
+def main(
+    only: Only = None,
+    quick: Quick = False,
+    out: Out = RESULTS,
+    picture_to: Picture = None,
+    postgres: Postgres = None,
+) -> None:
     """Measure Wardian side by side with what else could run the same command. No time is judged."""
     console = Console()
     names = list(only or SCENARIOS)
@@ -41,7 +50,7 @@ def main(only: Only = None, quick: Quick = False, out: Out = RESULTS, picture_to
     scratch = Path(tempfile.mkdtemp(prefix="bench-"))
     sections: list[Section] = []
     before = facts.load()
-    lab = Lab(scratch, console, quick=quick)
+    lab = Lab(scratch, console, quick=quick, postgres=postgres)
     try:
         for name in names:
             sections += SCENARIOS[name](lab)

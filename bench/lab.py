@@ -32,9 +32,10 @@ GVISOR, MICROVM, BY_HAND = GvisorDriver.name, QemuDriver.name, "QEMU by hand"
 class Lab:
     """One run's servers, peers and scratch directory."""
 
-    def __init__(self, scratch: Path, console: Console, *, quick: bool) -> None:
+    def __init__(self, scratch: Path, console: Console, *, quick: bool, postgres: str | None = None) -> None:
         self.scratch = scratch
         self.quick = quick
+        self.postgres = postgres
         self._console = console
         self._stack = ExitStack()
         self._servers: dict[Pools, Server] = {}

@@ -34,38 +34,42 @@ class Server:
 
     def __init__(self, data: Path, pools: Pools, *options: str) -> None:
         data.mkdir(parents=True, exist_ok=True)
-        self._data = data
-        self._log = (data / "serve.log").open("wb")
-        environment = {
-            **os.environ,
-            "WARDIAN_POOL_HOT": str(pools.hot),
-            "WARDIAN_POOL_CREATED": str(pools.created),
-        }
+        self.data = data
+        self._pools, self._options = pools, options
+        self.start()
+        self.settle()
+
+    def start(self) -> None:
+        """Have it serve, anew after a :meth:`crash`."""
+        self._log = (self.data / "serve.log").open("ab")
+        pools = {"WARDIAN_POOL_HOT": str(self._pools.hot), "WARDIAN_POOL_CREATED": str(self._pools.created)}
+        wardian = str(Path(sys.executable).with_name("wardian"))
         self._process = subprocess.Popen(
-            (
-                str(Path(sys.executable).with_name("wardian")),
-                "serve",
-                "--port",
-                "0",
-                "--data",
-                str(data),
-                "--json",
-                *options,
-            ),
+            (wardian, "serve", "--port", "0", "--data", str(self.data), "--json", *self._options),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=environment,
+            env={**os.environ, **pools},
         )
         self.endpoint = self._greeting()
-        self.settle()
+
+    def crash(self) -> None:
+        """Kill it, in the middle of whatever it does."""
+        self._process.kill()
+        self._ended()
+
+    def _ended(self) -> None:
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._log.close()
 
     def _greeting(self) -> Endpoint:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             self._process.wait()
-            raise RuntimeError(f"wardian serve did not start; see {self._data}/serve.log")
+            raise RuntimeError(f"wardian serve did not start; see {self.data}/serve.log")
         self.facts: Mapping[str, str] = json.loads(line)
         return Endpoint(url=self.facts["url"], key=self.facts["key"])
 
@@ -84,7 +88,7 @@ class Server:
 
     def machines(self) -> Mapping[str, list[int]]:
         """The host processes of every machine there is, by machine."""
-        names = {path.name for path in self._data.rglob("machines/*")}
+        names = {path.name for path in self.data.rglob("machines/*")}
         found: dict[str, list[int]] = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -105,12 +109,11 @@ class Server:
             self._process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
-        self._log.close()
+        self._ended()
 
     def _doing(self, idle: bool) -> object:
         """Changes as long as something happens."""
-        machines = sorted(path.name for path in self._data.rglob("machines/*"))
+        machines = sorted(path.name for path in self.data.rglob("machines/*"))
         pids = [self._process.pid]
         if idle:
             pids += [pid for machine in self.machines().values() for pid in machine]

@@ -21,6 +21,7 @@ from bench.scenarios import (
     lifecycle,
     microvm,
     relay,
+    runs,
     scan,
     small_files,
     transfer,
@@ -44,6 +45,7 @@ SCENARIOS: Mapping[str, Callable[[Lab], Sequence[Section]]] = {
     "compress": compress.run,
     "bridge": bridge.run,
     "relay": relay.run,
+    "runs": runs.run,
     "microvm": microvm.run,
     "emulation": emulation.run,
 }

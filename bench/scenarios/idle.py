@@ -40,16 +40,16 @@ def run(lab: Lab) -> Sequence[Section]:
                 machines = server.machines()
                 pids = [pid for machine in machines.values() for pid in machine]
                 name = f"Wardian × {count}"
-                memory.append(_row(name, Kind.WARDIAN, [_pss(pids) / len(machines)]))
+                memory.append(_row(name, Kind.WARDIAN, [pss_of(pids) / len(machines)]))
                 groups.append(_row(name, Kind.WARDIAN, [_charged(machine) for machine in machines.values()]))
-                busy.append(_row(name, Kind.WARDIAN, [_cpu(pids, window_s) / len(machines)]))
+                busy.append(_row(name, Kind.WARDIAN, [cpu_of(pids, window_s) / len(machines)]))
                 tick()
         for name, crowd in _crowds(lab.peers()).items():
             title = f"{name} × {CROWD}"
             try:
                 with crowd() as pids:
-                    memory.append(_row(title, Kind.PEER, [_pss(pids) / CROWD]))
-                    busy.append(_row(title, Kind.PEER, [_cpu(pids, window_s) / CROWD]))
+                    memory.append(_row(title, Kind.PEER, [pss_of(pids) / CROWD]))
+                    busy.append(_row(title, Kind.PEER, [cpu_of(pids, window_s) / CROWD]))
             except Exception as error:  # a peer that does not work here must not end the run
                 memory.append(Row(title, Kind.PEER, (), f"{type(error).__name__}: {error}"[:300]))
         tick()
@@ -131,7 +131,7 @@ def _families(roots: Iterable[int]) -> list[int]:
     return found
 
 
-def _pss(pids: Iterable[int]) -> float:
+def pss_of(pids: Iterable[int]) -> float:
     """Megabytes: pages that k processes share count 1/k for each, so sums are right."""
     total = 0
     for pid in pids:
@@ -142,7 +142,7 @@ def _pss(pids: Iterable[int]) -> float:
     return total / 1024
 
 
-def _cpu(pids: Sequence[int], window_s: float) -> float:
+def cpu_of(pids: Sequence[int], window_s: float) -> float:
     """Per cent of one core that they all use together."""
     before = _ticks(pids)
     started = time.monotonic()
