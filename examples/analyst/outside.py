@@ -51,6 +51,7 @@ def post(url: str, step: str, body: Any, read: Callable[[http.client.HTTPRespons
             if not left:
                 raise Broken(f"given up after {TRIES} tries: {error}") from error
             said = error.after_s if isinstance(error, Broken) else None
+            run.emit("again", {"step": step, "why": str(error)})  # waits for a server, if there is none
         usual = PAUSE_S * 2 ** (TRIES - 1 - left) * random.uniform(0.5, 1)
         time.sleep(min(usual if said is None else said, PAUSE_MAX_S))
     raise AssertionError

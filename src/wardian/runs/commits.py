@@ -22,6 +22,9 @@ from wardian.runs.works import RunWorks
 from wardian.store import boxes, effects, runs, snapshots
 
 KEY_MAX = 255
+ANSWER_S = 0.5
+"""How long a commit without a capture keeps its asker; whoever asks gives up after two seconds."""
+
 VALUE_MAX = 512 << 10
 """Bytes of JSON of a result. What is bigger belongs into a file: the machine is kept, too."""
 
@@ -97,10 +100,12 @@ class Commits:
             task = asyncio.ensure_future(work())
             self._under_way[name] = task
             task.add_done_callback(lambda done: self._finished(name, done))
-            return None
+            if checkpoint is Checkpoint.ALWAYS:
+                return None
+            await asyncio.wait({task}, timeout=ANSWER_S)  # nothing is captured for it, and it is soon done
         if not task.done():
             return None
-        del self._under_way[name]
+        self._under_way.pop(name, None)
         return task.result()
 
     def _finished(self, name: tuple[str, int, str], task: asyncio.Task[Step]) -> None:
