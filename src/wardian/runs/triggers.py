@@ -49,6 +49,7 @@ class Triggers:
         self._works, self._runs, self._seal = works, service, seal
         self._changed = asyncio.Event()
         self._clock: asyncio.Task[None] | None = None
+        self._seen: int | None = None  # when the clock was looked at
 
     async def open(self) -> None:
         self._clock = asyncio.create_task(self._tick(), name="schedules")
@@ -172,6 +173,9 @@ class Triggers:
         """Begin what is due; how many seconds there are until something else may be."""
         works = self._works
         now = works.now_us()
+        if self._seen is None or now < self._seen:
+            await self._come_back(now)
+        self._seen = now
         held = False
         for trigger in await works.database.read(lambda conn: triggers.due(conn, now)):
             try:
@@ -182,6 +186,19 @@ class Triggers:
         following = await works.database.read(lambda conn: triggers.next_time(conn, now))
         pause_s = LOOK_MAX_S if following is None else (following - works.now_us()) / 1e6
         return min(max(pause_s, 0.0), 1.0 if held else LOOK_MAX_S)
+
+    async def _come_back(self, now: int) -> None:
+        """The clock may have been set back: times that it had gone past are ahead again. One that began a run
+        then begins no other, as its key is the same."""
+
+        def transaction(conn: Connection) -> None:
+            for each in triggers.later_than(conn, now):
+                assert each.schedule is not None
+                assert each.next_at is not None
+                if (due := next_due(each.schedule, now)) < each.next_at:
+                    triggers.fired(conn, each.id, next_at=due, run=None)
+
+        await self._works.database.write(transaction)
 
     async def _fire(self, trigger: AgentTrigger, now: int) -> bool:
         """Begin the run of a time that has come. False: not yet, the run before is under way."""

@@ -47,6 +47,11 @@ def due(conn: Connection, now: int) -> Sequence[AgentTrigger]:
     return [_trigger_of(row) for row in rows]
 
 
+def later_than(conn: Connection, now: int) -> Sequence[AgentTrigger]:
+    """Anybody's schedules whose time is yet to come."""
+    return [_trigger_of(row) for row in conn.execute(select(table).where(table.c.next_at > now))]
+
+
 def next_time(conn: Connection, after: int) -> int | None:
     """When the next schedule later than ``after`` is due."""
     query = select(func.min(table.c.next_at)).where(table.c.next_at > after)
