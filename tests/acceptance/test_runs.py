@@ -224,12 +224,17 @@ def test_a_run_whose_machine_always_dies_is_given_up(house: House) -> None:
 
 def test_bad_agents_and_runs_are_refused(house: House) -> None:
     def refusal(answer: httpx.Response) -> tuple[int, str]:
-        return answer.status_code, answer.json()["error_code"]
+        told = answer.json()
+        assert told["message"].endswith(")"), told  # what to do next
+        return answer.status_code, told["error_code"]
 
     good = {"environment": "base", "entry": "true"}
     assert refusal(house.call("PUT", "/agents/Bad_Name", good)) == (400, "bad_agent_name")
     assert refusal(house.call("PUT", "/agents/x", {**good, "entry": " "})) == (400, "bad_entry")
+    assert refusal(house.call("PUT", "/agents/x", {**good, "entry": "x" * (17 << 10)})) == (400, "bad_entry")
     assert refusal(house.call("PUT", "/agents/x", {**good, "attempts": 0})) == (400, "bad_limit")
+    assert refusal(house.call("PUT", "/agents/x", {**good, "every": -1})) == (400, "bad_limit")
+    assert refusal(house.call("PUT", "/agents/x", {**good, "budget": {"beer": 1}})) == (400, "bad_budget")
     assert refusal(house.call("PUT", "/agents/x", {**good, "checkpoint": "x"})) == (400, "bad_checkpoint")
     assert refusal(house.call("PUT", "/agents/x", {**good, "environment": "none"})) == (
         404,

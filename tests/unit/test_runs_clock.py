@@ -1,4 +1,4 @@
-"""A clock that is set, forward and back: no time begins two runs, and none is lost to a future that was not."""
+"""A clock that is set, forward and back: no time begins two runs, and none is lost to a false future."""
 
 from __future__ import annotations
 

@@ -88,7 +88,11 @@ def checkpoint_of(text: str) -> Checkpoint:
     try:
         return Checkpoint(text)
     except ValueError:
-        raise Invalid("checkpoint is 'always' or 'never'", code="bad_checkpoint") from None
+        raise Invalid(
+            f"there is no checkpoint policy {text[:32]!r}",
+            code="bad_checkpoint",
+            hint="'always' keeps the machine with every step, 'never' its result alone",
+        ) from None
 
 
 def check_name(name: str) -> None:
@@ -118,9 +122,17 @@ def check_version(version: Version) -> None:
             hint="name a template, or a snapshot that is kept",
         )
     if not entry.strip() or len(entry) > ENTRY_MAX or "\0" in entry:
-        raise Invalid("entry must be a command for bash, of 16 KiB at most", code="bad_entry")
+        raise Invalid(
+            "entry must be a command for bash, of 16 KiB at most",
+            code="bad_entry",
+            hint="put a longer program into the environment, and have the entry call it",
+        )
     if every_s and not EVERY_S_MIN <= every_s <= TIMEOUT_S_MAX:
-        raise Invalid(f"every_s must be 0, or between {EVERY_S_MIN} and {TIMEOUT_S_MAX}", code="bad_limit")
+        raise Invalid(
+            f"every_s must be 0, or between {EVERY_S_MIN} and {TIMEOUT_S_MAX}",
+            code="bad_limit",
+            hint="seconds without a commit after which the machine is kept by itself; 0: never",
+        )
     _check_between(
         ("keep", version.keep, KEEP_MAX),
         ("timeout_s", limits.timeout_s, TIMEOUT_S_MAX),
@@ -146,4 +158,8 @@ def budget_of(tenant: str, run_id: str, unit: str, most: int) -> Budget:
 def _check_between(*limits: tuple[str, int, int]) -> None:
     for name, value, most in limits:
         if not 1 <= value <= most:
-            raise Invalid(f"{name} must be between 1 and {most}", code="bad_limit")
+            raise Invalid(
+                f"{name} must be between 1 and {most}",
+                code="bad_limit",
+                hint="leave it out for the usual one; `wardian agent freeze --help` has them",
+            )

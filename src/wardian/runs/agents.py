@@ -82,7 +82,9 @@ class Agents:
         snapshot = await self._works.sandboxes.find_snapshot(tenant, reference)
         if snapshot is None:
             raise NotFound(
-                f"there is no template or snapshot '{reference[:128]}'", code="environment_not_found"
+                f"there is no template or snapshot '{reference[:128]}'",
+                code="environment_not_found",
+                hint="`wardian template ls` and `wardian snapshot ls` list them",
             )
         return snapshot.id
 
@@ -105,7 +107,11 @@ class Agents:
             self._works.lease.fence(conn)
             agent = find_agent(conn, tenant, reference)
             if agents.version(conn, agent.id, number) is None:
-                raise NotFound(f"agent {agent.name} has no version {number}", code="version_not_found")
+                raise NotFound(
+                    f"agent {agent.name} has no version {number}",
+                    code="version_not_found",
+                    hint=f"`wardian agent inspect {agent.name}` lists them",
+                )
             agents.choose(conn, agent.id, number)
             return replace(agent, version=number)
 
@@ -132,7 +138,11 @@ def find_agent(conn: Connection, tenant: str, reference: str) -> Agent:
     """By name or id. Raises NotFound."""
     found = agents.find(conn, tenant, reference)
     if found is None:
-        raise NotFound(f"agent '{reference[:64]}' not found", code="agent_not_found")
+        raise NotFound(
+            f"agent '{reference[:64]}' not found",
+            code="agent_not_found",
+            hint="`wardian agent ls` lists yours",
+        )
     return found
 
 

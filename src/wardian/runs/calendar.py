@@ -31,7 +31,11 @@ def checked(schedule: Schedule) -> Schedule:
     try:
         next_due(told, int(datetime.now(UTC).timestamp() * 1e6))
     except (CroniterError, ValueError, KeyError) as error:
-        raise Invalid(f"{cron!r} is no schedule: {error}", code="bad_schedule") from None
+        raise Invalid(
+            f"{cron!r} is no schedule: {error}",
+            code="bad_schedule",
+            hint="five fields: minute, hour, day of month, month, day of week; '0 9 * * mon-fri'",
+        ) from None
     return told
 
 

@@ -261,7 +261,7 @@ def check_value(value: Any) -> None:
         raise Invalid(
             "the value is over 512 KiB of JSON",
             code="value_too_big",
-            hint="write it to a file: files are kept, too",
+            hint="write it to a file, and hand that over: run.file(path)",
         )
 
 

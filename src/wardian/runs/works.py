@@ -32,7 +32,9 @@ Also = Callable[[Connection, Run], object]
 
 def run_not_found(run_id: str) -> NotFound:
     """An id that is unknown, or another tenant's."""
-    return NotFound(f"run '{run_id[:64]}' not found", code="run_not_found")
+    return NotFound(
+        f"run '{run_id[:64]}' not found", code="run_not_found", hint="`wardian run ls` lists yours"
+    )
 
 
 @dataclass(frozen=True, slots=True)
