@@ -35,11 +35,12 @@ with open("out/big", "wb") as file:
 with open("out/data", "wb") as file:
     file.write(bytes(range(256)) * 20_000)
 os.mkfifo("out/pipe")
+os.symlink("/dev/zero", "out/endless")
 run.result({
     "handed": [first, run.file("out/report.txt"), run.file("out/data", "a-b_c.bin")],
     "refused": [
         refused("out/data", "../up"), refused("out/data", ".hidden"), refused("out/none"),
-        refused("out/folder"), refused("out/pipe"), refused("out/big"),
+        refused("out/folder"), refused("out/pipe"), refused("out/big"), refused("out/endless"),
     ],
 })
 """
@@ -75,6 +76,7 @@ def test_files_outlive_the_machine_that_made_them(house: House, tmp_path: Path) 
         "not_a_file",
         "not_a_file",
         "file_too_big",
+        "not_a_file",
     ]
     assert house.state_of(told["sandboxID"]) == "gone"
     assert house.call("GET", f"/runs/{run}/files").json() == kept
