@@ -47,7 +47,7 @@ def run(lab: Lab) -> Sequence[Section]:
 
 
 def _start(lab: Lab, agents: Agents, alone: dict[str, Alone]) -> Section:
-    rounds = lab.rounds(quick=5, full=30)
+    rounds = lab.rounds(quick=5, full=20)
 
     def once() -> float:
         agents.server.settle()
@@ -78,7 +78,7 @@ def _starter(each: Alone) -> Callable[[], float]:
 
 
 def _steps(lab: Lab, agents: Agents, alone: dict[str, Alone]) -> Section:
-    rounds = lab.rounds(quick=3, full=15)
+    rounds = lab.rounds(quick=3, full=10)
 
     def of_ours(checkpoint: str) -> Callable[[], list[float]]:
         given = {"steps": STEPS, "checkpoint": checkpoint}
@@ -113,7 +113,7 @@ def _steps(lab: Lab, agents: Agents, alone: dict[str, Alone]) -> Section:
 
 
 def _recovery(lab: Lab, agents: Agents, alone: dict[str, Alone]) -> Section:
-    rounds = lab.rounds(quick=2, full=10)
+    rounds = lab.rounds(quick=2, full=6)
 
     def machine(run: str) -> int:
         agents.kill_machine(run)
@@ -189,7 +189,7 @@ def _waiting(lab: Lab, agents: Agents) -> Sequence[Section]:
 
 
 def _crowd(lab: Lab, agents: Agents) -> Section:
-    count, rounds = (10, 1) if lab.quick else (50, 3)
+    count, rounds = (10, 1) if lab.quick else (50, 2)
 
     def at_once() -> float:
         started = time.perf_counter()
