@@ -33,6 +33,7 @@ while True:
 THREE = 'for number in range(3): run.step("step", lambda: number, checkpoint="never")'
 ASKER = 'run.ask("?")'
 PROGRAMS = {"first": FIRST, "several": SEVERAL, "endless": ENDLESS, "asker": ASKER, "three": THREE}
+POOL = "machines of the pool"
 START, KEPT, RESULT = "Wardian", "Wardian, with its machine", "Wardian, the result alone"
 
 
@@ -156,7 +157,8 @@ def _waiting(lab: Lab, agents: Agents) -> Sequence[Section]:
         agents.server.settle()
         ours = [agents.server.pid, *(each.pid for each in psutil.Process(agents.server.pid).children())]
         machines = [pid for pids in agents.server.machines().values() for pid in pids]
-        memory.append(Row(name, Kind.WARDIAN, (pss_of([*ours, *machines]),)))
+        memory.append(Row(name, Kind.WARDIAN, (pss_of(ours),)))
+        memory.append(Row(f"{name}: {POOL}", Kind.WARDIAN, (pss_of(machines),)))
         busy.append(Row(name, Kind.WARDIAN, (cpu_of([*ours, *machines], window_s),)))
 
     nobody, waiting = "no run", f"{count} that wait"
@@ -172,7 +174,7 @@ def _waiting(lab: Lab, agents: Agents) -> Sequence[Section]:
         tick()
         for each in runs:
             agents.cancel(each)
-    note = ("The server, its bridge and every machine that runs, two of the pool's among them.",)
+    note = ("The server and its bridge; and the machines of the pool, as runs that wait have none.",)
     return [
         Section(
             "run-waiting-pss", f"{count} runs that wait: memory (PSS)", "MB", waiting, tuple(memory), note

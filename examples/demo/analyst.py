@@ -90,8 +90,10 @@ class Scene:
         return server.call("GET", f"/wardian/runs/{self.run}")
 
     def _seen(self, told: Any) -> str:
-        tries = [step["attempts"] for step in told["steps"]]
-        return f"{told['state']}: {len(tries)} steps, each committed once, in the machine it began in"
+        numbers = [step["number"] for step in told["steps"]]
+        expect(numbers == list(range(1, len(numbers) + 1)), f"steps were committed as {numbers}")
+        expect(told["epoch"] == 1, "the run's machine did not outlive the server")
+        return f"{told['state']}: {len(numbers)} steps, each committed once, in the machine it began in"
 
     def _effects(self, done: dict[str, int]) -> str:
         expect(set(done.values()) == {1} and len(done) == 4, f"done outside: {done}")
