@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -55,6 +56,32 @@ def test_what_breaks_off_or_is_not_to_be_had_now_is_asked_again(platform: Platfo
     busy = answer(503, {"error_code": "unavailable", "message": "busy"})
     platform(b"", b"HTTP/1.1 20", good[:60_000], stale, busy, good)
     assert wardian_run._call("GET", "/run")["input"] == "ü" * 100_000
+
+
+def test_who_waits_in_a_restored_machine_sees_it_by_the_token(
+    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wardian_run, "TIMEOUT_S", 3600)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def restore() -> None:
+        """A connection on which nothing will come; the next one leads to the platform."""
+        silent, _ = listener.accept()
+        silent.recv(65536)
+        monkeypatch.setenv("WARDIAN_RUN_URL", url)
+        (tmp_path / "token").write_text("t2")
+        done.wait(10)
+        silent.close()
+
+    url, done = os.environ["WARDIAN_RUN_URL"], threading.Event()
+    monkeypatch.setenv("WARDIAN_RUN_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+    platform(answer(200, {"run": "r1"}))
+    thread = threading.Thread(target=restore)
+    thread.start()
+    assert wardian_run._call("GET", "/run") == {"run": "r1"}
+    done.set()
+    thread.join()
+    listener.close()
 
 
 def test_a_refusal_has_its_code(platform: Platform) -> None:

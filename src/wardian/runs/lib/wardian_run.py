@@ -27,8 +27,9 @@ TOKEN_FILE = "/run/wardian/token"
 TRIES, PAUSE_S, PAUSE_MAX_S = 60, 0.05, 0.5
 """How often what is refused for now is asked again. A server that is not there is waited for, that is all."""
 
-TIMEOUT_S = 2
-"""Every call is answered at once. One that is not was cut off by a capture, and would be silent for ever."""
+TIMEOUT_S, GLANCE_S = 2, 0.1
+"""Every call is answered at once. One that is not was cut off by a capture, and would be silent for ever: in
+a machine that was restored, which a glance at the token shows, or else after two seconds."""
 
 LOOK_S, LOOK_MAX_S = 0.01, 0.2
 
@@ -197,8 +198,7 @@ def _call(method: str, path: str, body: Any = None) -> Any:
 
 
 def _once(method: str, path: str, body: Any) -> tuple[int, Any]:
-    with open(TOKEN_FILE) as file:
-        token = file.read().strip()  # another one after every restore
+    token = _token()
     place = os.environ.get("WARDIAN_RUN_URL", "http://run.wardian.internal").partition("://")[2].rstrip("/")
     host, _, port = place.partition(":")
     content = b"" if body is None else json.dumps(body).encode()
@@ -213,26 +213,41 @@ def _once(method: str, path: str, body: Any) -> tuple[int, Any]:
     head = "".join(line + "\r\n" for line in (*lines, ""))
     with socket.create_connection((host, int(port or 80)), TIMEOUT_S) as connection:
         connection.sendall(head.encode() + content)
-        status, said = _answer(connection)
+        connection.settimeout(GLANCE_S)
+        status, said = _answer(connection, token)
     return status, json.loads(said or b"{}")
 
 
-def _answer(connection: socket.socket) -> tuple[int, bytes]:
+def _token() -> str:
+    """Another one after every restore."""
+    with open(TOKEN_FILE) as file:
+        return file.read().strip()
+
+
+def _answer(connection: socket.socket, token: str) -> tuple[int, bytes]:
     """Of the platform, which always says how long it is."""
     said = b""
     while b"\r\n\r\n" not in said:
-        said += _more(connection)
+        said += _more(connection, token)
     head, _, content = said.partition(b"\r\n\r\n")
     lengths = [line[15:] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
     while len(content) < int((lengths or [b"0"])[0]):
-        content += _more(connection)
+        content += _more(connection, token)
     return int(head.split()[1]), content
 
 
-def _more(connection: socket.socket) -> bytes:
-    if not (data := connection.recv(65536)):
-        raise OSError("cut off")
-    return data
+def _more(connection: socket.socket, token: str) -> bytes:
+    for _ in range(round(TIMEOUT_S / GLANCE_S)):
+        try:
+            data = connection.recv(65536)
+        except socket.timeout:  # noqa: UP041 - before 3.10, that is no TimeoutError
+            if _token() != token:
+                break
+        else:
+            if not data:
+                raise OSError("cut off")
+            return data
+    raise OSError("silent")
 
 
 run = Run(_call)
