@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import wardian_run
+
+from wardian.runs.lib import wardian_run
 
 Platform = Callable[..., None]
 

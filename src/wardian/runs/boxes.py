@@ -127,7 +127,7 @@ class Boxes:
                 await self._lose(run, error)
                 raise Superseded("a sandbox of the run was lost; the run begins again") from error
 
-        return self._commits.under_way(run, key, work)
+        return await self._commits.under_way(run, key, work)
 
     async def _lose(self, run: Run, error: Exception) -> None:
         """The run has to begin again, with its sandboxes as their last commits left them."""

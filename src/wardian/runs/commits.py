@@ -91,18 +91,28 @@ class Commits:
         if known.state is StepState.DONE:
             return known
         machine = None if sandbox is None or checkpoint is Checkpoint.NEVER else sandbox.id
-        return self.under_way(run, key, lambda: self._commit(run, sandbox, key, result, machine))
+        answer_s = ANSWER_S if machine is None else 0.0  # nothing is captured for it, and it is soon done
+        return await self.under_way(
+            run, key, lambda: self._commit(run, sandbox, key, result, machine), answer_s=answer_s
+        )
 
-    def under_way(self, run: Run, key: str, work: Callable[[], Coroutine[Any, Any, Step]]) -> Step | None:
-        """A step that takes its time, begun once: what it came to, or None so far."""
+    async def under_way(
+        self,
+        run: Run,
+        key: str,
+        work: Callable[[], Coroutine[Any, Any, Step]],
+        *,
+        answer_s: float = 0.0,
+    ) -> Step | None:
+        """A step that takes its time, begun once: what it came to, or None so far. Whoever begins it waits
+        for ``answer_s``."""
         name = run.id, run.epoch, key
         if (task := self._under_way.get(name)) is None:
             task = asyncio.ensure_future(work())
             self._under_way[name] = task
             task.add_done_callback(lambda done: self._finished(name, done))
-            if checkpoint is Checkpoint.ALWAYS:
-                return None
-            await asyncio.wait({task}, timeout=ANSWER_S)  # nothing is captured for it, and it is soon done
+            if answer_s:
+                await asyncio.wait({task}, timeout=answer_s)
         if not task.done():
             return None
         self._under_way.pop(name, None)

@@ -187,7 +187,7 @@ def build_speaking(
             )
         file = await files.hand_over(run, sandbox, body.name, body.path)
         if file is None:
-            return _not_yet("committing")
+            return not_yet("committing")
         return {"state": "done", "file": {"name": file.name, "size": file.size, "digest": file.digest}}
 
     @app.post("/emit")
