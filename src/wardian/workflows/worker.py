@@ -42,6 +42,10 @@ class Parked(BaseException):
     """The run rests: whoever begins it again goes through the program once more."""
 
 
+class _Stopped(BaseException):
+    """It was told to stop while it waited for a run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """A run, as it was taken."""
@@ -76,12 +80,16 @@ class Worker:
         self._http = httpx.Client(base_url=url, headers={"X-API-KEY": key}, timeout=_TIMEOUT, trust_env=False)
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._stopping = threading.Event()
+        self._claiming = False
         self.told: Callable[[str], None] = lambda text: None
         """Who is told what it does."""
 
     def stop(self) -> None:
-        """Take no more runs; those under way are carried on until they rest."""
+        """Take no more runs; those under way are carried on until they rest. For a signal's handler: it ends
+        the wait for a run. What was taken at that very moment is another worker's, after the lease."""
         self._stopping.set()
+        if self._claiming:
+            raise _Stopped
 
     def serve(self) -> None:
         """Until it is stopped. Raises :class:`RunError` for what the server refuses."""
@@ -91,7 +99,10 @@ class Worker:
             while not self._stopping.is_set():
                 if not free.acquire(timeout=0.5):
                     continue
-                claimed = self._claim(versions)
+                try:
+                    claimed = self._claim(versions)
+                except _Stopped:
+                    break
                 if claimed is None:
                     free.release()
                     continue
@@ -120,12 +131,15 @@ class Worker:
     def _claim(self, versions: Mapping[str, Sequence[int]]) -> Claimed | None:
         body = {"worker": self._name, "versions": versions, "wait": CLAIM_S}
         try:
+            self._claiming = True
             told = self._ask("POST", "/wardian/work", body)
         except RunError as error:
             if error.code != "unreachable":
                 raise
             self.told(str(error))
             return None
+        finally:
+            self._claiming = False
         if told is None:
             return None
         return Claimed(
