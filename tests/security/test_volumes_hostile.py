@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -20,8 +21,10 @@ from e2b.exceptions import SandboxException, VolumeException, VolumePathNotFound
 from tests.acceptance.conftest import Server, serve, stop
 from tests.guest import wire
 from tests.guest.peer import Peer, scripted
+from tests.security.test_data_plane_hostile import SANDBOX
 
 from wardian.model.errors import GuestFault, WardianError
+from wardian.model.sandbox import SandboxSpec
 from wardian.model.volume import VolumeMount
 from wardian.store.database import Database
 from wardian.volumes.mounts import Mounts
@@ -43,7 +46,8 @@ async def mounted(tmp_path: Path) -> AsyncIterator[tuple[Peer, int, Volumes, str
     volume = await volumes.create("t1", "data")
     async with scripted() as peer:
         await peer.attached()
-        mounting = asyncio.create_task(mounts.mount(peer.guest, [VolumeMount("data", "/v", volume.id)]))
+        spec = SandboxSpec(volume_mounts=(VolumeMount("data", "/v", volume.id),))
+        mounting = asyncio.create_task(mounts.mount(peer.guest, replace(SANDBOX, spec=spec)))
         opened = await peer.on(wire.OPEN)
         assert opened.payload == bytes([MOUNT]) + wire.field(2, "/v") + wire.field(3, volume.id)
         await peer.send(wire.REPLY, opened.stream, wire.u32(0))

@@ -12,7 +12,7 @@ from wardian.model.errors import Invalid, WardianError
 from wardian.model.isolation import Wanted
 from wardian.model.sandbox import Sandbox
 from wardian.sandboxes.acts import capture, create
-from wardian.sandboxes.origins import Origins
+from wardian.sandboxes.origins import Origin, Origins
 from wardian.sandboxes.owner import Owner
 from wardian.sandboxes.roster import Roster
 from wardian.sandboxes.workshop import Workshop
@@ -67,10 +67,19 @@ async def _fork_one(
     try:
         origin = origins.of_fork(parent, image, wanted)
         owner, _ = await roster.add(parent.tenant, origin, asked)
-        await owner.turn(lambda: create.create(owner, origin.source))
+        await owner.turn(lambda: _make(owner, parent, origin))
     except WardianError as error:
         return error
     except OSError as error:
         _log.exception("a fork of sandbox %s failed", parent.id)
         return WardianError(f"the fork failed: {error}")
     return owner.sandbox
+
+
+async def _make(owner: Owner, parent: Sandbox, origin: Origin) -> None:
+    try:
+        await owner.works.volumes.inherit(parent, owner.sandbox)
+    except Exception as error:
+        await create.give_up(owner, str(error))
+        raise
+    await create.create(owner, origin.source)

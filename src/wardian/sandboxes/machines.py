@@ -41,8 +41,7 @@ def attached_to(
         owner.bind(guest)
         await guest.attach(epoch, identity, timeout_s=patience)
         sandbox = owner.sandbox
-        if sandbox.spec.volume_mounts or sandbox.snapshot_id is not None:
-            await owner.works.volumes.mount(guest, sandbox.spec.volume_mounts)
+        await owner.works.volumes.mount(guest, sandbox)
         if identity is not None:
             await owner.works.bridge.equip(guest, sandbox)
 

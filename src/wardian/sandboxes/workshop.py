@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,7 +11,6 @@ from wardian.isolation.drivers import Drivers
 from wardian.isolation.port import MachineImage, RootImage
 from wardian.model.errors import Unsupported
 from wardian.model.sandbox import Sandbox
-from wardian.model.volume import VolumeMount
 from wardian.recorder.log import Recorder
 from wardian.sandboxes.leases import NodeLease
 from wardian.sandboxes.pool import Pool
@@ -55,8 +54,11 @@ class Isolated:
 class Mounter(Protocol):
     """Gives guests their volumes."""
 
-    async def mount(self, guest: Guest, mounts: Sequence[VolumeMount]) -> None:
-        """Mount these in an attached guest, and take away whatever else it has mounted."""
+    async def mount(self, guest: Guest, sandbox: Sandbox) -> None:
+        """Mount what is the sandbox's in an attached guest, and take away whatever else it has mounted."""
+
+    async def inherit(self, parent: Sandbox, child: Sandbox) -> None:
+        """Let a fork, which has no machine yet, have what its parent has mounted."""
 
 
 class Passport(Protocol):
@@ -88,9 +90,12 @@ class NoBridge:
 class NoVolumes:
     """A server without volumes."""
 
-    async def mount(self, guest: Guest, mounts: Sequence[VolumeMount]) -> None:
-        if mounts:
+    async def mount(self, guest: Guest, sandbox: Sandbox) -> None:
+        if sandbox.spec.volume_mounts:
             raise Unsupported("this server has no volumes", code="volumes_unsupported")
+
+    async def inherit(self, parent: Sandbox, child: Sandbox) -> None:
+        return None
 
 
 class Inspector(Protocol):

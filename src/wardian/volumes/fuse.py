@@ -18,10 +18,11 @@ import stat
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol, cast
 
 from wardian.volumes.rows import Node
-from wardian.volumes.tree import ROOT, Tree
+from wardian.volumes.tree import ROOT, Limits, Tree
 
 IO_BYTES_MAX = 60 * 1024
 """Most that one request writes or reads: with its headers it fits a frame of the link."""
@@ -31,6 +32,8 @@ BIG_WRITES, MAX_PAGES = 1 << 5, 1 << 22
 
 DIRECTORY_S, FILE_NS = 1, 50_000_000
 """How long a directory is believed, and what was said of a file: looking it up is then enough to open it."""
+LASTING_S = 3600
+"""How long the guest believes what never changes."""
 
 _HEADER = struct.Struct("<IIQQIIII")  # length, opcode, unique, node, uid, gid, pid, padding
 _ANSWER = struct.Struct("<IiQ")  # length, -errno, unique
@@ -79,13 +82,37 @@ def waits_for_disk(packet: bytes) -> bool:
     return opcode in (_FSYNC, _FSYNCDIR) or (opcode == _WRITE and len(packet) > _SMALL)
 
 
+class Readable(Protocol):
+    """What a session that only reads asks of a tree: see :class:`Tree`."""
+
+    @property
+    def limits(self) -> Limits: ...
+    @property
+    def usage(self) -> tuple[int, int]: ...
+    def node(self, number: int) -> Node: ...
+    def parent(self, number: int) -> int: ...
+    def lookup(self, parent: int, name: bytes) -> Node: ...
+    def scan(self, parent: int, *, after: int, limit: int) -> Iterator[tuple[int, bytes, Node]]: ...
+    def read(self, number: int, offset: int, size: int) -> bytes: ...
+    def hold(self, number: int) -> None: ...
+    def release(self, number: int, count: int = 1) -> None: ...
+    def lasts(self, number: int) -> bool: ...
+
+
 class Session:
-    """One mount of a volume, from INIT (or a restore) on."""
+    """One mount of a volume, from INIT (or a restore) on.
 
-    def __init__(self) -> None:
+    With ``read_only`` whatever would change the tree is answered EROFS, before the tree hears of it. Nodes
+    that ``lasts`` knows never change: they are believed.
+    """
+
+    def __init__(
+        self, *, read_only: bool = False, lasts: Callable[[int], bool] = lambda number: False
+    ) -> None:
         self._open: Counter[int] = Counter()
+        self._read_only, self._lasts = read_only, lasts
 
-    def handle(self, tree: Tree, packet: bytes) -> bytes | None:
+    def handle(self, tree: Tree | Readable, packet: bytes) -> bytes | None:
         """The answer to a request, or None where none is due. Raises :class:`ValueError` for what is no
         request at all."""
         if len(packet) < _HEADER.size:
@@ -100,7 +127,9 @@ class Session:
         if handler is not None:
             request = Request(node, uid, gid, memoryview(packet)[_HEADER.size :])
             try:
-                number, told = 0, handler(self, tree, request)
+                if self._read_only:
+                    _check_reads(opcode, request)
+                number, told = 0, handler(self, cast(Tree, tree), request)
             except OSError as error:
                 number = error.errno or errno.EIO
             except (struct.error, OverflowError):
@@ -111,11 +140,28 @@ class Session:
                 number = errno.EIO
         return _ANSWER.pack(_ANSWER.size + len(told), -number, unique) + told
 
-    def close(self, tree: Tree) -> None:
+    def close(self, tree: Tree | Readable) -> None:
         """The kernel is gone, and with it all it had open."""
         for number, count in self._open.items():
             tree.release(number, count)
         self._open.clear()
+
+    def entry(self, node: Node) -> bytes:
+        """An answer that names a node."""
+        entry_s, attributes_s, attributes_ns = self._lives(node)
+        lives = (entry_s, attributes_s, 0, attributes_ns)
+        return _ENTRY.pack(node.number, 0, *lives) + _attributes(node)
+
+    def timed(self, node: Node) -> bytes:
+        """An answer that tells of a node."""
+        _, seconds, nanoseconds = self._lives(node)
+        return _TIMED.pack(seconds, nanoseconds, 0) + _attributes(node)
+
+    def _lives(self, node: Node) -> tuple[int, int, int]:
+        """How long a name and attributes are believed, in seconds, and the attributes' nanoseconds."""
+        if self._lasts(node.number):
+            return LASTING_S, LASTING_S, 0
+        return (DIRECTORY_S, DIRECTORY_S, 0) if node.is_directory else (0, 0, FILE_NS)
 
     def hold(self, tree: Tree, number: int) -> bytes:
         tree.hold(number)
@@ -126,6 +172,13 @@ class Session:
         if self._open[number] > 0:  # else it was opened under an earlier server
             self._open[number] -= 1
             tree.release(number)
+
+
+def _check_reads(opcode: int, request: Request) -> None:
+    """Raise unless a request leaves everything as it is."""
+    writes = opcode == _OPEN and struct.unpack_from("<I", request.body)[0] & (os.O_ACCMODE | os.O_TRUNC)
+    if writes or opcode not in _READING:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 def _attributes(node: Node) -> bytes:
@@ -146,17 +199,6 @@ def _attributes(node: Node) -> bytes:
     )
 
 
-def _entry(node: Node) -> bytes:
-    if node.is_directory:
-        return _ENTRY.pack(node.number, 0, DIRECTORY_S, DIRECTORY_S, 0, 0) + _attributes(node)
-    return _ENTRY.pack(node.number, 0, 0, 0, 0, FILE_NS) + _attributes(node)
-
-
-def _timed(node: Node) -> bytes:
-    lives = (DIRECTORY_S, 0) if node.is_directory else (0, FILE_NS)
-    return _TIMED.pack(*lives, 0) + _attributes(node)
-
-
 def _init(session: Session, tree: Tree, request: Request) -> bytes:
     major, _ = struct.unpack_from("<2I", request.body)
     if major < 7:
@@ -169,14 +211,14 @@ def _init(session: Session, tree: Tree, request: Request) -> bytes:
 def _lookup(session: Session, tree: Tree, request: Request) -> bytes:
     [name] = request.names(0)
     if name == b".":
-        return _entry(tree.node(request.node))
+        return session.entry(tree.node(request.node))
     if name == b"..":
-        return _entry(tree.node(tree.parent(request.node)))
-    return _entry(tree.lookup(request.node, name))
+        return session.entry(tree.node(tree.parent(request.node)))
+    return session.entry(tree.lookup(request.node, name))
 
 
 def _getattr(session: Session, tree: Tree, request: Request) -> bytes:
-    return _timed(tree.node(request.node))
+    return session.timed(tree.node(request.node))
 
 
 def _setattr(session: Session, tree: Tree, request: Request) -> bytes:
@@ -188,7 +230,7 @@ def _setattr(session: Session, tree: Tree, request: Request) -> bytes:
     def chosen(bit: int, value: int) -> int | None:
         return value if valid & bit else None
 
-    return _timed(
+    return session.timed(
         tree.change(
             request.node,
             mode=chosen(1, mode),
@@ -216,19 +258,21 @@ def _readlink(session: Session, tree: Tree, request: Request) -> bytes:
 def _symlink(session: Session, tree: Tree, request: Request) -> bytes:
     name, target = request.names(0, 2)
     mode = stat.S_IFLNK | 0o777
-    return _entry(tree.make(request.node, name, mode, request.uid, request.gid, target=target))
+    return session.entry(tree.make(request.node, name, mode, request.uid, request.gid, target=target))
 
 
 def _mknod(session: Session, tree: Tree, request: Request) -> bytes:
     mode, _, _, _ = struct.unpack_from("<4I", request.body)
     [name] = request.names(16)
-    return _entry(tree.make(request.node, name, mode & 0o177777, request.uid, request.gid))
+    return session.entry(tree.make(request.node, name, mode & 0o177777, request.uid, request.gid))
 
 
 def _mkdir(session: Session, tree: Tree, request: Request) -> bytes:
     mode, _ = struct.unpack_from("<2I", request.body)
     [name] = request.names(8)
-    return _entry(tree.make(request.node, name, stat.S_IFDIR | mode & 0o7777, request.uid, request.gid))
+    return session.entry(
+        tree.make(request.node, name, stat.S_IFDIR | mode & 0o7777, request.uid, request.gid)
+    )
 
 
 def _unlink(session: Session, tree: Tree, request: Request) -> bytes:
@@ -259,7 +303,7 @@ def _rename2(session: Session, tree: Tree, request: Request) -> bytes:
 
 def _link(session: Session, tree: Tree, request: Request) -> bytes:
     (number,) = struct.unpack_from("<Q", request.body)
-    return _entry(tree.link(number, request.node, request.names(8)[0]))
+    return session.entry(tree.link(number, request.node, request.names(8)[0]))
 
 
 def _open(session: Session, tree: Tree, request: Request) -> bytes:
@@ -281,7 +325,7 @@ def _create(session: Session, tree: Tree, request: Request) -> bytes:
             raise
         if flags & os.O_TRUNC:
             node = tree.change(node.number, size=0)
-    return _entry(node) + session.hold(tree, node.number)
+    return session.entry(node) + session.hold(tree, node.number)
 
 
 def _read(session: Session, tree: Tree, request: Request) -> bytes:
@@ -379,3 +423,6 @@ _HANDLERS: Mapping[int, Handler] = {
     38: _nothing,  # DESTROY
     45: _rename2,
 }
+
+_READING = frozenset({1, 3, 5, _OPEN, _READ, 17, 18, 25, 26, 27, 28, 29, 34, 38})
+"""The requests of those that change nothing."""
