@@ -50,9 +50,9 @@ class Version:
     """What an agent is from one ``freeze`` to the next.
 
     ``environment`` is a build of a template or a kept snapshot, by id: the same bytes for ever. ``entry`` is
-    for bash. Every ``every_s`` seconds without a commit the machine is captured by itself; 0: it is not. The
-    machines of the last ``keep`` commits are kept, so that a run can go back to them. No run goes beyond its
-    ``confines``.
+    for bash; it may be empty where a ``runner`` is named, whose start is run then. Every ``every_s`` seconds
+    without a commit the machine is captured by itself; 0: it is not. The machines of the last ``keep``
+    commits are kept, so that a run can go back to them. No run goes beyond its ``confines``.
 
     ``outside``: a workflow. Its program runs in a worker outside of any sandbox, and drives as many as it
     wants. Then there is no environment, and ``entry`` is the digest of the program.
@@ -70,6 +70,7 @@ class Version:
     limits: Limits = field(default_factory=Limits)
     confines: Confines = FREE
     outside: bool = False
+    runner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ def check_version(version: Version) -> None:
             code="environment_missing",
             hint="name a template, or a snapshot that is kept",
         )
-    if not entry.strip() or len(entry) > ENTRY_MAX or "\0" in entry:
+    if not (entry.strip() or version.runner) or len(entry) > ENTRY_MAX or "\0" in entry:
         raise Invalid(
             "entry must be a command for bash, of 16 KiB at most",
             code="bad_entry",

@@ -149,6 +149,7 @@ class Run:
     ended_at: int | None = None
     result: Any = None
     failure: Failure | None = None
+    runner: Mapping[str, Any] | None = None  # the release that it was given: ``runs/fitting.py``
 
     @property
     def parent_id(self) -> str | None:

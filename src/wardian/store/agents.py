@@ -44,6 +44,7 @@ def add_version(conn: Connection, version: Version) -> None:
             "confines": confines_values(version.confines),
             "outside": version.outside,
             "created_at": version.created_at,
+            "runner": version.runner or None,
         },
     )
     conn.execute(update(table).where(table.c.id == version.agent_id), {"version": version.number})
@@ -105,4 +106,5 @@ def _version_of(row: Row[Any]) -> Version:
         limits=Limits(row.timeout_s, row.attempts, row.at_once, row.tree, row.budget),
         confines=confines_of(row.confines),
         outside=row.outside,
+        runner=row.runner or "",
     )

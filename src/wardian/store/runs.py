@@ -35,6 +35,7 @@ def add(conn: Connection, run: Run) -> None:
             "began": run.began,
             "committed": run.committed,
             "key": run.key,
+            "runner": run.runner,
             "snapshot_id": run.snapshot_id,
             "parent_id": run.parent_id,
             "root_id": run.root_id,
@@ -308,6 +309,7 @@ def _run_of(row: Row[Any]) -> Run:
         ended_at=row.ended_at,
         result=row.result,
         failure=Failure(**row.failure) if row.failure else None,
+        runner=row.runner,
     )
 
 

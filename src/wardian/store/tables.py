@@ -371,6 +371,7 @@ agent_version = Table(
     Column("confines", JSON, nullable=False, server_default="{}"),
     Column("outside", Boolean, nullable=False, server_default=false()),
     Column("created_at", BigInteger, nullable=False),
+    Column("runner", String(64)),  # by name
 )
 
 agent_trigger = Table(
@@ -421,6 +422,7 @@ run = Table(
     Column("ended_at", BigInteger),
     Column("result", JSON),
     Column("failure", JSON),
+    Column("runner", JSON),  # the release that it was given
     Index("ix_run_listing", "tenant_id", "created_at", "id"),
     Index("ix_run_key", "tenant_id", "agent_id", "key", unique=True),
 )
@@ -480,4 +482,45 @@ run_box = Table(
     Column("epoch", Integer, nullable=False),
     Column("snapshot_id", String(64), index=True),
     Column("resting", Boolean, nullable=False),
+)
+
+runner = Table(
+    "runner",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", String(64), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("current", Integer, nullable=False),
+    Column("previous", Integer),
+    Column("canary", Integer),
+    Column("share", Integer, nullable=False),
+    Column("rolled_back", JSON),
+    Column("created_at", BigInteger, nullable=False),
+    Index("ix_runner_name", "tenant_id", "name", unique=True),
+)
+
+runner_release = Table(
+    "runner_release",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("runner_id", String(64), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("language", String(16), nullable=False),
+    Column("files", Integer, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("good_at", BigInteger),
+    Index("ix_runner_release_digest", "runner_id", "digest", unique=True),
+    sqlite_autoincrement=True,  # the kernels of machines remember numbers: none is used twice
+)
+
+runner_place = Table(
+    "runner_place",
+    metadata,
+    Column("owner", String(64), primary_key=True),  # a run, or a sandbox that is no run's
+    Column("runner_id", String(64), nullable=False),
+    Column("current", Integer),
+    Column("held", JSON, nullable=False),
+    Column("wanted", Integer),
 )
