@@ -27,6 +27,7 @@ from wardian.api.wardian import agents as own_agents
 from wardian.api.wardian import bridge as own_bridge
 from wardian.api.wardian import builds as own_builds
 from wardian.api.wardian import differences
+from wardian.api.wardian import runners as own_runners
 from wardian.api.wardian import runs as own_runs
 from wardian.api.wardian import snapshots as own_snapshots
 from wardian.api.wardian import triggers as own_triggers
@@ -53,12 +54,16 @@ from wardian.model.template import Edition
 from wardian.network.policy import Policy
 from wardian.network.shore import Shore
 from wardian.recorder.log import Recorder
+from wardian.runners.service import House as RunnerHouse
+from wardian.runners.service import Runners
+from wardian.runners.store import ReleaseStore
 from wardian.runs.boxes import Boxes
 from wardian.runs.commits import Commits
 from wardian.runs.course import Course
 from wardian.runs.door import Door
 from wardian.runs.engines.dbos_engine import DbosEngine
 from wardian.runs.files import RunFiles
+from wardian.runs.fitting import Fitting
 from wardian.runs.offers import Offers
 from wardian.runs.service import Runs
 from wardian.runs.triggers import Triggers
@@ -123,6 +128,7 @@ class _Lifecycle:
     shore: Shore
     door: Door
     inspector: SnapshotInspector
+    runners: Runners
     taken_over: Outcome
 
 
@@ -217,11 +223,36 @@ async def _begin_lifecycle(stack: AsyncExitStack, ground: _Ground) -> _Lifecycle
     stack.push_async_callback(mounts.close)
     ground.volumes.in_use = sandboxes.mounts_volume
     bridge.attach(dial=shore.dial_host, judge=shore.admit_granted, locate=sandboxes.find_live, record=record)
+    runners = await _open_runners(stack, ground, works, sandboxes, mounts)
     taken_over = await sandboxes.start()
     compressor = Compressor(works, settings.snapshots_compress_after_s)
     stack.push_async_callback(compressor.close)
     compressor.start()
-    return _Lifecycle(works, templates, sandboxes, shore, door, inspector, taken_over)
+    return _Lifecycle(works, templates, sandboxes, shore, door, inspector, runners, taken_over)
+
+
+async def _open_runners(
+    stack: AsyncExitStack, ground: _Ground, works: Workshop, sandboxes: Sandboxes, mounts: Mounts
+) -> Runners:
+    store = await asyncio.to_thread(ReleaseStore, ground.settings.data_dir / "runners")
+    house = RunnerHouse(
+        database=ground.database,
+        sandboxes=sandboxes,
+        mounts=mounts,
+        lease=ground.lease,
+        environment=lambda sandbox: _environment(ground, sandbox),
+        now_us=now_us,
+        checkpoint=works.checkpoint,
+    )
+    runners = Runners(house, store)
+    await runners.open()
+    stack.push_async_callback(runners.close)
+    return runners
+
+
+def _environment(ground: _Ground, sandbox: Sandbox) -> Mapping[str, str]:
+    """What the house starts in a sandbox starts with."""
+    return {**ground.bridge.environment(sandbox), **sandbox_environment(sandbox)}
 
 
 async def _open_builds(stack: AsyncExitStack, ground: _Ground, life: _Lifecycle) -> Builds:
@@ -264,12 +295,18 @@ async def _open_runs(stack: AsyncExitStack, ground: _Ground, life: _Lifecycle) -
     )
 
     def environment(sandbox: Sandbox) -> Mapping[str, str]:
-        return {**ground.bridge.environment(sandbox), **sandbox_environment(sandbox)}
+        return _environment(ground, sandbox)
 
+    def switched(sandbox: Sandbox, facts: Mapping[str, Any]) -> None:
+        if sandbox.spec.run is not None:
+            works.log(sandbox.spec.run, "run.runner", sandbox=sandbox.id, **facts)
+
+    life.runners.switched = switched
     commits = Commits(works)
     boxes = Boxes(works, commits, environment)
     offers = Offers(works, boxes, ground.settings.worker_lease_s)
-    course = Course(works, commits, environment, boxes, offers, at_once=ground.settings.runs_at_once)
+    fitting = Fitting(works, life.runners)
+    course = Course(works, commits, environment, fitting, boxes, offers, at_once=ground.settings.runs_at_once)
     engine = DbosEngine(course.attempt, journal_of(ground.settings), lost=ground.lease.lost.set)
     course.nudge = engine.nudge
     files = RunFiles(works, data / "files", commits.check)
@@ -317,6 +354,7 @@ def _open_planes(
         own_bridge.router,
         differences.router,
         own_snapshots.router_of(life.inspector),
+        own_runners.router_of(life.runners),
         *of_runs,
     ]
     control_plane = build_control_plane(plane, Keyring(find_key), more=own)

@@ -84,6 +84,10 @@ def freeze(
     host: Annotated[
         list[str] | None, typer.Option("--allow", help="With granted: a host they reach. May be repeated.")
     ] = None,
+    runner: Annotated[
+        str | None,
+        typer.Option(help="A runner, put beside the environment, and run if there is no entry; '': none."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make the next version of an agent. New runs get it; those under way keep theirs.
@@ -110,6 +114,7 @@ def freeze(
             "isolation": isolation,
             "egress": egress,
             "hosts": host,
+            "runner": runner,
         }
         said = {option: value for option, value in body.items() if value is not None}
         told = remote.run(editing.freeze(address(context), name, said, sandbox))
@@ -179,7 +184,7 @@ def inspect(context: typer.Context, name: Name, *, as_json: Json = False) -> Non
                 each["environment"],
                 each["checkpoint"],
                 when(each["createdAt"]),
-                each["entry"].strip().splitlines()[0][:60],
+                (each["entry"].strip() or f"(runner {each['runner']})").splitlines()[0][:60],
             )
             for each in told["versions"]
         ]

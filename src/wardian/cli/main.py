@@ -17,6 +17,7 @@ from wardian.cli import (
     inside,
     key,
     network,
+    runner,
     sandbox,
     secret,
     server_file,
@@ -183,7 +184,8 @@ sandbox.app.command("exec", epilog=EXIT_CODES, context_settings=inside.WITH_OPTI
 for inner in (inside.shell, inside.cp, network.network):
     sandbox.app.command(epilog=EXIT_CODES)(inner)
 groups = (sandbox.app, snapshot.app, egress.app, template.app, secret.app)
-for group in (*groups, grant.app, effects.app, budget.app, volume.app, agent.app, runs.app, workflow.app):
+families = (agent.app, runs.app, workflow.app, runner.app)
+for group in (*groups, grant.app, effects.app, budget.app, volume.app, *families):
     group.callback()(server_options)
 
 app.add_typer(sandbox.app, name="sandbox")
@@ -193,6 +195,7 @@ app.add_typer(template.app, name="template")
 app.add_typer(agent.app, name="agent")
 app.add_typer(runs.app, name="run")
 app.add_typer(workflow.app, name="workflow")
+app.add_typer(runner.app, name="runner")
 app.add_typer(secret.app, name="secret")
 app.add_typer(grant.app, name="grant")
 app.add_typer(effects.app, name="effects")

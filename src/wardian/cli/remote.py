@@ -91,6 +91,7 @@ class Remote:
         path: str,
         *,
         body: Any = None,
+        content: bytes | None = None,
         query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
@@ -99,7 +100,12 @@ class Remote:
         all_headers = {"X-API-KEY": self.address.key, **(headers or {})}
         try:
             response = await self.http.request(
-                method, self.address.url + path, params=params, headers=all_headers, json=body
+                method,
+                self.address.url + path,
+                params=params,
+                headers=all_headers,
+                json=body,
+                content=content,
             )
         except httpx.TransportError as error:
             raise unreachable(self.address.url, error) from error

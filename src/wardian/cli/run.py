@@ -104,6 +104,8 @@ def inspect(context: typer.Context, run: Id, *, as_json: Json = False) -> None:
             return
         out.print(f"{told['agent']}:{told['version']}  {told['state']}", soft_wrap=True)
         note(f"machine {told['sandboxID'] or 'none'}, the {told['epoch']}. of this run")
+        if told["runner"] is not None and told["runner"]["release"] is not None:
+            note("runner {name} {version}, release {release:.16}".format(**told["runner"]))
         if told["forkedFrom"] is not None:
             note(f"forked from {told['forkedFrom']}")
         table(

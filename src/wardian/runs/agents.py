@@ -15,7 +15,7 @@ from wardian.model.errors import Conflict, NotFound
 from wardian.runs.works import RunWorks
 from wardian.sandboxes.identity import new_id
 from wardian.sandboxes.templates import Templates
-from wardian.store import agents, runs
+from wardian.store import agents, runners, runs
 
 DEFAULT_ENVIRONMENT = "base"
 """Of a first version that names none."""
@@ -62,6 +62,11 @@ class Agents:
 
         def transaction(conn: Connection) -> tuple[Agent, Version]:
             self._works.lease.fence(conn)
+            runner = wanted.values.get("runner")
+            if runner and runners.find(conn, tenant, runner) is None:
+                raise NotFound(
+                    f"there is no runner '{runner[:64]}'", code="runner_not_found", hint="release one"
+                )
             agent = agents.find(conn, tenant, name)
             if agent is None:
                 agent = Agent(new_id("a"), tenant, name, 0, now)

@@ -30,10 +30,13 @@ from wardian.model.errors import (
 )
 from wardian.model.run import FINAL, RUN_HOST, Failure, Run, RunEvent, RunState
 from wardian.model.sandbox import OnTimeout, Sandbox, SandboxSpec, State
+from wardian.runners.launching import command
+from wardian.runners.proving import RunnerFault
 from wardian.runs.admission import NoRoom, check_room
 from wardian.runs.boxes import Boxes
 from wardian.runs.commits import Commits, drop_machines
 from wardian.runs.engine import Rest
+from wardian.runs.fitting import Fitting, WontStart
 from wardian.runs.offers import Offers
 from wardian.runs.words import Tail, once
 from wardian.runs.works import SANDBOX_S, Environment, RunWorks
@@ -68,12 +71,13 @@ class Course:
         works: RunWorks,
         commits: Commits,
         environment: Environment,
+        fitting: Fitting,
         boxes: Boxes,
         offers: Offers,
         *,
         at_once: int,
     ) -> None:
-        self._works, self._commits = works, commits
+        self._works, self._commits, self._fitting = works, commits, fitting
         self._environment = environment
         self._boxes, self._offers = boxes, offers
         offers.tell = boxes.tell = self.tell
@@ -147,7 +151,7 @@ class Course:
             return await self._follow(run, version, sandbox)
         except NoRoom:
             return Rest(over=False, until=run.deadline_at)
-        except (Forbidden, Invalid, Unsupported) as error:  # and ever will be
+        except (Forbidden, Invalid, Unsupported, WontStart) as error:  # and ever will be
             return await self._end(run, RunEvent.FAIL, failure=Failure(error.code, str(error)))
         except (WardianError, OSError) as error:
             return await self._lose(run.id, version, error)
@@ -231,7 +235,7 @@ class Course:
             return found[0]
         if run.began:
             raise MachineLost("the entry is not in the machine any more, and how it ended is not known")
-        config = ProcessConfig(cmd="/bin/bash", args=("-l", "-c", version.entry), envs={}, cwd=None, tag=tag)
+        standing = await self._fitting.fit(run, version, sandbox, guest)
         await guest.write(LIBRARY_INSIDE, once(LIBRARY.read_bytes()), user="root")
         env = {
             **self._environment(sandbox),
@@ -239,6 +243,12 @@ class Course:
             "WARDIAN_RUN_URL": f"http://{RUN_HOST}",
             "PYTHONPATH": str(Path(LIBRARY_INSIDE).parent),
         }
+        config = ProcessConfig(cmd="/bin/bash", args=("-l", "-c", version.entry), envs={}, cwd=None, tag=tag)
+        if standing is not None:
+            opened = standing.opened
+            launch = command(opened, standing.path, opened.manifest.start, env, tag)
+            config = config if version.entry else launch.config
+            env = {**env, "WARDIAN_RUNNER": standing.path} if version.entry else dict(launch.env)
         return await guest.exec(config, user=sandbox.surroundings.user or "user", env=env)
 
     @asynccontextmanager
@@ -376,9 +386,8 @@ class Course:
         self._commits.forget(run_id)
         works.log(run_id, "run.lost", why=str(error)[:1000])
         if run.attempts >= version.limits.attempts:
-            failure = Failure(
-                "attempts_exhausted", f"given up after {run.attempts} machines; the last: {error}"
-            )
+            code = WontStart.code if isinstance(error, RunnerFault) else "attempts_exhausted"
+            failure = Failure(code, f"given up after {run.attempts} machines; the last: {error}")
             return await self._end(run, RunEvent.FAIL, failure=failure)
         if run.sandbox_id is not None:
             with suppress(NotFound):

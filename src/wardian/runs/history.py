@@ -21,7 +21,7 @@ from wardian.runs.course import Course
 from wardian.runs.engine import Engine
 from wardian.runs.works import RunWorks
 from wardian.sandboxes.identity import new_id
-from wardian.store import boxes, runs
+from wardian.store import boxes, runners, runs
 
 
 class History:
@@ -36,7 +36,8 @@ class History:
         deadline = await self._deadline(run)
         async with self._course.alone(run):
             began = run.began if run.snapshot_id is not None else 0
-            again = self._again(run, deadline, confines, began=began)
+            runner = run.runner if run.snapshot_id is not None else None  # else it gets today's
+            again = self._again(run, deadline, confines, began=began, runner=runner)
             run = await self._works.change(run.id, RunEvent.RETRY, **again)
         await self._engine.begin(run.id, run.generation)
         return run
@@ -66,7 +67,8 @@ class History:
             late.extend(runs.release_keys(conn, run.id, at, f"~{run.generation + 1}"))
             machine = None if base is None else base.snapshot_id
             began = 0 if base is None else run.began
-            runs.change(conn, run.id, snapshot_id=machine, committed=number, began=began)
+            runner = None if base is None else run.runner
+            runs.change(conn, run.id, snapshot_id=machine, committed=number, began=began, runner=runner)
 
         async with self._course.alone(run):
             again = self._again(run, deadline, confines)
@@ -118,7 +120,10 @@ class History:
                 committed=at,
                 forked_from=whole.id,
                 confines=whole.confines.within(confines),
+                runner=None if machine is None else whole.runner,
             )
+            if machine is not None:
+                runners.copy_place(conn, whole.id, forked.id)
             admit(self._works, conn, forked, version)
             _copy(conn, whole, forked, instant)
             return forked

@@ -21,6 +21,9 @@ from wardian.model.trigger import HOOK_PATH
 BODY_BYTES_MAX = 1024 * 1024
 """Far above any request of the protocol: metadata and environment are its only open-ended parts."""
 
+LARGE_BODIES: Mapping[str, int] = {"/wardian/runners": 32 << 20}
+"""Paths that take a whole archive."""
+
 HEADERS_MAX, HEADER_BYTES_MAX = 100, 32 * 1024
 PATH_BYTES_MAX = 8 * 1024
 
@@ -57,7 +60,7 @@ class Front:
                 key = await self._keyring.key_of(headers, bearer=path in BEARER_PATHS)
                 wanted = Wanted(_asked_isolation(headers), key.minimum_isolation)
                 scope.setdefault("state", {}).update(tenant=key.tenant, wanted=wanted, bound=key.egress)
-            body = await whole_body(scope, receive, BODY_BYTES_MAX)
+            body = await whole_body(scope, receive, LARGE_BODIES.get(path, BODY_BYTES_MAX))
         except WardianError as error:
             await refuse(send, error)
             return

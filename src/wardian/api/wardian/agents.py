@@ -30,6 +30,7 @@ VALUES = {
     "every": "every_s",
     "keep": "keep",
     "outside": "outside",
+    "runner": "runner",
 }
 
 
@@ -42,6 +43,8 @@ class Freeze(Body):
     checkpoint: str | None = None
     every: int | None = None
     keep: int | None = None
+    runner: str | None = None
+    """By name; empty: none."""
     timeout: int | None = None
     attempts: int | None = None
     atOnce: int | None = None
@@ -125,6 +128,7 @@ def _told_agent(agent: Agent, versions: Sequence[Version]) -> dict[str, Any]:
                 "checkpoint": each.checkpoint.value,
                 "every": each.every_s,
                 "keep": each.keep,
+                "runner": each.runner or None,
                 **{name: getattr(each.limits, ours) for name, ours in LIMITS.items()},
                 "egress": each.confines.egress.mode.value,
                 "hosts": list(each.confines.egress.hosts),

@@ -166,6 +166,9 @@ def _told(run: Run) -> dict[str, Any]:
         "deadlineAt": run.deadline_at,
         "result": run.result,
         "failure": None if run.failure is None else asdict(run.failure),
+        "runner": None
+        if not run.runner
+        else {name: run.runner.get(name) for name in ("name", "release", "version")},
     }
 
 
