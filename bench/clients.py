@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import struct
@@ -85,6 +86,10 @@ class BareClient:
     def kill(self, sandbox: Mapping[str, str]) -> None:
         self._call("DELETE", f"/sandboxes/{sandbox['sandboxID']}", b"", self._key)
 
+    def post(self, path: str, body: bytes) -> Any:
+        """What the control plane makes of a body."""
+        return json.loads(self._call("POST", path, body, self._key))
+
     def get(self, path: str) -> bytes:
         """An answer of the control plane."""
         return self._call("GET", path, b"", self._key)
@@ -96,9 +101,18 @@ class BareClient:
 
     def run_true(self, sandbox: Mapping[str, str]) -> float:
         """One command, as the SDK would send it (ms)."""
+        return self.run(sandbox, *BASH, "true")
+
+    def run(self, sandbox: Mapping[str, str], *command: str, user: str = "user") -> float:
+        """A command that must end well (ms)."""
         started = time.perf_counter()
-        config = {"cmd": BASH[0], "args": [*BASH[1:], "true"]}
-        headers = {**_to_agent(sandbox), "Content-Type": "application/connect+json"}
+        config = {"cmd": command[0], "args": command[1:]}
+        name = base64.b64encode(f"{user}:".encode()).decode()
+        headers = {
+            **_to_agent(sandbox),
+            "Content-Type": "application/connect+json",
+            "Authorization": f"Basic {name}",
+        }
         message = envelope({"process": config, "stdin": False})
         answer = self._call("POST", "/process.Process/Start", message, headers)
         end = next(event["event"]["end"] for event in _messages(answer) if "end" in event.get("event", {}))

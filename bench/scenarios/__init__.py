@@ -21,6 +21,7 @@ from bench.scenarios import (
     lifecycle,
     microvm,
     relay,
+    runner_swap,
     runs,
     scan,
     small_files,
@@ -46,6 +47,7 @@ SCENARIOS: Mapping[str, Callable[[Lab], Sequence[Section]]] = {
     "bridge": bridge.run,
     "relay": relay.run,
     "runs": runs.run,
+    "swap": runner_swap.run,
     "microvm": microvm.run,
     "emulation": emulation.run,
 }
