@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -366,10 +366,15 @@ class Runners:
             if not shelf.of_run and live(owner) is None:
                 self.forget(owner)
 
-    def _soon(self, work: Any) -> None:
+    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
         chore = asyncio.ensure_future(work)
         self._chores.add(chore)
-        chore.add_done_callback(self._chores.discard)
+        chore.add_done_callback(self._over)
+
+    def _over(self, chore: asyncio.Task[None]) -> None:
+        self._chores.discard(chore)
+        if not chore.cancelled() and (error := chore.exception()) is not None:
+            _log.error("a switch after a resume: %s", error, exc_info=error)
 
 
 def owner_of(sandbox: Sandbox) -> str:
