@@ -337,6 +337,7 @@ class Course:
         """Nothing is left of a run that is over but its rows and its log; who waited for it is told."""
         works = self._works
         self._commits.forget(run.id)
+        self._fitting.forget(run.id)
         if run.sandbox_id is not None:
             with suppress(NotFound):
                 await works.sandboxes.kill(run.tenant, run.sandbox_id)

@@ -49,9 +49,15 @@ class Fitting:
             return None
         runner, releases = await self._runners.get(run.tenant, version.runner)
         known = dict(run.runner or {})
-        number = known.get("number") or runner.chosen_for(run.id)
-        release = next(each for each in releases if each.number == number)
-        told = {"name": runner.name, "release": release.digest, "version": release.version, "number": number}
+        numbered = {each.number: each for each in releases}
+        # Another runner's may have been put in by hand, in a machine that is gone.
+        release = numbered.get(known.get("number", 0)) or numbered[runner.chosen_for(run.id)]
+        told = {
+            "name": runner.name,
+            "release": release.digest,
+            "version": release.version,
+            "number": release.number,
+        }
         await self._note(run, known | told)
         try:
             standing = await self._runners.put(sandbox, guest, runner, release)
@@ -61,12 +67,16 @@ class Fitting:
             await self._failed(run, runner, release, known | told, fault)
             raise
         if (suspect := known.get("suspect")) is not None:
-            blamed = next(each for each in releases if each.number == suspect["number"])
+            blamed = numbered[suspect["number"]]
             await self._runners.roll_back(runner, blamed, suspect["why"], run.id)
             self._works.log(
                 run.id, "run.runner_rolled_back", release=blamed.digest, to=release.digest, why=suspect["why"]
             )
         return standing
+
+    def forget(self, run_id: str) -> None:
+        """A run is over."""
+        self._runners.forget(run_id)
 
     async def _failed(
         self, run: Run, runner: Runner, release: Release, known: dict[str, Any], fault: RunnerFault
