@@ -269,10 +269,8 @@ class Runners:
         def transaction(conn: Connection) -> None:
             self._house.lease.fence(conn)
             runners.put_place(conn, after)
-            if sandbox.spec.run is not None:
-                runners.note_release(
-                    conn, sandbox.spec.run, told | {"number": release.number, "proved": True}
-                )
+            if (run := _run_of(sandbox)) is not None:
+                runners.note_release(conn, run, told | {"number": release.number, "proved": True})
             if release.good_at is None:
                 runners.change_release(conn, release.number, good_at=self._house.now_us())
 
@@ -290,7 +288,7 @@ class Runners:
     async def mount(self, sandbox: Sandbox, guest: Guest) -> bool:
         """Mount what stands beside a sandbox that is being attached to, and switch soon to what is wanted."""
         owner = owner_of(sandbox)
-        if owner not in self._shelves and sandbox.spec.run is None:
+        if owner not in self._shelves and _run_of(sandbox) is None:
             return False
         place = await self._house.database.read(lambda conn: runners.place(conn, owner))
         if place is None:
@@ -334,7 +332,7 @@ class Runners:
         """What stands there, as far as it is on record and whole."""
         shelf = self._shelves.get(place.owner)
         if shelf is None:
-            shelf = Shelf(of_run=sandbox is not None and sandbox.spec.run is not None)
+            shelf = Shelf(of_run=sandbox is not None and _run_of(sandbox) is not None)
             for number in place.held:
                 release = await self.release_of(number)
                 try:
@@ -379,7 +377,12 @@ class Runners:
 
 def owner_of(sandbox: Sandbox) -> str:
     """Whom it stands beside: a run keeps it over all its machines."""
-    return sandbox.spec.run or sandbox.id
+    return _run_of(sandbox) or sandbox.id
+
+
+def _run_of(sandbox: Sandbox) -> str | None:
+    """The run whose entry is run in a sandbox; a workflow's drives many, each of which is one of its own."""
+    return None if sandbox.spec.driven else sandbox.spec.run
 
 
 def _held(place: Place, release: Release) -> tuple[int, ...]:
