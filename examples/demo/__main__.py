@@ -3,7 +3,7 @@
 A server with an empty data directory is started on a free port and driven with the official, unmodified
 `e2b` SDK. An agent is deployed, which a clock begins; sandboxes are created, used, paused. In the middle of
 all that the server is killed with -9. Another one is started, and everything goes on: the same process in the
-sandbox, the same run. With `--at-once` nobody waits for the clock.
+sandbox, the same run. At the end a runner is released twice. With `--at-once` nobody waits for the clock.
 """
 
 # ruff: noqa: T201 - it prints, that is what it is for
@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from e2b import Sandbox
-from examples.demo import analyst, sandboxes
+from examples.demo import analyst, runner, sandboxes
 from examples.demo.checks import DemoFailed
 from examples.demo.leftovers import groups_of, leftovers
 from examples.demo.server import ROOT, Server
@@ -74,6 +74,7 @@ def story(
     boxes.resume(server)
     agent.end(server, data)
     boxes.fork(server)
+    runner.Scene(show, server, data).play()
     show.step("stop the server", lambda: server.stop(signal.SIGTERM), lambda _: "in order")
 
 

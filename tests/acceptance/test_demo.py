@@ -24,4 +24,5 @@ def test_the_demo_runs_and_leaves_nothing(options: tuple[str, ...]) -> None:
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert "the same process" in done.stdout
     assert "3 answers of the model and 1 headline, once each" in done.stdout
+    assert "by runner 2.0, in the same frozen environment" in done.stdout
     assert "No process, control group, mount or machine file of this demo is left." in done.stdout
