@@ -166,6 +166,39 @@ def test_a_run_has_so_many_at_work_and_no_more(house: House) -> None:
     assert most == 2
 
 
+COUNTS = """
+count = 0
+while not os.path.exists("/home/user/go"):
+    count += 1
+    time.sleep(0.02)
+run.result({"asked": run.ask("And?"), "pid": os.getpid(), "count": count})
+"""
+
+
+def test_a_run_is_paused_in_the_middle_and_resumed(house: House) -> None:
+    """It rests until it is resumed, also if what it waits for comes before that."""
+    house.freeze("counts", COUNTS)
+    run = house.begin("counts")
+    house.until(run, lambda told: told["state"] == "running")
+    assert house.call("POST", f"/runs/{run}/resume").json()["error_code"] == "not_paused"
+    for _ in range(2):  # once more is the same
+        assert house.call("POST", f"/runs/{run}/pause").status_code == 200
+    told = house.until(run, lambda told: told["state"] == "waiting")
+    assert house.state_of(told["sandboxID"]) == "paused"
+    assert [wait["kind"] for wait in told["waits"]] == ["pause"]
+    assert house.call("POST", f"/runs/{run}/resume").status_code == 200
+    told = house.until(run, lambda told: told["state"] == "running")
+    house.files(told["sandboxID"])("POST", "go", files={"file": b""})
+    house.until(run, lambda told: told["state"] == "waiting")
+    house.call("POST", f"/runs/{run}/pause")
+    house.call("POST", f"/runs/{run}/answer", {"key": "ask", "answer": "go on"})
+    assert house.get(run)["state"] == "waiting"
+    house.cli("run", "resume", run)
+    assert house.end(run)["result"]["asked"] == "go on"
+    late = house.call("POST", f"/runs/{run}/pause")
+    assert (late.status_code, late.json()["error_code"]) == (409, "illegal_transition")
+
+
 def test_limits_that_cannot_be(house: House) -> None:
     for body, code in (
         ({"keep": 0}, "bad_limit"),

@@ -182,6 +182,18 @@ def cancel(context: typer.Context, run: Id, *, as_json: Json = False) -> None:
 
 
 @app.command(epilog=EXIT_CODES)
+def pause(context: typer.Context, run: Id, *, as_json: Json = False) -> None:
+    """Put a run's machine to rest as it is, whatever it does, until you resume it."""
+    _verb(context, run, "pause", as_json=as_json)
+
+
+@app.command(epilog=EXIT_CODES)
+def resume(context: typer.Context, run: Id, *, as_json: Json = False) -> None:
+    """Let a run that was paused go on where it was."""
+    _verb(context, run, "resume", as_json=as_json)
+
+
+@app.command(epilog=EXIT_CODES)
 def retry(context: typer.Context, run: Id, *, as_json: Json = False) -> None:
     """Go on with a run that failed or was cancelled, from its last committed step."""
     _verb(context, run, "retry", as_json=as_json)

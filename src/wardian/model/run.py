@@ -182,13 +182,17 @@ class Step:
     effects: int = 0  # how many effects its ledger had
 
 
+HELD = "pause"
+"""The kind of wait that somebody outside imposes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """What a run waits for: a time, an answer of a human's, or the end of another run."""
+    """What a run waits for: a time, an answer of a human's, a message, or the end of another run."""
 
     run_id: str
     key: str
-    kind: str  # "sleep", "ask", "run" or "message"
+    kind: str  # "sleep", "ask", "run", "message", or HELD
     asked: Mapping[str, Any]
     begun_at: int
     until: int | None = None  # when it is over by itself

@@ -28,7 +28,7 @@ from wardian.model.errors import (
     Unsupported,
     WardianError,
 )
-from wardian.model.run import FINAL, RUN_HOST, Failure, Run, RunEvent, RunState
+from wardian.model.run import FINAL, HELD, RUN_HOST, Failure, Run, RunEvent, RunState
 from wardian.model.sandbox import OnTimeout, Sandbox, SandboxSpec, State
 from wardian.runners.launching import command
 from wardian.runners.proving import RunnerFault
@@ -313,6 +313,8 @@ class Course:
         def transaction(conn: Connection) -> int | None:
             now = works.now_us()
             open_ones = runs.open_waits(conn, run.id)
+            if any(each.kind == HELD for each in open_ones):
+                return run.deadline_at
             for each in open_ones:
                 if each.until is not None and each.until <= now:
                     runs.answer(conn, run.id, each.key, None, now)

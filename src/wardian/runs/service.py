@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from wardian.model.agent import Agent, Checkpoint
 from wardian.model.confines import FREE, Confines
-from wardian.model.errors import Conflict, NotFound
+from wardian.model.errors import Conflict, NotFound, Unsupported
 from wardian.model.run import Message, Run, RunState, Step, Trigger, Wait
 from wardian.runs.admission import admit
 from wardian.runs.agents import Agents, find_agent
@@ -175,6 +175,22 @@ class Runs:
     async def cancel(self, tenant: str, run_id: str) -> Run:
         """End a run and those that it began. One that is over stays as it is."""
         return await self._course.cancel(await self.get(tenant, run_id))
+
+    async def pause(self, tenant: str, run_id: str) -> Run:
+        """Put a run's machine to rest, as it is, until :meth:`resume`."""
+        run = await self.get(tenant, run_id)
+        if (await self._works.version(run)).outside:
+            raise Unsupported(
+                "a workflow's program is its workers': it cannot be paused from here",
+                code="workflow_not_pausable",
+                hint="stop its workers, and its runs are begun again by the next ones; or cancel it",
+            )
+        await self.waits.hold(run)
+        return await self.get(tenant, run_id)
+
+    async def resume(self, tenant: str, run_id: str) -> Run:
+        await self.waits.let_go(await self.get(tenant, run_id))
+        return await self.get(tenant, run_id)
 
     async def retry(self, tenant: str, run_id: str, confines: Confines = FREE) -> Run:
         """Go on with a run that failed or was cancelled, from its last commit."""

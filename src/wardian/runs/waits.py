@@ -4,16 +4,17 @@ over; asked for again, it is answered as it was."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
 
 from wardian.model.errors import Conflict, Invalid, LimitExceeded, NotFound
-from wardian.model.run import FINAL, Message, Run, Wait
+from wardian.model.run import FINAL, HELD, Message, Run, RunState, Wait
 from wardian.runs.commits import check_key, check_value
 from wardian.runs.course import SHORT_WAIT_US, Course, outcome_of
 from wardian.runs.works import RunWorks
+from wardian.sandboxes.identity import new_id
 from wardian.store import runs
 
 WAITS_OPEN_MAX = 64
@@ -115,6 +116,39 @@ class Waits:
         self._course.tell(target.id)
         return sent
 
+    async def hold(self, run: Run) -> None:
+        """Have a run rest until :meth:`let_go`, whatever it waits for. Conflict: it does not work now."""
+        now = self._works.now_us()
+
+        def transaction(conn: Connection) -> None:
+            self._works.lease.fence(conn)
+            present = runs.get(conn, run.id)
+            if present is None or present.state not in (RunState.RUNNING, RunState.WAITING):
+                raise Conflict(
+                    f"run {run.id} is {run.state}", code="illegal_transition", hint="pause it while it runs"
+                )
+            if not _holds(conn, run):
+                runs.add_wait(conn, Wait(run.id, new_id("h"), HELD, {}, now))
+
+        await self._works.database.write(transaction, durable=True)
+        self._works.log(run.id, "run.hold")
+        self._course.tell(run.id)
+
+    async def let_go(self, run: Run) -> None:
+        """Conflict: nobody holds it."""
+
+        def transaction(conn: Connection) -> None:
+            self._works.lease.fence(conn)
+            holds = _holds(conn, run)
+            if not holds:
+                raise Conflict(f"run {run.id} is not paused", code="not_paused")
+            for each in holds:
+                runs.answer(conn, run.id, each.key, None, self._works.now_us())
+
+        await self._works.database.write(transaction, durable=True)
+        self._works.log(run.id, "run.let_go")
+        self._course.tell(run.id)
+
     async def answer(self, tenant: str, run_id: str, key: str, value: Any) -> None:
         """Answer what a run asked a human. Conflict: it was answered before."""
         check_value(value)
@@ -131,6 +165,10 @@ class Waits:
         await self._works.database.write(transaction, durable=True)
         self._works.log(run.id, "run.answer", key=key)
         self._course.tell(run.id)
+
+
+def _holds(conn: Connection, run: Run) -> Sequence[Wait]:
+    return [each for each in runs.open_waits(conn, run.id) if each.kind == HELD]
 
 
 def check_topic(topic: str) -> None:

@@ -110,6 +110,16 @@ def router_of(runs: Runs) -> APIRouter:
         """End a run and those that it began."""
         return JSONResponse(_told(await runs.cancel(tenant, run)))
 
+    @router.post("/runs/{run}/pause")
+    async def pause(tenant: Tenant, run: str) -> Response:
+        """Put its machine to rest as it is, whatever it does; nothing is billed but its disk."""
+        return JSONResponse(_told(await runs.pause(tenant, run)))
+
+    @router.post("/runs/{run}/resume")
+    async def resume(tenant: Tenant, run: str) -> Response:
+        """Let a run that was paused go on where it was."""
+        return JSONResponse(_told(await runs.resume(tenant, run)))
+
     @router.post("/runs/{run}/retry")
     async def retry(tenant: Tenant, confines: Confined, run: str) -> Response:
         """Go on with a run that failed or was cancelled, from its last commit."""
