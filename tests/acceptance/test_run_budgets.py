@@ -2,45 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from tests.acceptance.conftest import serve, stop
 from tests.acceptance.running import House
+from tests.counting import counting
 
 pytestmark = pytest.mark.timeout(300)
-
-
-class Counting(BaseHTTPRequestHandler):
-    """Answers, and counts on its server."""
-
-    def do_GET(self) -> None:
-        self.server.calls += 1  # type: ignore[attr-defined]
-        self.send_response(200)
-        self.send_header("Content-Length", "2")
-        self.end_headers()
-        self.wfile.write(b"ok")
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Not to the test's output."""
-
-
-@contextmanager
-def counting() -> Iterator[ThreadingHTTPServer]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Counting)
-    server.calls = 0  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 ASKS = """
@@ -73,27 +42,17 @@ def test_what_an_agent_may_use_counts_for_all_that_come_of_it(
     try:
         with counting() as far:
             house.http.post("/secrets", json={"name": "key", "value": "sk-of-the-far-one-1234"})
-            grant = {
-                "name": "far",
-                "secret": "key",
-                "agent": "spender",
-                "host": "localhost",
-                "port": far.server_address[1],
-                "tls": False,
-                "intercept": False,
-                "injector": {"kind": "bearer"},
-            }
-            assert house.call("POST", "/grants", grant).is_success
+            assert house.call("POST", "/grants", far.grant("far", agent="spender")).is_success
             house.freeze("spender", ASKS, budget={"calls": 3})
             told = house.end(house.begin("spender", 1))
             # Parent, child, child; then the parent's budget is used up, though its child's own is not.
             assert told["result"] == [200, 200, 200, "budget_exceeded"]
-            assert far.calls == 3  # type: ignore[attr-defined]
+            assert far.calls == 3
             assert house.end(house.begin("spender", 0))["result"] == [200, 200]  # another tree's budget
             house.freeze("other", ASKS)
             refused = house.end(house.begin("other", 0))["result"]
             assert 200 not in refused  # a grant for one agent is not another's
-            assert far.calls == 5  # type: ignore[attr-defined]
+            assert far.calls == 5
     finally:
         house.http.close()
         stop(house.server)

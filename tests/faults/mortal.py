@@ -1,11 +1,18 @@
-"""``wardian`` that kills itself at one of the boundaries a crash may fall on: ``WARDIAN_DIE_AT=NAME[:N]``, at
-the Nth time it gets there."""
+"""``wardian`` that kills at a boundary that a crash may fall on: ``WARDIAN_DIE_AT=NAME[:N]``, at the Nth time
+it gets there. ``WARDIAN_VICTIM`` is the server itself, its bridge, or its sandboxes' machines."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sqlite3
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from wardian.app import server
@@ -18,7 +25,36 @@ seen: Counter[str] = Counter()
 def checkpoint(name: str) -> None:
     seen[name] += 1
     if (name, seen[name]) == (NAME, int(NUMBER or 1)):
-        os.kill(os.getpid(), signal.SIGKILL)
+        for pid in VICTIMS[os.environ.get("WARDIAN_VICTIM", "server")]():
+            os.kill(pid, signal.SIGKILL)
+
+
+def machines() -> list[int]:
+    """The processes that sandboxes run in, as the records have them."""
+    data = next(word.removeprefix("--data=") for word in _words() if word.startswith("--data="))
+    with closing(sqlite3.connect(f"file:{data}/wardian.db?mode=ro", uri=True)) as database:
+        query = "SELECT machine FROM sandbox WHERE state != 'ended' AND machine IS NOT NULL"
+        records = [json.loads(record) for (record,) in database.execute(query)]
+    pids = [record["sentry"]["pid"] for record in records if record]
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def bridges() -> list[int]:
+    named = ["pgrep", "-P", str(os.getpid()), "-f", "wardian.bridge.process"]
+    return [int(pid) for pid in subprocess.run(named, capture_output=True, text=True).stdout.split()]
+
+
+def _words() -> list[str]:
+    """Of the command line, ``--data DIR`` as ``--data=DIR``."""
+    words = " ".join(sys.argv).replace("--data ", "--data=")
+    return words.split()
+
+
+VICTIMS: dict[str, Callable[[], list[int]]] = {
+    "server": lambda: [os.getpid()],
+    "bridge": bridges,
+    "machines": machines,
+}
 
 
 def mortal(**parts: Any) -> Workshop:
