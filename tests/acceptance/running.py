@@ -121,6 +121,14 @@ class House:
         told: Mapping[str, Any] = json.loads(record)
         return told
 
+    def metered(self, sandbox: str) -> list[dict[str, Any]]:
+        """What a sandbox is billed for, but for how long."""
+        columns = "DISTINCT kind, cpu_count, memory_mib, disk_mib"
+        with closing(sqlite3.connect(self.server.data / "wardian.db")) as database:
+            database.row_factory = sqlite3.Row
+            query = f"SELECT {columns} FROM usage_interval WHERE sandbox_id = ? ORDER BY kind"
+            return [dict(row) for row in database.execute(query, [sandbox])]
+
     def state_of(self, sandbox: str) -> str:
         told = self.http.get(f"/sandboxes/{sandbox}")
         return str(told.json()["state"]) if told.status_code == 200 else "gone"

@@ -118,14 +118,16 @@ def test_every_way_in_is_the_same_but_for_its_trigger(house: House) -> None:
         run = begin()
         told = house.end(run)
         events = [event["type"] for event in house.call("GET", f"/runs/{run}/events").json()]
+        bill = house.metered(told["sandboxID"])
         times = ("createdAt", "startedAt", "endedAt", "deadlineAt")
         for name in ("runID", "rootID", "parentID", "trigger", "sandboxID", *times):
             told.pop(name)
         for step in told["steps"]:
             step.pop("begunAt"), step.pop("endedAt")
-        seen[way] = told, events
+        seen[way] = told, events, bill
     assert all(each == seen["api"] for each in seen.values()), seen
-    told, events = seen["api"]
+    told, events, bill = seen["api"]
+    assert [(each["kind"], each["cpu_count"]) for each in bill] == [("compute", 2)]
     assert told["result"] == {"said": "THE SAME FOR ALL"}
     assert events == ["run.start", "run.start", "run.started", "run.step", "run.emit", "run.succeed"]
 
