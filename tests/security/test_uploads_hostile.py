@@ -181,6 +181,7 @@ async def test_a_gzip_bomb_does_not_go_off(
         b"\x1f\x8b",
         b"\x1f\x8b\x08\x00" + bytes(100),
     ],
+    ids=["cut", "cut gzip", "1 TiB", "4 EiB", "long link", "header", "nothing", "magic", "zeros"],
 )
 async def test_an_archive_that_lies_about_itself_is_refused(
     kept: Uploads, tmp_path: Path, data: bytes
