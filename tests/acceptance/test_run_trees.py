@@ -68,6 +68,8 @@ def test_a_fork_is_what_the_run_was(house: House) -> None:
     # What a run kept may be forked once more after a fork is over.
     third = house.call("POST", f"/runs/{run}/fork", {"commit": 2}).json()["runID"]
     assert house.end(third)["result"]["drawn"][:2] == first["drawn"][:2]
+    fourth = house.call("POST", f"/runs/{third}/fork", {"commit": 2}).json()["runID"]  # a fork of a fork
+    assert house.end(fourth)["result"]["drawn"][:2] == first["drawn"][:2]
     refused = house.call("POST", f"/runs/{run}/fork", {"commit": 1, "input": 7})
     assert (refused.status_code, refused.json()["error_code"]) == (400, "bad_fork")
 

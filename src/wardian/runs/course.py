@@ -125,12 +125,12 @@ class Course:
 
     async def cancel(self, run: Run) -> Run:
         """End a run and those that it began. One that is over stays as it is."""
-        for child in await self._works.database.read(lambda conn: runs.children(conn, run.id)):
-            if child.state not in FINAL:
-                await self.cancel(child)
         if run.state not in FINAL:
             run = await self._works.change(run.id, RunEvent.CANCEL)
             self.tell(run.id)
+        for child in await self._works.database.read(lambda conn: runs.children(conn, run.id)):
+            if child.state not in FINAL:
+                await self.cancel(child)
         return run
 
     def _lock(self, run_id: str) -> asyncio.Lock:
@@ -229,7 +229,9 @@ class Course:
     async def _entry(self, run: Run, version: Version, sandbox: Sandbox, guest: Guest) -> Process:
         """The run's process in its machine: found by its tag, or started if it never was."""
         tag = f"{TAG}{run.id}"
-        tags = tag, f"{TAG}{run.forked_from}"  # the machine of a fork is what another run's was
+        # The machine of a fork is what another run's was.
+        forked = await self._works.database.read(lambda conn: runs.forked_line(conn, run))
+        tags = {tag, *(f"{TAG}{each}" for each in forked)}
         found = [each for each in guest.processes.values() if each.config.tag in tags]
         if found:
             return found[0]

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from wardian.model.agent import Agent, Checkpoint
 from wardian.model.confines import FREE, Confines
 from wardian.model.errors import Conflict, NotFound, Unsupported
-from wardian.model.run import Message, Run, RunState, Step, Trigger, Wait
+from wardian.model.run import FINAL, Message, Run, RunState, Step, Trigger, Wait
 from wardian.runs.admission import admit
 from wardian.runs.agents import Agents, find_agent
 from wardian.runs.commits import check_key, check_value
@@ -79,6 +79,8 @@ class Runs:
                     )
                 return known
             number = version or agent.version
+            if parent is not None and _is_over(conn, parent):
+                raise Conflict(f"run {parent.id} is over", code="run_over")
             return self._new_run(conn, agent, number, input, trigger, key, parent, confines)
 
         run = await self._works.database.write(transaction, durable=True)
@@ -225,6 +227,11 @@ class Runs:
     def emit(self, run: Run, name: str, data: Any) -> None:
         """What a program tells whoever watches its run."""
         self._works.log(run.id, "run.emit", name=name[:128], data=data)
+
+
+def _is_over(conn: Connection, run: Run) -> bool:
+    now = runs.get(conn, run.id)
+    return now is None or now.state in FINAL
 
 
 __all__ = ["Runs"]

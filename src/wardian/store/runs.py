@@ -119,6 +119,16 @@ def tree(conn: Connection, root_id: str) -> Sequence[Run]:
     return [_run_of(row) for row in conn.execute(query.order_by(table.c.created_at, table.c.id))]
 
 
+def forked_line(conn: Connection, run: Run) -> Sequence[str]:
+    """The runs that one was forked from, its own first."""
+    line = []
+    forked: Run | None = run
+    while forked is not None and forked.forked_from is not None:
+        line.append(forked.forked_from)
+        forked = get(conn, forked.forked_from)
+    return line
+
+
 def children(conn: Connection, run_id: str) -> Sequence[Run]:
     query = select(table).where(table.c.parent_id == run_id).order_by(table.c.created_at, table.c.id)
     return [_run_of(row) for row in conn.execute(query)]
