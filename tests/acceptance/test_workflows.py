@@ -83,6 +83,15 @@ def test_the_example_as_the_documents_have_it(house: House, working: Callable[..
     assert [step["attempts"] for step in told["steps"]] == [1, 1, 1, 1]
     while boxes(house, run):  # what is over is cleared up after it was told
         time.sleep(0.05)
+    # Its sandboxes are gone, so it goes back to its beginning only.
+    refused = house.call("POST", f"/runs/{run}/rewind", {"commit": 2})
+    assert (refused.status_code, refused.json()["error_code"]) == (501, "boxes_not_kept")
+    assert house.call("POST", f"/runs/{run}/rewind", {"commit": 0}).status_code == 200
+    house.until(run, lambda told: told["state"] == "waiting")
+    refused = house.call("POST", f"/runs/{run}/pause")
+    assert (refused.status_code, refused.json()["error_code"]) == (501, "workflow_not_pausable")
+    house.cli("run", "answer", run, "no")
+    assert house.end(run)["result"] == {"published": None}
 
 
 COUNTS = """
