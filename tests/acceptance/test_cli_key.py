@@ -31,19 +31,19 @@ def listing(server: Server, key: str) -> httpx.Response:
 def test_a_key_of_another_tenant(server: Server, own_sandbox: Callable[..., Sandbox]) -> None:
     """A new key works at once on the running server, shows nothing of others, and can be taken back."""
     mine = own_sandbox()
-    made = wardian(server, "create", "--tenant", "neighbour", "--name", "for the test")
+    made = wardian(server, "create", "--tenant", "neighbour-by-key", "--name", "for the test")
     assert listing(server, made["key"]).json() == []
     assert mine.sandbox_id in {item["sandboxID"] for item in listing(server, server.key).json()}
     answer = httpx.delete(f"{server.url}/sandboxes/{mine.sandbox_id}", headers={"X-API-KEY": made["key"]})
     assert answer.status_code == 404
 
-    known = wardian(server, "ls", "--tenant", "neighbour")
+    known = wardian(server, "ls", "--tenant", "neighbour-by-key")
     assert [(key["id"], key["name"], key["revoked_at"]) for key in known] == [
         (made["id"], "for the test", None)
     ]
     assert made["key"] not in json.dumps(known)
 
-    wardian(server, "revoke", made["id"], "--tenant", "neighbour")
+    wardian(server, "revoke", made["id"], "--tenant", "neighbour-by-key")
     deadline = time.monotonic() + BELIEVED_S
     while listing(server, made["key"]).status_code != 401:
         assert time.monotonic() < deadline, "a revoked key is still believed"

@@ -62,6 +62,7 @@ def test_a_run_gets_the_release_that_is_current_and_goes_back_by_a_pointer(
     house: House, tmp_path: Path
 ) -> None:
     first = wardian(house, "release", str(python_runner(tmp_path, "1.0")), "--name", "plain")["current"]
+    house.call("PUT", "/agents/plain", {"environment": "base", "entry": "exit 3"})  # which it has no more
     freeze(house, "plain")
     told = house.end(house.begin("plain"))
     assert (told["state"], told["result"], told["failure"]) == ("succeeded", "1.0", None)

@@ -96,8 +96,8 @@ echo "$$ $count"
 
 def test_a_program_that_knows_nothing_of_steps_comes_back_too(house: House) -> None:
     body = {"environment": "base", "entry": PLAIN, "every": 1}
-    assert house.call("PUT", "/agents/plain", body).status_code == 200
-    run = house.begin("plain")
+    assert house.call("PUT", "/agents/unaware", body).status_code == 200
+    run = house.begin("unaware")
     while not house.happened(run, "run.kept"):
         time.sleep(0.05)
     os.kill(house.machine(run)["sentry"]["pid"], signal.SIGKILL)

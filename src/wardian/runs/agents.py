@@ -34,7 +34,9 @@ class NewVersion:
         """Raises :class:`Invalid` if no run could come of it; it goes no further than ``most``."""
         confines = replace(present.confines, **self.confines).within(most)
         limits = replace(present.limits, **self.limits)
-        version = replace(present, **self.values, limits=limits, confines=confines)
+        # Who names a runner means its program, unless there is another one said.
+        values = {"entry": "", **self.values} if self.values.get("runner") else self.values
+        version = replace(present, **values, limits=limits, confines=confines)
         check_version(version)
         return version
 
