@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 from e2b import AsyncSandbox, Sandbox
+from tests.acceptance.running import House
 
 START_S = 90
 STOP_S = 30
@@ -94,6 +95,14 @@ def _living() -> list[str]:
     while pages.has_next:
         found += [item.sandbox_id for item in pages.next_items()]
     return found
+
+
+@pytest.fixture(scope="module")
+def house(server: Server) -> Iterator[House]:
+    """The session's server, as tests of agents and runs talk to it."""
+    house = House(server)
+    yield house
+    house.http.close()
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
-from tests.acceptance.conftest import Server
+
+if TYPE_CHECKING:
+    from tests.acceptance.conftest import Server
 
 PRELUDE = """
 import json, os, subprocess, sys, time

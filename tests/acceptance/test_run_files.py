@@ -6,12 +6,10 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from tests.acceptance.conftest import Server
 from tests.acceptance.running import House
 from tests.acceptance.templates import key_of
 
@@ -45,13 +43,6 @@ run.result({
 })
 """
 DATA = bytes(range(256)) * 20_000
-
-
-@pytest.fixture(scope="module")
-def house(server: Server) -> Iterator[House]:
-    house = House(server)
-    yield house
-    house.http.close()
 
 
 def digest(content: bytes) -> str:

@@ -13,20 +13,12 @@ from typing import Any
 
 import pytest
 from e2b import Sandbox
-from tests.acceptance.conftest import Server
 from tests.acceptance.releasing import python_runner, release
 from tests.acceptance.running import House
 from tests.acceptance.templates import PROGRAM
 from tests.acceptance.test_triggers import set_due
 
 pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture(scope="module")
-def house(server: Server) -> Iterator[House]:
-    house = House(server)
-    yield house
-    house.http.close()
 
 
 def wardian(house: House, *words: str, fails: bool = False) -> dict[str, Any]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from e2b import Sandbox
-from tests.acceptance.conftest import Server
 from tests.acceptance.releasing import release
 from tests.acceptance.running import House
 from tests.acceptance.templates import build
@@ -64,13 +62,6 @@ def directory(root: Path, version: str, files: dict[str, str], **changed: str) -
         path.write_text(text.replace("VERSION", version))
         path.chmod(0o755 if text.startswith("#!") else 0o644)
     return root / version
-
-
-@pytest.fixture(scope="module")
-def house(server: Server) -> Iterator[House]:
-    house = House(server)
-    yield house
-    house.http.close()
 
 
 def test_a_runner_may_be_any_script(house: House, tmp_path: Path) -> None:

@@ -11,18 +11,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.acceptance.conftest import Server, serve, stop
+from tests.acceptance.conftest import serve, stop
 from tests.acceptance.running import House
 from tests.postgres import Postgres
 
 pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture(scope="module")
-def house(server: Server) -> Iterator[House]:
-    house = House(server)
-    yield house
-    house.http.close()
 
 
 ADDER = """
