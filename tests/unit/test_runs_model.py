@@ -26,11 +26,14 @@ from wardian.model.run import (
     Step,
     StepState,
     Trigger,
+    Wait,
     next_state,
 )
 from wardian.model.sandbox import Sandbox, SandboxSpec, State
 from wardian.recorder.log import Recorder
+from wardian.runs.boxes import Boxes
 from wardian.runs.commits import Commits, Superseded
+from wardian.runs.offers import Offers
 from wardian.runs.works import RunWorks
 from wardian.sandboxes.leases import NodeLease
 from wardian.store import agents, runs
@@ -103,6 +106,21 @@ async def committed(commits: Commits, run: Run, sandbox: Sandbox, result: str) -
         done = await commits.commit(run, sandbox, "step", result, Checkpoint.NEVER)
         await asyncio.sleep(0)  # the test yields
     return done
+
+
+async def test_a_worker_that_lost_its_run_neither_parks_nor_ends_it(works: RunWorks) -> None:
+    """Also if it lost it after it was let in."""
+    await works.database.write(begun)
+    await works.change("r1", RunEvent.START, epoch=2)
+    run = await works.change("r1", RunEvent.STARTED, began=1)
+    await works.database.write(lambda conn: runs.add_wait(conn, Wait("r1", "ask", "ask", {}, 1)))
+    offers = Offers(works, Boxes(works, Commits(works), lambda _: {}), 30.0)
+    stale = replace(run, epoch=1)
+    for act in (offers.beat(stale), offers.park(stale), offers.end(stale, None)):
+        with pytest.raises(Superseded):
+            await act
+    assert (await works.get("r1")).state is RunState.RUNNING
+    assert (await offers.end(run, None)).state is RunState.SUCCEEDED
 
 
 async def test_a_machine_that_the_run_has_left_commits_nothing(works: RunWorks) -> None:

@@ -16,8 +16,8 @@ from wardian.guest.guest import Exit, Process, ProcessConfig
 from wardian.model.agent import Checkpoint
 from wardian.model.errors import Conflict, Invalid, LimitExceeded, NotFound, Unavailable
 from wardian.model.run import Box, Run, RunEvent, RunState, Step, StepState
-from wardian.model.sandbox import OnTimeout, SandboxSpec, State
-from wardian.runs.commits import Commits, Superseded, check_key, drop_machines
+from wardian.model.sandbox import OnTimeout, Sandbox, SandboxSpec, State
+from wardian.runs.commits import Commits, Superseded, check_key, drop_machines, taken
 from wardian.runs.words import Tail, once
 from wardian.runs.works import SANDBOX_S, Environment, RunWorks
 from wardian.store import boxes, runs
@@ -79,7 +79,7 @@ class Boxes:
     async def _make(self, run: Run, key: str, template: str, known: Box | None) -> Box:
         """From its last commit, or from its template; the one before is not what it was any more."""
         if known is not None:
-            await self._kill(run, known)
+            await self._works.kill(run, known.sandbox_id)
         spec = SandboxSpec(
             template=template,
             timeout_s=SANDBOX_S,
@@ -91,19 +91,13 @@ class Boxes:
             driven=True,
             idempotency_key=f"box:{run.id}:{run.epoch}:{key}",
         )
-        sandboxes, bound = self._works.sandboxes.within(run.confines.isolation), run.confines.egress
         snapshot_id = None if known is None else known.snapshot_id
-        if snapshot_id is not None:
-            sandbox = await sandboxes.come_back(run.tenant, snapshot_id, spec, bound=bound)
-        else:
-            sandbox = await sandboxes.create(run.tenant, spec, bound=bound)
+        sandbox = await self._works.machine(run, spec, snapshot_id)
         return await self._put(run, Box(run.id, key, template, sandbox.id, run.epoch, snapshot_id))
 
     async def _put(self, run: Run, box: Box) -> Box:
         def transaction(conn: Connection) -> None:
-            now = runs.get(conn, run.id)
-            if now is None or now.epoch != run.epoch or now.state is not RunState.RUNNING:
-                raise Superseded("the run is over, or another worker has it")
+            taken(conn, run)
             boxes.put(conn, box)
 
         await self._works.database.write(transaction, durable=True)
@@ -143,9 +137,9 @@ class Boxes:
         step = await self._commits.begin(run, None, key, {"box": name, "path": path})
         if step.state is StepState.DONE:
             return step
-        box = await self._box(run, name)
-        async with self._works.sandboxes.guest(box.sandbox_id) as guest:
-            entry, pieces = await guest.read(path, length=OUTPUT_MAX + 1, user=await self._user(box))
+        sandbox = await self._sandbox(await self._box(run, name))
+        async with self._works.sandboxes.guest(sandbox.id) as guest:
+            entry, pieces = await guest.read(path, length=OUTPUT_MAX + 1, user=_user(sandbox))
             data = b"".join([piece async for piece in pieces])
         if len(data) > OUTPUT_MAX:
             raise LimitExceeded(
@@ -160,15 +154,16 @@ class Boxes:
             raise NotFound(f"sandbox {name[:64]!r} was not opened", code="box_not_open")
         return box
 
-    async def _user(self, box: Box) -> str:
+    async def _sandbox(self, box: Box) -> Sandbox:
         sandbox = await self._works.sandboxes.locate(box.sandbox_id)
-        return (None if sandbox is None else sandbox.surroundings.user) or "user"
+        if sandbox is None:
+            raise _gone()
+        return sandbox
 
     async def _do(self, run: Run, box: Box, command: Command) -> Mapping[str, Any]:
-        user = await self._user(box)
-        sandbox = await self._works.sandboxes.locate(box.sandbox_id)
-        env = {} if sandbox is None else self._environment(sandbox)
-        async with self._works.sandboxes.guest(box.sandbox_id) as guest:
+        sandbox = await self._sandbox(box)
+        user = _user(sandbox)
+        async with self._works.sandboxes.guest(sandbox.id) as guest:
             for path, text in (command.files or {}).items():
                 await guest.write(path, once(text.encode()), user=user)
             if not command.command:
@@ -176,7 +171,7 @@ class Boxes:
             config = ProcessConfig(
                 cmd="/bin/bash", args=("-l", "-c", command.command), envs={}, cwd=None, tag=f"box:{run.id}"
             )
-            process = await guest.exec(config, user=user, env=env)
+            process = await guest.exec(config, user=user, env=self._environment(sandbox))
             return await _outcome(process, command.timeout_s)
 
     # ── rest and end
@@ -196,7 +191,7 @@ class Boxes:
         found = await self._works.database.read(lambda conn: boxes.of_run(conn, run.id))
         for box in found:
             self._opening.pop((run.id, box.key), None)
-            await self._kill(run, box)
+            await self._works.kill(run, box.sandbox_id)
         if not found:
             return
 
@@ -209,10 +204,6 @@ class Boxes:
             return drop_machines(conn, run.id, [box.snapshot_id for box in found])
 
         await self._works.sandboxes.drop_snapshots(await self._works.database.write(transaction))
-
-    async def _kill(self, run: Run, box: Box) -> None:
-        with suppress(NotFound):
-            await self._works.sandboxes.kill(run.tenant, box.sandbox_id)
 
 
 async def _outcome(process: Process, timeout_s: float) -> Mapping[str, Any]:
@@ -228,7 +219,15 @@ async def _outcome(process: Process, timeout_s: float) -> Mapping[str, Any]:
     except TimeoutError:
         await process.signal(9)
         return {"exit": 124, **{name: tail.text() for name, tail in tails.items()}}
-    raise NotFound("the sandbox is gone", code="sandbox_not_found")
+    raise _gone()
+
+
+def _user(sandbox: Sandbox) -> str:
+    return sandbox.surroundings.user or "user"
+
+
+def _gone() -> NotFound:
+    return NotFound("the sandbox is gone", code="sandbox_not_found")
 
 
 __all__ = ["Boxes", "Command"]

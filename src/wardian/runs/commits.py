@@ -242,6 +242,15 @@ class Commits:
         return now
 
 
+def taken(conn: Connection, run: Run) -> Run:
+    """A workflow's run as it is, which must be the caller's: the epoch that it was taken in is in ``run``.
+    Raises :class:`Superseded`."""
+    now = runs.get(conn, run.id)
+    if now is None or now.state is not RunState.RUNNING or now.epoch != run.epoch:
+        raise Superseded("the run is over, or another worker has it")
+    return now
+
+
 def _superseded(conn: Connection, before: Run, keep: int) -> list[str]:
     """Forget the machines that a run has no more use for, now that there is a newer one."""
     kept = [step.snapshot_id for step in runs.machines(conn, before.id)]
@@ -281,4 +290,4 @@ def _digest(asked: Any) -> str:
     return "sha256:" + hashlib.sha256(canonical).hexdigest()
 
 
-__all__ = ["Commits", "Superseded", "check_key", "check_value", "drop_machines"]
+__all__ = ["Commits", "Superseded", "check_key", "check_value", "drop_machines", "taken"]

@@ -201,10 +201,7 @@ class Course:
             agent=run.agent,
             idempotency_key=f"run:{run.id}:{run.epoch}",
         )
-        sandboxes, bound = self._works.sandboxes.within(run.confines.isolation), run.confines.egress
-        if run.snapshot_id is not None:
-            return await sandboxes.come_back(run.tenant, run.snapshot_id, spec, bound=bound)
-        return await sandboxes.create(run.tenant, spec, bound=bound)
+        return await self._works.machine(run, spec, run.snapshot_id)
 
     # ── the entry
 
@@ -343,8 +340,7 @@ class Course:
         self._commits.forget(run.id)
         self._fitting.forget(run.id)
         if run.sandbox_id is not None:
-            with suppress(NotFound):
-                await works.sandboxes.kill(run.tenant, run.sandbox_id)
+            await works.kill(run, run.sandbox_id)
         await self._boxes.clear(run)
 
         # What did not succeed may be retried from there, and what keeps more than its last machine goes back.
@@ -395,8 +391,7 @@ class Course:
             failure = Failure(code, f"given up after {run.attempts} machines; the last: {error}")
             return await self._end(run, RunEvent.FAIL, failure=failure)
         if run.sandbox_id is not None:
-            with suppress(NotFound):
-                await works.sandboxes.kill(run.tenant, run.sandbox_id)
+            await works.kill(run, run.sandbox_id)
         if run.state is not RunState.RECOVERING:
             began = run.began if run.snapshot_id is not None else 0
             await works.change(run_id, RunEvent.LOSE, sandbox_id=None, began=began)

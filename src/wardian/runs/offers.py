@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from sqlalchemy import Connection
 
@@ -16,9 +17,9 @@ from wardian.model.errors import Conflict, Invalid
 from wardian.model.run import Failure, Run, RunEvent, RunState
 from wardian.runs.admission import check_room
 from wardian.runs.boxes import Boxes
-from wardian.runs.commits import Superseded
+from wardian.runs.commits import taken
 from wardian.runs.engine import Rest
-from wardian.runs.works import RunWorks
+from wardian.runs.works import Also, RunWorks, run_not_found
 from wardian.store import agents, runs
 
 WAIT_MAX_S = 20.0
@@ -59,7 +60,8 @@ class Offers:
                 attempts=run.attempts + lost,
                 started_at=run.started_at or works.now_us(),
             )
-        self._offered.set()
+        offered, self._offered = self._offered, asyncio.Event()
+        offered.set()
         return Rest(over=False, until=run.deadline_at)
 
     # ── for workers
@@ -73,11 +75,10 @@ class Offers:
         resolved = await self._works.database.read(lambda conn: _resolved(conn, tenant, versions))
         try:
             async with asyncio.timeout(min(max(wait_s, 0.0), WAIT_MAX_S)):
+                offered = self._offered  # before looking, so that nothing is missed in between
                 while (run := await self._take(tenant, worker, resolved)) is None:
-                    self._offered.clear()
-                    if (run := await self._take(tenant, worker, resolved)) is not None:
-                        break
-                    await self._offered.wait()
+                    await offered.wait()
+                    offered = self._offered
         except TimeoutError:
             return None
         self.tell(run.id)  # so that the engine looks when the lease is over
@@ -101,15 +102,23 @@ class Offers:
         except Conflict:  # another worker took it
             return await self._take(tenant, worker, versions)
 
-    async def check(self, run: Run) -> None:
-        """Raises :class:`Superseded` for a worker that has it no more."""
-        await self._works.database.read(lambda conn: self._own(conn, run))
+    async def held(self, tenant: str, run_id: str, epoch: int) -> Run:
+        """The run that was taken in that epoch. Raises NotFound, and :class:`Superseded` for a worker that
+        has it no more."""
+
+        def query(conn: Connection) -> Run:
+            run = runs.find(conn, tenant, run_id)
+            if run is None:
+                raise run_not_found(run_id)
+            return taken(conn, replace(run, epoch=epoch))
+
+        return await self._works.database.read(query)
 
     async def beat(self, run: Run) -> Run:
         """The worker is still there. Raises :class:`Superseded`: not for that run, any more."""
 
         def transaction(conn: Connection) -> Run:
-            now = self._own(conn, run)
+            now = taken(conn, run)
             runs.change(conn, run.id, leased_until=self._lease())
             return now
 
@@ -121,7 +130,7 @@ class Offers:
             return False
         await self._boxes.rest(run)
         free = {"worker": None, "leased_until": None}
-        await self._works.change(run.id, RunEvent.WAIT, also=self._own, **free)
+        await self._works.change(run.id, RunEvent.WAIT, also=_by(run), **free)
         self.tell(run.id)
         return True
 
@@ -129,19 +138,17 @@ class Offers:
         """It has come to its end; its result was told before."""
         event = RunEvent.SUCCEED if failure is None else RunEvent.FAIL
         values = {} if failure is None else {"failure": failure, "result": None}
-        ended = await self._works.change(run.id, event, also=self._own, worker=None, **values)
+        ended = await self._works.change(run.id, event, also=_by(run), worker=None, **values)
         self.tell(run.id)
         return ended
 
-    def _own(self, conn: Connection, run: Run) -> Run:
-        """The run as it is, which must be the caller's: whose epoch is claimed is in ``run``."""
-        now = runs.get(conn, run.id)
-        if now is None or now.state is not RunState.RUNNING or now.epoch != run.epoch:
-            raise Superseded("the run is over, or another worker has it")
-        return now
-
     def _lease(self) -> int:
         return self._works.now_us() + int(self.lease_s * 1e6)
+
+
+def _by(run: Run) -> Also:
+    """What a change is fenced with: the caller's epoch, not what the run is by now."""
+    return lambda conn, _: taken(conn, run)
 
 
 def _resolved(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from sqlalchemy import Connection
 from wardian.model.agent import Version
 from wardian.model.errors import NotFound
 from wardian.model.run import FINAL, Run, RunEvent, next_state
-from wardian.model.sandbox import Sandbox
+from wardian.model.sandbox import Sandbox, SandboxSpec
 from wardian.recorder.log import Recorder, SandboxLog
 from wardian.sandboxes.leases import NodeLease
 from wardian.sandboxes.service import Sandboxes
@@ -64,6 +65,18 @@ class RunWorks:
         if run is None:
             raise run_not_found(run_id)
         return run
+
+    async def machine(self, run: Run, spec: SandboxSpec, snapshot_id: str | None) -> Sandbox:
+        """A sandbox for a run, within its confines: what a snapshot was, or as ``spec`` says."""
+        sandboxes, bound = self.sandboxes.within(run.confines.isolation), run.confines.egress
+        if snapshot_id is not None:
+            return await sandboxes.come_back(run.tenant, snapshot_id, spec, bound=bound)
+        return await sandboxes.create(run.tenant, spec, bound=bound)
+
+    async def kill(self, run: Run, sandbox_id: str) -> None:
+        """End a sandbox of a run's, if there is still one."""
+        with suppress(NotFound):
+            await self.sandboxes.kill(run.tenant, sandbox_id)
 
     async def version(self, run: Run) -> Version:
         """The version of its agent that a run is of. Raises NotFound."""

@@ -6,7 +6,7 @@ POST /wardian/work               take a run
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, cast
 
 from fastapi import APIRouter, Request, Response
@@ -77,14 +77,12 @@ def router_of(runs: Runs, commits: Commits, offers: Offers, boxes: Boxes) -> API
         )
 
     async def who(request: Request) -> Speaking:
-        run = await runs.get(cast(str, request.state.tenant), request.path_params["run"])
         try:
             epoch = int(request.headers.get(EPOCH, ""))
         except ValueError:
             raise Invalid("say the epoch that the run was taken in, as Wardian-Epoch") from None
-        mine = replace(run, epoch=epoch)
-        await offers.check(mine)
-        return mine, None
+        tenant = cast(str, request.state.tenant)
+        return await offers.held(tenant, request.path_params["run"], epoch), None
 
     app = build_speaking(runs, commits, who)
 
