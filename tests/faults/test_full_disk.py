@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from tests.lifecycle.fakes import ROOT, SMALL, MemoryDriver, World
 from tests.lifecycle.house import TENANT, House
+from tests.small_disk import fill, needs_root, small_disk
 
 from wardian.model.errors import WardianError
 from wardian.model.sandbox import SandboxSpec, State
@@ -18,17 +17,12 @@ from wardian.sandboxes import owner as owners
 from wardian.sandboxes.workshop import Options
 from wardian.store import intents, intervals
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
-
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of four megabytes."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(place)], check=True)
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with small_disk(tmp_path, 4) as disk:
+        yield disk
 
 
 @pytest.fixture
@@ -40,16 +34,6 @@ async def house(disk: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tu
     yield house, world
     await house.close()
     world.clear()
-
-
-def fill(disk: Path) -> Path:
-    ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            return ballast
 
 
 @needs_root

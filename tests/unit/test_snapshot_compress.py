@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from tests.small_disk import fill, needs_root, small_disk
 from tests.unit.test_snapshot_store import publish
 
 from wardian.model.errors import WardianError
@@ -230,23 +230,14 @@ async def test_it_ends_at_once_when_it_is_cancelled(
     assert not any(str(place).encode() in words for words in command_lines())
 
 
-def fill(disk: Path) -> None:
-    with (disk / "ballast").open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of three megabytes."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(place)], check=True)
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with small_disk(tmp_path, 3) as disk:
+        yield disk
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
+@needs_root
 async def test_a_full_disk_is_told_and_nothing_is_lost(disk: Path) -> None:
     store = SnapshotStore(disk / "s")
     try:
