@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "agent.h"
+#include "ferry.h"
 
 struct settings settings = {.link = 7, .stream = -1, .listener = -1, .upper = -1, .redirect = -1, .dns = -1, .fuse = -1};
 int epoll_fd;
@@ -65,7 +66,10 @@ static bool helped; /* there was a helper, which for a moment held every descrip
 
 pid_t fork_helper(void) {
     helped = true;
-    return fork();
+    ferry_lock(); /* a helper allocates, and may only when nobody else was in the middle of that as it was made */
+    pid_t pid = fork();
+    ferry_unlock();
+    return pid;
 }
 
 /* What we close while a helper still holds it would stay in the epoll set, with its source long freed. */

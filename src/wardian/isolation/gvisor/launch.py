@@ -22,7 +22,6 @@ from wardian.isolation.host.launching import (
     keeper_options,
     read_byte,
     spawn,
-    status_words,
     undo,
 )
 from wardian.isolation.host.process import HeldProcess, prefer_for_oom
@@ -64,16 +63,18 @@ async def boot(plan: Boot) -> Sentry:
         launcher, booted = _spawn(plan)
         async with asyncio.timeout(BOOT_TIMEOUT_S):
             if not await read_byte(booted):
-                raise BootFailed(f"machine {plan.machine_id} did not boot: {status_words(plan.directory)}")
+                raise ConnectionError("it ended")
             if not plan.profile.direct:
                 create.adopt_control_socket(plan.directory)
             greeting = await ask_keeper(plan.directory)
     except BaseException as error:
-        await asyncio.shield(asyncio.ensure_future(undo(plan.directory, plan.cgroup, launcher)))
+        words = await asyncio.shield(
+            asyncio.ensure_future(undo(plan.directory, plan.cgroup, launcher, error))
+        )
         if isinstance(error, TimeoutError):
             raise BootFailed(f"machine {plan.machine_id} did not boot within {BOOT_TIMEOUT_S:g} s") from None
         if isinstance(error, OSError):
-            raise BootFailed(f"machine {plan.machine_id} did not boot: {error}") from error
+            raise BootFailed(f"machine {plan.machine_id} did not boot: {error}: {words}") from error
         raise
     finally:
         if booted >= 0:

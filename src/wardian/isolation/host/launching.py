@@ -24,6 +24,7 @@ UID_BASE = 0x7000_0000
 LINK_BUFFER = 1 << 20
 _SO_SNDBUFFORCE = 32
 KEEPER_BACKLOG = 8
+LAST_WORDS_S = 1.0
 
 
 class BootFailed(WardianError):
@@ -107,21 +108,26 @@ async def read_byte(fd: int) -> bool:
     return bool(os.read(fd, 1))
 
 
-def status_words(directory: MachineDirectory) -> str:
-    """What the keeper wrote down, for people."""
-    with suppress(OSError):
-        return (directory / STATUS).read_text(errors="replace")[:4000].strip() or "no reason given"
-    return "no reason given"
-
-
-async def undo(directory: MachineDirectory, cgroup: Cgroup, launcher: HeldProcess | None) -> None:
-    """Remove whatever a failed start left."""
+async def undo(
+    directory: MachineDirectory, cgroup: Cgroup, launcher: HeldProcess | None, why: BaseException
+) -> str:
+    """Remove whatever a start left that failed because of ``why``; what its keeper wrote down, for people."""
+    words = ""
     if launcher is not None:
+        if not isinstance(
+            why, asyncio.CancelledError
+        ):  # of a machine that has only just ended it still writes
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await launcher.ended()
         launcher.send(signal.SIGKILL)
         await launcher.ended()
         launcher.reap()
         launcher.close()
+    with suppress(OSError):
+        words = (directory / STATUS).read_text(errors="replace")[:4000].strip()
     await destroy_remains(directory, cgroup)
+    return words or "no reason given"
 
 
 __all__ = [
@@ -132,6 +138,5 @@ __all__ = [
     "keeper_options",
     "read_byte",
     "spawn",
-    "status_words",
     "undo",
 ]

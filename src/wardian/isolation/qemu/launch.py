@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from wardian.isolation.host.cgroup import Cgroup
 from wardian.isolation.host.directory import CONTROL, DISK, KEEPER, STATUS, MachineDirectory
 from wardian.isolation.host.kept import ask_keeper
-from wardian.isolation.host.launching import BootFailed, Parcel, keeper_options, spawn, status_words, undo
+from wardian.isolation.host.launching import BootFailed, Parcel, keeper_options, spawn, undo
 from wardian.isolation.host.process import HeldProcess, prefer_for_oom
 from wardian.isolation.port import MachineSpec
 from wardian.isolation.qemu import command as numbers
@@ -49,8 +49,9 @@ async def launch(plan: Launch, *, boot: bool) -> Vmm:
                 pass
             greeting = await ask_keeper(plan.directory)
     except BaseException as error:
-        words = status_words(plan.directory)
-        await asyncio.shield(asyncio.ensure_future(undo(plan.directory, plan.cgroup, launcher)))
+        words = await asyncio.shield(
+            asyncio.ensure_future(undo(plan.directory, plan.cgroup, launcher, error))
+        )
         if isinstance(error, (TimeoutError, OSError, QmpBroken)):
             raise BootFailed(f"machine {plan.machine_id} did not start: {error}: {words}") from error
         raise
