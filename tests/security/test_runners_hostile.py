@@ -105,6 +105,23 @@ HIDING = {
 }
 
 
+COVERING = {
+    "a file of it": "mount --bind /tmp/evil HERE/harness.py",
+    "all of it": "cp -rL HERE /tmp/copy; cp /tmp/evil /tmp/copy/harness.py; mount --bind /tmp/copy HERE",
+    "itself": "mount --bind PLACE PLACE",
+}
+
+
+@pytest.mark.parametrize("what", COVERING)
+def test_root_who_covers_it_is_found_out(house: House, box: Sandbox, tmp_path: Path, what: str) -> None:
+    release(house, python_runner(tmp_path, "one"), "covered")
+    here = swap(house, box, "covered").json()["path"]
+    script = COVERING[what].replace("HERE", here).replace("PLACE", PLACE)
+    as_root(box, f"echo 'evil = 1' > /tmp/evil; {script}")
+    refused = swap(house, box, "covered")
+    assert (refused.status_code, refused.json()["error_code"]) == (409, "runner_not_seen"), refused.text
+
+
 @pytest.mark.parametrize("how", HIDING)
 def test_root_who_hides_it_gets_no_other(house: House, box: Sandbox, tmp_path: Path, how: str) -> None:
     release(house, python_runner(tmp_path, "one"), "hidden")

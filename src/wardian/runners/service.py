@@ -254,7 +254,8 @@ class Runners:
         env = self._house.environment(sandbox)
         user = sandbox.surroundings.user or "user"
         path = shelf.path_of(release)
-        return await prove(guest, opened, path, shelf.challenge, user=user, env=env)
+        with shelf.trial(opened) as challenge:
+            return await prove(guest, opened, path, challenge, user=user, env=env)
 
     async def _mount(self, guest: Guest, shelf: Shelf) -> None:
         if guest not in shelf.guests:

@@ -4,6 +4,9 @@
         <first 16 digits of a digest>/     a release; every one that something inside may have open
         current -> <the same digits>       the one that counts
         challenge                          random; who can read it sees this file system
+        trial                              while a release is looked over, the challenge and that release as
+                                           one file: a line for each entry (mode, size, path), an empty
+                                           line, the bytes of all
 
 Nothing of it is ever in the machine but what programs have read of it, so no snapshot of files has it, and
 root inside can hide it, but not change it. To switch is to let ``current`` mean another release: one
@@ -18,6 +21,7 @@ import os
 import stat
 from bisect import bisect_left
 from collections.abc import Iterator
+from contextlib import contextmanager
 from secrets import token_hex
 from weakref import WeakSet
 
@@ -28,7 +32,7 @@ from wardian.volumes.rows import Node
 from wardian.volumes.tree import Limits
 
 MOUNT, MOUNT_NAME = "/run/wardian/runner", "runner"
-ROOT, CHALLENGE = 1, 2
+ROOT = 1
 POINTER = 0xFFFFFFFF
 """The node of ``current``, among those of the release it points to: a kernel may remember where a link leads,
 so another target is another link."""
@@ -48,6 +52,7 @@ class Shelf:
         self.guests: WeakSet[Guest] = WeakSet()
         self.current: int | None = None
         self._releases: dict[int, _Standing] = {}
+        self._trial: _Trial | None = None
         self.challenge = token_hex(16)
 
     @property
@@ -59,7 +64,16 @@ class Shelf:
         """Let a release be seen, without its being the one that counts."""
         if release.number not in self._releases:
             self._releases[release.number] = _Standing(release, opened)
+
+    @contextmanager
+    def trial(self, opened: Opened) -> Iterator[str]:
+        """Let a release be looked over: the challenge that its finder has to know."""
         self.challenge = token_hex(16)
+        self._trial = _Trial(self._challenge_number + 1, self.challenge, opened)
+        try:
+            yield self.challenge
+        finally:
+            self._trial = None
 
     def drop(self, number: int) -> None:
         """Nobody will want a release again."""
@@ -77,8 +91,10 @@ class Shelf:
         if number & POINTER == POINTER:
             target = self._standing(number).release.shown.encode()
             return _node(number, stat.S_IFLNK | 0o777, len(target), target)
-        if number == CHALLENGE:
-            return _node(CHALLENGE, stat.S_IFREG | 0o444, len(self.challenge))
+        if number == self._challenge_number:
+            return _node(number, stat.S_IFREG | 0o444, len(self.challenge))
+        if self._trial is not None and number == self._trial.number:
+            return _node(number, stat.S_IFREG | 0o444, self._trial.size)
         return self._standing(number).node(number & POINTER)
 
     def parent(self, number: int) -> int:
@@ -100,8 +116,10 @@ class Shelf:
             yield place, name, self.node(number)
 
     def read(self, number: int, offset: int, size: int) -> bytes:
-        if number == CHALLENGE:
+        if number == self._challenge_number:
             return self.challenge.encode()[offset : offset + size]
+        if self._trial is not None and number == self._trial.number:
+            return self._trial.read(offset, size)
         return self._standing(number).read(number & POINTER, offset, size)
 
     def hold(self, number: int) -> None:
@@ -113,16 +131,39 @@ class Shelf:
     def lasts(self, number: int) -> bool:
         return number >= 1 << 32 and number & POINTER != POINTER
 
+    @property
+    def _challenge_number(self) -> int:
+        """Of its own for each, as kernels keep what they have read of a file."""
+        return 2 + 2 * int(self.challenge[:7], 16)
+
     def _top(self) -> list[tuple[bytes, int]]:
         named = [(each.release.shown.encode(), number << 32) for number, each in self._releases.items()]
         pointer = [(b"current", self.current << 32 | POINTER)] if self.current in self._releases else []
-        return [(b"challenge", CHALLENGE), *pointer, *named]
+        trial = [] if self._trial is None else [(b"trial", self._trial.number)]
+        return [(b"challenge", self._challenge_number), *trial, *pointer, *named]
 
     def _standing(self, number: int) -> _Standing:
         found = self._releases.get(number >> 32)
         if found is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return found
+
+
+class _Trial:
+    """A release and a challenge as one file: to read it takes a fraction of what it takes to read a tree."""
+
+    def __init__(self, number: int, challenge: str, opened: Opened) -> None:
+        lines = (f"{each.mode:o} {each.size} {each.path}\n" for each in opened.entries)
+        self.number = number
+        self._head, self._content = f"{challenge}\n{''.join(lines)}\n".encode(), opened.content
+
+    @property
+    def size(self) -> int:
+        return len(self._head) + len(self._content)
+
+    def read(self, offset: int, size: int) -> bytes:
+        begin, end = offset - len(self._head), offset + size - len(self._head)
+        return self._head[offset : offset + size] + self._content[max(begin, 0) : max(end, 0)]
 
 
 class _Standing:

@@ -122,7 +122,7 @@ class Session:
             raise ValueError("a request of another length than it says")
         if opcode in _NO_ANSWER:
             return None
-        handler = _HANDLERS.get(opcode)
+        handler = None if self._read_only and opcode in _UNASKED else _HANDLERS.get(opcode)
         number, told = errno.ENOSYS, b""
         if handler is not None:
             request = Request(node, uid, gid, memoryview(packet)[_HEADER.size :])
@@ -424,5 +424,7 @@ _HANDLERS: Mapping[int, Handler] = {
     45: _rename2,
 }
 
+_UNASKED = frozenset({_OPEN, 18, 25})
+"""OPEN, RELEASE, FLUSH: what is only read needs none. A kernel that hears ENOSYS never asks again."""
 _READING = frozenset({1, 3, 5, _OPEN, _READ, 17, 18, 25, 26, 27, 28, 29, 34, 38})
 """The requests of those that change nothing."""
