@@ -18,6 +18,7 @@ from tests.contract.harness import SMALL, House, Member
 
 from wardian.isolation.host.launching import UID_BASE
 from wardian.isolation.port import IsolationLevel, MachineImage
+from wardian.isolation.qemu.driver import QemuDriver
 from wardian.isolation.qemu.machine import QemuMachine
 
 pytestmark = pytest.mark.parametrize("house", ["qemu"], indirect=True)
@@ -169,3 +170,24 @@ async def test_a_guest_that_breaks_its_link_ends_alone(house: House) -> None:
     assert end.reason == "crashed"
     assert "stream broke" in end.detail
     assert await other.sh("echo unharmed") == "unharmed\n"
+
+
+STUMBLING = """#!/bin/sh
+rmdir {once} 2>/dev/null || exec {launcher} "$@"
+exec {launcher} "$@" -no-such-option
+"""
+
+
+async def test_a_qemu_that_ends_as_it_starts_is_started_once_more_and_heard(
+    house: House, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver, once, launcher = house.driver, tmp_path / "once", tmp_path / "launcher"
+    assert isinstance(driver, QemuDriver)
+    launcher.write_text(STUMBLING.format(once=once, launcher=driver._tools.launcher))
+    launcher.chmod(0o755)
+    driver._tools = replace(driver._tools, launcher=launcher)
+    once.mkdir()
+    member = await house.start()
+    assert await member.sh("echo up") == "up\n"
+    assert not once.exists()
+    assert re.search(r"did not start: .*exit 1\n.*no-such-option", caplog.text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping, Set
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 from wardian.isolation.host.cgroup import Limits
 from wardian.isolation.host.directory import DISK, PAUSED
 from wardian.isolation.host.disk import MANY_FILES, DiskTemplates
+from wardian.isolation.host.launching import BootFailed
 from wardian.isolation.host.machines import Machines
 from wardian.isolation.host.probing import boot_and_ask, empty_root, unusable
 from wardian.isolation.host.records import spec_in, substrate_in
@@ -34,6 +36,8 @@ from wardian.isolation.qemu.substrate import Ground, GroundReader, ground_detail
 from wardian.isolation.qemu.tools import Tools
 from wardian.isolation.qemu.vmm import Vmm
 from wardian.model.errors import WardianError
+
+_log = logging.getLogger(__name__)
 
 OWN_MIB = 128 + TRANSLATED_MIB
 """What QEMU needs beside the guest's memory, at most."""
@@ -131,6 +135,13 @@ class QemuDriver(Driver):
     async def prepare(self, spec: MachineSpec) -> Prepared:
         ground = await self._grounds.read((await self._chosen()).accelerator)
         check_for_linux(spec.root.path)
+        try:
+            return await self._prepare(spec, ground)
+        except BootFailed as error:  # one in thousands ends at once; nobody has seen it yet
+            _log.warning("%s; once more", error)
+            return await self._prepare(spec, ground)
+
+    async def _prepare(self, spec: MachineSpec, ground: Ground) -> Prepared:
         async with self._machines.room(Limits.of(spec.resources, OWN_MIB)) as room:
             (room.directory / DISK).touch(mode=0o600)
         plan = Launch(
