@@ -104,6 +104,15 @@ class Settings:
     worker_lease_s: int = 30
     """How long a worker of workflows is believed to be there after it said so."""
 
+    runs_keep_days: int = 0
+    """How long runs are kept after the last of their tree has ended. 0: for good."""
+
+    run_logs_days: int = 30
+    """How long the log of a run is kept after the run was removed. 0: for good."""
+
+    runner_releases_keep: int = 0
+    """How many releases of a runner are kept, the newest, beside those that something needs. 0: all."""
+
     engine_url: str | None = field(default=None, repr=False)
     """A Postgres database for the journal of runs: ``postgresql://USER:PASSWORD@HOST:PORT/DATABASE``. None: a
     SQLite file in the data directory."""
@@ -176,6 +185,9 @@ class Settings:
             ("sandboxes_max", 1, 100_000),
             ("runs_at_once", 1, 100_000),
             ("worker_lease_s", 1, 3600),
+            ("runs_keep_days", 0, 36_500),
+            ("run_logs_days", 0, 36_500),
+            ("runner_releases_keep", 0, 1_000_000),
             ("timeout_max_hours", 1, 24 * 365),
             ("volume_size_gib", 1, 100_000),
             ("snapshots_compress_after_s", 0, 10 * 365 * 86_400),
@@ -278,6 +290,9 @@ _READERS: Mapping[str, Any] = {
     "sandboxes_max": _whole,
     "runs_at_once": _whole,
     "worker_lease_s": _whole,
+    "runs_keep_days": _whole,
+    "run_logs_days": _whole,
+    "runner_releases_keep": _whole,
     "engine_url": _postgres,
     "timeout_max_hours": _whole,
     "allowed_networks": _networks,

@@ -33,6 +33,7 @@ from wardian.api.wardian import snapshots as own_snapshots
 from wardian.api.wardian import triggers as own_triggers
 from wardian.api.wardian import work as own_work
 from wardian.app import drivers as isolation
+from wardian.app.janitor import Janitor
 from wardian.app.keeping import SEAL_FILE, TENANT, local_key
 from wardian.app.parts import (
     base_template,
@@ -54,7 +55,7 @@ from wardian.model.template import Edition
 from wardian.network.policy import Policy
 from wardian.network.shore import Shore
 from wardian.recorder.log import Recorder
-from wardian.runners.service import House as RunnerHouse
+from wardian.runners.house import House as RunnerHouse
 from wardian.runners.service import Runners
 from wardian.runners.store import ReleaseStore
 from wardian.runs.boxes import Boxes
@@ -65,6 +66,7 @@ from wardian.runs.engines.dbos_engine import DbosEngine
 from wardian.runs.files import RunFiles
 from wardian.runs.fitting import Fitting
 from wardian.runs.offers import Offers
+from wardian.runs.removal import Keeping
 from wardian.runs.service import Runs
 from wardian.runs.triggers import Triggers
 from wardian.runs.works import RunWorks
@@ -145,7 +147,17 @@ async def start(settings: Settings) -> AsyncIterator[App]:
         ground = await _lay_ground(stack, settings, database)
         life = await _begin_lifecycle(stack, ground)
         builds = await _open_builds(stack, ground, life)
-        asgi = _open_planes(stack, ground, life, builds, await _open_runs(stack, ground, life))
+        runs, of_runs = await _open_runs(stack, ground, life)
+        asgi = _open_planes(stack, ground, life, builds, of_runs)
+        janitor = Janitor(
+            {
+                "the ledger": ground.bridge.sweeper.sweep,
+                "runs": runs.removal.sweep,
+                "releases of runners": life.runners.removal.sweep,  # which runs have no more
+            }
+        )
+        stack.push_async_callback(janitor.close)
+        janitor.start()
         yield App(
             asgi=asgi,
             sandboxes=life.sandboxes,
@@ -244,7 +256,7 @@ async def _open_runners(
         now_us=now_us,
         checkpoint=works.checkpoint,
     )
-    runners = Runners(house, store)
+    runners = Runners(house, store, ground.settings.runner_releases_keep)
     await runners.open()
     stack.push_async_callback(runners.close)
     return runners
@@ -281,9 +293,11 @@ async def _open_builds(stack: AsyncExitStack, ground: _Ground, life: _Lifecycle)
     return builds
 
 
-async def _open_runs(stack: AsyncExitStack, ground: _Ground, life: _Lifecycle) -> Sequence[APIRouter]:
+async def _open_runs(
+    stack: AsyncExitStack, ground: _Ground, life: _Lifecycle
+) -> tuple[Runs, Sequence[APIRouter]]:
     """Runs, under way again; what is asked about them over the API."""
-    data = ground.settings.data_dir
+    settings, data = ground.settings, ground.settings.data_dir
     works = RunWorks(
         database=ground.database,
         sandboxes=life.sandboxes,
@@ -304,13 +318,14 @@ async def _open_runs(stack: AsyncExitStack, ground: _Ground, life: _Lifecycle) -
     life.runners.switched = switched
     commits = Commits(works)
     boxes = Boxes(works, commits, environment)
-    offers = Offers(works, boxes, ground.settings.worker_lease_s)
+    offers = Offers(works, boxes, settings.worker_lease_s)
     fitting = Fitting(works, life.runners)
-    course = Course(works, commits, environment, fitting, boxes, offers, at_once=ground.settings.runs_at_once)
-    engine = DbosEngine(course.attempt, journal_of(ground.settings), lost=ground.lease.lost.set)
+    course = Course(works, commits, environment, fitting, boxes, offers, at_once=settings.runs_at_once)
+    engine = DbosEngine(course.attempt, journal_of(settings), lost=ground.lease.lost.set)
     course.nudge = engine.nudge
     files = RunFiles(works, data / "files", commits.check)
-    runs = Runs(works, life.templates, course, engine, files)
+    keeping = Keeping(settings.runs_keep_days, settings.run_logs_days)
+    runs = Runs(works, life.templates, course, engine, files, keeping)
     stack.push_async_callback(commits.close)
     stack.push_async_callback(files.close)
     life.door.open(build_inside(runs, commits, files, ground.bridge.judge))
@@ -319,7 +334,7 @@ async def _open_runs(stack: AsyncExitStack, ground: _Ground, life: _Lifecycle) -
     triggers = Triggers(works, runs, ground.seal)
     await triggers.open()
     stack.push_async_callback(triggers.close)
-    return (
+    return runs, (
         own_agents.router_of(runs.agents),
         own_runs.router_of(runs),
         own_work.router_of(runs, commits, offers, boxes),

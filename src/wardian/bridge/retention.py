@@ -5,20 +5,15 @@ what is older than ``days`` goes, and what is more than ``most`` for a tenant, t
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from wardian.model.errors import WardianError
 from wardian.store import effects as rows
 from wardian.store.database import Database
 
 DAY_US = 86_400_000_000
 BATCH = 500
-
-_log = logging.getLogger(__name__)
 
 Forget = Callable[[Sequence[str]], Awaitable[None]]
 """Removes the files of effects, if they have any."""
@@ -26,11 +21,8 @@ Forget = Callable[[Sequence[str]], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """``every_s``: between two sweeps."""
-
     days: int = 30
     most: int = 100_000
-    every_s: float = 600
 
 
 USUAL = Retention()
@@ -43,15 +35,6 @@ class Sweeper:
         self, database: Database, retention: Retention, forget: Forget, now_us: Callable[[], int]
     ) -> None:
         self._database, self._retention, self._forget, self._now_us = database, retention, forget, now_us
-
-    async def run(self) -> None:
-        """Sweep now and then, for ever."""
-        while True:
-            try:
-                await self.sweep()
-            except WardianError as error:
-                _log.warning("the ledger was not swept: %s", error)
-            await asyncio.sleep(self._retention.every_s)
 
     async def sweep(self) -> int:
         """How many effects went."""

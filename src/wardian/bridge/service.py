@@ -93,7 +93,6 @@ class Bridge:
         self.grants, self.ledger, self.budgets = grants, Ledger(database, now_us), Budgets(database)
         self._mint, self._supervisor, self._now_us = mint, supervisor, now_us
         self.sweeper = Sweeper(database, retention, self._forget, now_us)
-        self._sweeping: asyncio.Task[None] | None = None
         self._tokens = Inspector(mint.public)
         self._gauges: dict[str, Bucket] = {}
         self._told: OrderedDict[tuple[str, str], str] = OrderedDict()  # (sandbox, address): the name
@@ -137,7 +136,6 @@ class Bridge:
         hello = await supervisor.start(may_make_key=not sealed)
         try:
             bridge.ca, bridge._vault = hello.ca, await bridge._open_vault(database, hello)
-            bridge._sweeping = asyncio.create_task(bridge.sweeper.run(), name="ledger sweeper")
         except BaseException:
             await supervisor.close()
             raise
@@ -169,10 +167,6 @@ class Bridge:
         self._dial, self._judge, self._locate, self._record = dial, judge, locate, record
 
     async def close(self) -> None:
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._sweeping
         await self._supervisor.close()
 
     async def _forget(self, effects: Sequence[str]) -> None:

@@ -269,6 +269,15 @@ def _drawn(found: Sequence[Any], marked: str) -> Tree:
     return next(iter(branches.values()))
 
 
+@app.command("rm", epilog=EXIT_CODES)
+def remove(context: typer.Context, run: Id, *, as_json: Json = False) -> None:
+    """Remove a run that is over, and all that came of it. What it cost stays on record."""
+    with errors(as_json=as_json):
+        remote.run(remote.ask(address(context), "DELETE", _path(run)))
+        if as_json:
+            print_json({"runID": run, "removed": True})
+
+
 def _verb(context: typer.Context, run: str, verb: str, body: Any = None, *, as_json: bool) -> None:
     with errors(as_json=as_json):
         told = remote.run(remote.ask(address(context), "POST", f"{_path(run)}/{verb}", body))

@@ -116,6 +116,22 @@ def swap(
             note(f"version {told['version']} is at {told['path']} ({told['ms']} ms)")
 
 
+@app.command("rm", epilog=EXIT_CODES)
+def remove(
+    context: typer.Context,
+    name: Name,
+    release: Annotated[str | None, typer.Argument(metavar="[RELEASE]", help="One release of it.")] = None,
+    *,
+    as_json: Json = False,
+) -> None:
+    """Remove a release, or a runner with all of them. Refused for what something needs."""
+    with errors(as_json=as_json):
+        path = _path(name) if release is None else f"{_path(name)}/releases/{quote(release, safe='')}"
+        remote.run(remote.ask(address(context), "DELETE", path))
+        if as_json:
+            print_json({"name": name, "release": release, "removed": True})
+
+
 async def _release(server: Address, packed: bytes, query: Any) -> Any:
     async with remote.connect(server) as there:
         return (await there.call("POST", "/wardian/runners", content=packed, query=query)).json()

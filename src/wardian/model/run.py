@@ -182,6 +182,22 @@ class Step:
     effects: int = 0  # how many effects its ledger had
 
 
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What is left of a run that was removed. ``key`` is the one it was begun with, which begins no other as
+    long as its agent is there. ``cleared``: its files and what its engine knew are gone; ``logged``: its log
+    is not."""
+
+    id: str
+    tenant: str
+    agent_id: str
+    key: str | None
+    generation: int
+    removed_at: int
+    cleared: bool = False
+    logged: bool = True
+
+
 HELD = "pause"
 """The kind of wait that somebody outside imposes."""
 

@@ -75,4 +75,14 @@ class Place:
     wanted: int | None = None
 
 
-__all__ = ["DIGEST_SHOWN", "Language", "Place", "Release", "Runner"]
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """What may have releases open: a ``sandbox`` that has not ended, or a ``run``. Of one that is ``over``
+    the machine is kept."""
+
+    kind: str
+    id: str
+    over: bool = False
+
+
+__all__ = ["DIGEST_SHOWN", "Holder", "Language", "Place", "Release", "Runner"]

@@ -186,6 +186,10 @@ class Recorder:
         """The log of one sandbox. Exactly one object per sandbox may append."""
         return SandboxLog(self._directory / f"{sandbox_id}.jsonl", now_us=self._now_us, redact=self._redact)
 
+    def remove(self, sandbox_id: str) -> None:
+        """Remove a log that nobody appends to any more. Idempotent."""
+        (self._directory / f"{sandbox_id}.jsonl").unlink(missing_ok=True)
+
 
 def _encode(record: Mapping[str, Any]) -> bytes:
     return (

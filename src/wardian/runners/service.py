@@ -14,40 +14,24 @@ from sqlalchemy import Connection
 
 from wardian.guest.guest import Guest
 from wardian.model.agent import check_name
-from wardian.model.errors import Conflict, Invalid, LimitExceeded, NotFound, WardianError
+from wardian.model.errors import Conflict, Invalid, LimitExceeded, WardianError
 from wardian.model.runner import Place, Release, Runner
 from wardian.model.sandbox import Sandbox, State
+from wardian.runners.finding import find_runner, known_release, named_release
+from wardian.runners.house import House
 from wardian.runners.proving import RunnerFault, prove
+from wardian.runners.removal import Removal
 from wardian.runners.shelf import HELD_MAX, MOUNT, MOUNT_NAME, Shelf
 from wardian.runners.store import Opened, ReleaseStore
 from wardian.runners.tree import Tree
 from wardian.sandboxes.identity import new_id
-from wardian.sandboxes.leases import NodeLease
-from wardian.sandboxes.service import Sandboxes
 from wardian.store import runners
-from wardian.store.database import Database
-from wardian.volumes.mounts import Mounts
 
 RUNNERS_MAX, RELEASES_MAX = 100, 10_000
 """Per tenant; per runner."""
 MOUNT_S = 10.0
-PREFIX_MIN = 6
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class House:
-    """What runners are served with. ``environment`` is what the processes of a sandbox start with;
-    ``checkpoint`` is where tests stop the clock."""
-
-    database: Database
-    sandboxes: Sandboxes
-    mounts: Mounts
-    lease: NodeLease
-    environment: Callable[[Sandbox], Mapping[str, str]]
-    now_us: Callable[[], int]
-    checkpoint: Callable[[str], None] = lambda name: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +46,11 @@ class Standing:
 
 
 class Runners:
-    """The runners of a server. :meth:`open` before sandboxes are attached."""
+    """The runners of a server. :meth:`open` before sandboxes are attached. ``keep``: :class:`Removal`."""
 
-    def __init__(self, house: House, store: ReleaseStore) -> None:
+    def __init__(self, house: House, store: ReleaseStore, keep: int = 0) -> None:
         self._house, self._store = house, store
+        self.removal = Removal(house, store, keep)
         self._shelves: dict[str, Shelf] = {}
         self._turns: dict[str, asyncio.Lock] = {}
         self._chores: set[asyncio.Task[None]] = set()
@@ -74,6 +59,7 @@ class Runners:
 
     async def open(self) -> None:
         """Know again what stands beside sandboxes that are no run's, and answer for all from now on."""
+        await self.removal.open()
         for place in await self._house.database.read(runners.places_of_sandboxes):
             await self._shelf(place)
         self._house.mounts.beside = self
@@ -95,7 +81,6 @@ class Runners:
             raise Invalid("the runner has no name", code="runner_name_missing", hint="give --name")
         check_name(name)
         _check_share(share)
-        digest = await asyncio.to_thread(self._store.keep, tree)
         now = self._house.now_us()
 
         def transaction(conn: Connection) -> tuple[Runner, Release]:
@@ -105,6 +90,11 @@ class Runners:
                 raise LimitExceeded(f"you have {RUNNERS_MAX} runners, which is the limit")
             runner_id = new_id("n") if runner is None else runner.id
             known = runners.find_releases(conn, runner_id, digest)
+            if not known and runners.count_releases(conn, runner_id) >= RELEASES_MAX:
+                raise LimitExceeded(
+                    f"runner {name} has {RELEASES_MAX} releases, which is the limit",
+                    hint=f"`wardian runner rm {name} RELEASE`, or keep fewer: WARDIAN_RUNNER_RELEASES_KEEP",
+                )
             made = known[0] if known else runners.add_release(conn, _release(runner_id, digest, tree, now))
             if runner is None:
                 runner = Runner(runner_id, tenant, name, made.number, now)
@@ -115,13 +105,15 @@ class Runners:
                 runner = _try(conn, runner, made.number, share)
             return runner, made
 
-        return await self._house.database.write(transaction, durable=True)
+        async with self.removal.turn:
+            digest = await asyncio.to_thread(self._store.keep, tree)
+            return await self._house.database.write(transaction, durable=True)
 
     async def list(self, tenant: str) -> Sequence[tuple[Runner, Release]]:
         """By name, each with its current release."""
 
         def query(conn: Connection) -> Sequence[tuple[Runner, Release]]:
-            return [(each, _known(conn, each.current)) for each in runners.of_tenant(conn, tenant)]
+            return [(each, known_release(conn, each.current)) for each in runners.of_tenant(conn, tenant)]
 
         return await self._house.database.read(query)
 
@@ -129,7 +121,7 @@ class Runners:
         """A runner and its releases, the newest first. Raises NotFound."""
 
         def query(conn: Connection) -> tuple[Runner, Sequence[Release]]:
-            runner = _runner(conn, tenant, name)
+            runner = find_runner(conn, tenant, name)
             return runner, runners.releases(conn, runner.id)
 
         return await self._house.database.read(query)
@@ -139,8 +131,8 @@ class Runners:
 
         def transaction(conn: Connection) -> Runner:
             self._house.lease.fence(conn)
-            runner = _runner(conn, tenant, name)
-            return _choose(conn, runner, _named(conn, runner, release).number)
+            runner = find_runner(conn, tenant, name)
+            return _choose(conn, runner, named_release(conn, runner, release).number)
 
         return await self._house.database.write(transaction, durable=True)
 
@@ -150,12 +142,12 @@ class Runners:
 
         def transaction(conn: Connection) -> Runner:
             self._house.lease.fence(conn)
-            runner = _runner(conn, tenant, name)
+            runner = find_runner(conn, tenant, name)
             if share == 0:
                 return _try(conn, runner, None, 0)
             if release is None:
                 raise Invalid("a canary is a release: name it", code="release_missing")
-            return _try(conn, runner, _named(conn, runner, release).number, share)
+            return _try(conn, runner, named_release(conn, runner, release).number, share)
 
         return await self._house.database.write(transaction, durable=True)
 
@@ -173,7 +165,7 @@ class Runners:
         _log.warning("runner %s: canary %s is rolled back: %s", runner.name, release.shown, why)
 
     async def release_of(self, number: int) -> Release:
-        return await self._house.database.read(lambda conn: _known(conn, number))
+        return await self._house.database.read(lambda conn: known_release(conn, number))
 
     # ── beside an environment
 
@@ -195,8 +187,12 @@ class Runners:
                 raise Invalid(
                     f"sandbox {sandbox_id} has no runner yet", code="runner_missing", hint="name one"
                 )
-            runner = _runner(conn, tenant, reference)
-            wanted = _known(conn, runner.current) if release is None else _named(conn, runner, release)
+            runner = find_runner(conn, tenant, reference)
+            wanted = (
+                known_release(conn, runner.current)
+                if release is None
+                else named_release(conn, runner, release)
+            )
             return place, runner, wanted
 
         place, runner, wanted = await self._house.database.read(query)
@@ -269,6 +265,7 @@ class Runners:
 
         def transaction(conn: Connection) -> None:
             self._house.lease.fence(conn)
+            known_release(conn, release.number)  # or it was removed meanwhile
             runners.put_place(conn, after)
             if (run := _run_of(sandbox)) is not None:
                 runners.note_release(conn, run, told | {"number": release.number, "proved": True})
@@ -280,6 +277,8 @@ class Runners:
     async def _put(self, place: Place) -> None:
         def transaction(conn: Connection) -> None:
             self._house.lease.fence(conn)
+            if place.wanted is not None:
+                known_release(conn, place.wanted)
             runners.put_place(conn, place)
 
         await self._house.database.write(transaction, durable=True)
@@ -319,7 +318,7 @@ class Runners:
         try:
             release = await self.release_of(wanted)
             runner = await self._house.database.read(
-                lambda conn: _runner(conn, sandbox.tenant, place.runner_id)
+                lambda conn: find_runner(conn, sandbox.tenant, place.runner_id)
             )
             async with self._house.sandboxes.guest(sandbox.id) as guest:
                 await self.put(sandbox, guest, runner, release)
@@ -399,36 +398,6 @@ def _release(runner_id: str, digest: str, tree: Tree, now: int) -> Release:
     return Release(0, runner_id, digest, said.version, said.language, files, tree.size, now)
 
 
-def _runner(conn: Connection, tenant: str, reference: str) -> Runner:
-    found = runners.find(conn, tenant, reference)
-    if found is None:
-        raise NotFound(
-            f"runner '{reference[:64]}' not found", code="runner_not_found", hint="`wardian runner ls`"
-        )
-    return found
-
-
-def _known(conn: Connection, number: int) -> Release:
-    found = runners.release_of(conn, number)
-    if found is None:
-        raise NotFound(f"release {number} not found", code="release_not_found")
-    return found
-
-
-def _named(conn: Connection, runner: Runner, reference: str) -> Release:
-    """By its digest, or the beginning of it."""
-    digest = reference.lower().removeprefix("sha256:")
-    found = runners.find_releases(conn, runner.id, digest) if len(digest) >= PREFIX_MIN else []
-    if len(found) != 1:
-        what = "not found" if not found else f"is the beginning of {len(found)}"
-        raise NotFound(
-            f"release '{reference[:80]}' of runner {runner.name} {what}",
-            code="release_not_found",
-            hint=f"`wardian runner show {runner.name}` lists them",
-        )
-    return found[0]
-
-
 def _choose(conn: Connection, runner: Runner, number: int) -> Runner:
     previous = runner.previous if number == runner.current else runner.current
     runners.change(conn, runner.id, current=number, previous=previous, canary=None, share=0)
@@ -447,4 +416,4 @@ def _check_share(share: int | None) -> None:
         raise Invalid("a share is between 0 and 100 percent", code="bad_share")
 
 
-__all__ = ["House", "Runners", "Standing", "owner_of"]
+__all__ = ["Runners", "Standing", "owner_of"]

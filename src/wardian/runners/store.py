@@ -14,7 +14,7 @@ import json
 import mmap
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -105,6 +105,23 @@ class ReleaseStore:
             ) from error
         self._opened[digest] = opened
         return opened
+
+    def remove(self, digest: str) -> None:
+        """Remove the files of a release. Idempotent. Who has it open can read on."""
+        self._opened.pop(digest, None)
+        doomed = self._root / SCRATCH / token_hex(8)
+        try:
+            (self._root / digest).rename(doomed)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def collect(self, known: Set[str]) -> list[str]:
+        """Remove every release whose digest is not in ``known``; return their digests."""
+        strays = [name for name in os.listdir(self._root) if name != SCRATCH and name not in known]
+        for name in strays:
+            self.remove(name)
+        return strays
 
 
 def _open(place: Path, digest: str) -> Opened:

@@ -59,6 +59,12 @@ class Engine(ABC):
         effect on a run that is over or unknown."""
 
     @abstractmethod
+    async def forget(self, run_id: str, generation: int) -> bool:
+        """Remove what is on record of a run that is over, of every generation up to that one. Idempotent.
+        False: something of it is under way yet, and ends soon; ask again. Raises
+        :class:`EngineUnavailable`."""
+
+    @abstractmethod
     async def close(self) -> None:
         """Stop. What is under way is carried on by the next :meth:`open`, or by another executor."""
 

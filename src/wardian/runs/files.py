@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -145,6 +146,11 @@ class RunFiles:
             code="file_not_found",
             hint="`wardian run files RUN` lists them",
         )
+
+    async def remove(self, run_id: str) -> None:
+        """Remove what a run handed over. Idempotent."""
+        async with self._turns.setdefault(run_id, asyncio.Lock()):
+            await asyncio.to_thread(shutil.rmtree, self._directory / run_id, ignore_errors=True)
 
     async def close(self) -> None:
         """Leave what is being read: it is asked for again."""

@@ -20,12 +20,13 @@ from wardian.runs.course import Course
 from wardian.runs.engine import Engine
 from wardian.runs.files import RunFile, RunFiles
 from wardian.runs.history import History
+from wardian.runs.removal import FOR_GOOD, Keeping, Removal
 from wardian.runs.waits import Waits
 from wardian.runs.works import RunWorks
 from wardian.sandboxes import cursors
 from wardian.sandboxes.identity import new_id
 from wardian.sandboxes.templates import Templates
-from wardian.store import agents, runs
+from wardian.store import agents, removed, runs
 
 
 class Runs:
@@ -33,10 +34,17 @@ class Runs:
     :meth:`close`."""
 
     def __init__(
-        self, works: RunWorks, templates: Templates, course: Course, engine: Engine, files: RunFiles
+        self,
+        works: RunWorks,
+        templates: Templates,
+        course: Course,
+        engine: Engine,
+        files: RunFiles,
+        keeping: Keeping = FOR_GOOD,
     ) -> None:
         self._works, self._course, self._engine, self._files = works, course, engine, files
         self._history = History(works, course, engine)
+        self.removal = Removal(works, course, engine, files, keeping)
         self.agents, self.waits = Agents(works, templates), Waits(works, course)
 
     async def open(self) -> None:
@@ -63,7 +71,8 @@ class Runs:
         """Begin a run of an agent. It is begun once this returns, whatever happens then.
 
         This is the one way in: an API call, a webhook, a schedule and another agent differ in ``trigger``
-        alone. With a key used before for the agent, it is the run that use began.
+        alone. With a key used before for the agent, it is the run that use began. Conflict ``run_removed``:
+        that one was removed.
         """
         check_value(input)
         if key is not None:
@@ -78,6 +87,12 @@ class Runs:
                         f"the key {key[:64]!r} began a run with another input", code="idempotency_key_reused"
                     )
                 return known
+            if key is not None and (gone := removed.find_by_key(conn, tenant, agent.id, key)) is not None:
+                raise Conflict(
+                    f"the key {key[:64]!r} began run {gone.id}, which was removed",
+                    code="run_removed",
+                    hint="a key begins one run, ever: give another one to begin another",
+                )
             number = version or agent.version
             if parent is not None and _is_over(conn, parent):
                 raise Conflict(f"run {parent.id} is over", code="run_over")
@@ -213,6 +228,10 @@ class Runs:
         """Begin another run that is what one was at a commit, its last one if none is named."""
         check_value(values)
         return await self._history.fork(await self.get(tenant, run_id), number, values, confines)
+
+    async def remove(self, tenant: str, run_id: str) -> None:
+        """Remove a run that is over, with all that came of it. Conflict: it is needed; by whom."""
+        await self.removal.remove(await self.get(tenant, run_id))
 
     async def send(self, tenant: str, run_id: str, key: str, topic: str, body: Any) -> Message:
         """Tell a run something, from outside."""

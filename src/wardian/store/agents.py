@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -77,6 +77,15 @@ def versions(conn: Connection, agent_id: str) -> Sequence[Version]:
     """The newest first."""
     query = select(agent_version).where(agent_version.c.agent_id == agent_id)
     return [_version_of(row) for row in conn.execute(query.order_by(agent_version.c.number.desc()))]
+
+
+def first_with_runner(conn: Connection, tenant: str, names: Collection[str]) -> tuple[str, int] | None:
+    """An agent of a tenant's, and a version of it, that is run by a runner of such a name."""
+    query = select(table.c.name, agent_version.c.number).join(
+        agent_version, agent_version.c.agent_id == table.c.id
+    )
+    row = conn.execute(query.where(table.c.tenant_id == tenant, agent_version.c.runner.in_(names))).first()
+    return None if row is None else (row.name, row.number)
 
 
 def choose(conn: Connection, agent_id: str, number: int) -> None:

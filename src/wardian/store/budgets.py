@@ -33,6 +33,12 @@ def remove(conn: Connection, budget: Budget) -> None:
     conn.execute(delete(table).where(_place(budget)))
 
 
+def remove_subjects(conn: Connection, tenant: str, scope: Scope, subjects: Sequence[str]) -> None:
+    """All of theirs."""
+    of_scope = table.c.tenant_id == tenant, table.c.scope == scope.value
+    conn.execute(delete(table).where(*of_scope, table.c.subject.in_(subjects)))
+
+
 def of_tenant(conn: Connection, tenant: str) -> Sequence[Budget]:
     rows = conn.execute(
         select(table).where(table.c.tenant_id == tenant).order_by(table.c.scope, table.c.subject)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, delete, exists, func, insert, or_, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from wardian.model.runner import Language, Place, Release, Runner
-from wardian.store.tables import run, runner_place, sandbox
+from wardian.model.run import FINAL
+from wardian.model.runner import Holder, Language, Place, Release, Runner
+from wardian.store.tables import run, run_step, runner_place, sandbox
 from wardian.store.tables import runner as table
 from wardian.store.tables import runner_release as releases_table
+
+Choose = Callable[[Connection], Sequence[Release]]
+"""Removes releases, and tells which."""
 
 
 def add(conn: Connection, runner: Runner) -> None:
@@ -47,6 +51,15 @@ def of_tenant(conn: Connection, tenant: str) -> Sequence[Runner]:
     """By name."""
     rows = conn.execute(select(table).where(table.c.tenant_id == tenant).order_by(table.c.name))
     return [_runner_of(row) for row in rows]
+
+
+def all_of_them(conn: Connection) -> Sequence[Runner]:
+    """Of every tenant."""
+    return [_runner_of(row) for row in conn.execute(select(table))]
+
+
+def remove(conn: Connection, runner_id: str) -> None:
+    conn.execute(delete(table).where(table.c.id == runner_id))
 
 
 # ── releases
@@ -87,6 +100,50 @@ def change_release(conn: Connection, number: int, **values: Any) -> None:
     conn.execute(update(releases_table).where(releases_table.c.number == number), values)
 
 
+def count_releases(conn: Connection, runner_id: str) -> int:
+    query = select(func.count()).where(releases_table.c.runner_id == runner_id)
+    return conn.execute(query).scalar_one()
+
+
+def digests(conn: Connection) -> frozenset[str]:
+    """Of every release that there is."""
+    return frozenset(conn.execute(select(releases_table.c.digest)).scalars())
+
+
+def remove_releases(conn: Connection, releases: Sequence[Release]) -> None:
+    """Forget releases that nothing has open, also where they once stood."""
+    numbers = {release.number for release in releases}
+    conn.execute(delete(releases_table).where(releases_table.c.number.in_(numbers)))
+    ended = select(sandbox.c.id).where(sandbox.c.state == "ended")
+    conn.execute(delete(runner_place).where(runner_place.c.owner.in_(ended)))
+    for each in [_place_of(row) for row in conn.execute(select(runner_place))]:
+        if numbers.intersection(each.held):
+            held = tuple(number for number in each.held if number not in numbers)
+            current = each.current if each.current in held else None
+            put_place(conn, replace(each, held=held, current=current))
+
+
+def holders(conn: Connection) -> Mapping[int, Holder]:
+    """Who may have which release open, by its number: of several, one."""
+    found: dict[int, Holder] = {}
+    for place in places_of_sandboxes(conn):
+        for number in (*place.held, place.wanted):
+            found.setdefault(number or 0, Holder("sandbox", place.owner))
+    kept = exists().where(run_step.c.run_id == run.c.id, run_step.c.snapshot_id.is_not(None))
+    final = [state.value for state in FINAL]
+    query = (
+        select(run.c.id, run.c.state, run.c.runner, runner_place.c.held, runner_place.c.wanted)
+        .outerjoin(runner_place, runner_place.c.owner == run.c.id)
+        .where(or_(run.c.state.not_in(final), run.c.snapshot_id.is_not(None), kept))
+    )
+    for row in conn.execute(query):
+        told = row.runner or {}
+        given = told.get("number"), (told.get("suspect") or {}).get("number")
+        for number in (*(row.held or ()), row.wanted, *given):
+            found.setdefault(number or 0, Holder("run", row.id, row.state in final))
+    return found
+
+
 # ── places
 
 
@@ -110,6 +167,10 @@ def put_place(conn: Connection, place: Place) -> None:
     }
     query = upsert(runner_place).values(owner=place.owner, **values)
     conn.execute(query.on_conflict_do_update(index_elements=["owner"], set_=values))
+
+
+def remove_places(conn: Connection, owners: Sequence[str]) -> None:
+    conn.execute(delete(runner_place).where(runner_place.c.owner.in_(owners)))
 
 
 def copy_place(conn: Connection, owner: str, other: str) -> None:

@@ -119,6 +119,25 @@ def tree(conn: Connection, root_id: str) -> Sequence[Run]:
     return [_run_of(row) for row in conn.execute(query.order_by(table.c.created_at, table.c.id))]
 
 
+def forks(conn: Connection, run_id: str) -> Sequence[Run]:
+    """Those that were forked from a run."""
+    return [_run_of(row) for row in conn.execute(select(table).where(table.c.forked_from == run_id))]
+
+
+def trees_over(conn: Connection, before: int, after: str, limit: int) -> Sequence[Run]:
+    """The first runs of trees in which all had ended before then, by id, beyond ``after``."""
+    other = table.alias()
+    late = or_(other.c.ended_at.is_(None), other.c.ended_at >= before)
+    whole = table.c.id == table.c.root_id, table.c.ended_at < before, table.c.id > after
+    query = select(table).where(*whole, ~exists().where(other.c.root_id == table.c.id, late))
+    return [_run_of(row) for row in conn.execute(query.order_by(table.c.id).limit(limit))]
+
+
+def remove(conn: Connection, run_ids: Sequence[str]) -> None:
+    """Runs, with their steps, waits, messages and boxes."""
+    conn.execute(delete(table).where(table.c.id.in_(run_ids)))
+
+
 def forked_line(conn: Connection, run: Run) -> Sequence[str]:
     """The runs that one was forked from, its own first."""
     line = []

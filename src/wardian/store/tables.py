@@ -412,19 +412,33 @@ run = Table(
     Column("parent_id", String(64), index=True),  # the last of its line
     Column("root_id", String(64), nullable=False, index=True, server_default=""),  # the first, or itself
     Column("line", JSON, nullable=False, server_default="[]"),
-    Column("forked_from", String(64)),
+    Column("forked_from", String(64), index=True),
     Column("confines", JSON, nullable=False, server_default="{}"),
     Column("worker", String(128)),
     Column("leased_until", BigInteger),
     Column("created_at", BigInteger, nullable=False),
     Column("deadline_at", BigInteger, nullable=False),
     Column("started_at", BigInteger),
-    Column("ended_at", BigInteger),
+    Column("ended_at", BigInteger, index=True),
     Column("result", JSON),
     Column("failure", JSON),
     Column("runner", JSON),  # the release that it was given
     Index("ix_run_listing", "tenant_id", "created_at", "id"),
     Index("ix_run_key", "tenant_id", "agent_id", "key", unique=True),
+)
+
+run_removed = Table(
+    "run_removed",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", String(64), nullable=False),
+    Column("agent_id", String(64), nullable=False),
+    Column("key", String(255)),
+    Column("generation", Integer, nullable=False),
+    Column("removed_at", BigInteger, nullable=False),
+    Column("cleared", Boolean, nullable=False),  # its files, and what its engine knew
+    Column("logged", Boolean, nullable=False),  # its log is there
+    Index("ix_run_removed_key", "tenant_id", "agent_id", "key", unique=True),
 )
 
 run_step = Table(

@@ -66,6 +66,16 @@ def router_of(runners: Runners) -> APIRouter:
         await runners.canary(tenant, runner, body.release, body.share)
         return JSONResponse(_told(*await runners.get(tenant, runner)))
 
+    @router.delete("/runners/{runner}", status_code=204)
+    async def remove_runner(tenant: Tenant, runner: str) -> None:
+        """Remove a runner with its releases; refused while an agent names it, or something has one open."""
+        await runners.removal.remove_all(tenant, runner)
+
+    @router.delete("/runners/{runner}/releases/{release}", status_code=204)
+    async def remove_release(tenant: Tenant, runner: str, release: str) -> None:
+        """Remove a release; refused while new runs may get it, or something has it open."""
+        await runners.removal.remove(tenant, runner, release)
+
     @router.post("/sandboxes/{sandbox}/runner")
     async def swap(tenant: Tenant, sandbox: str, body: Swap) -> Response:
         """Put a release beside a sandbox's environment: now, or at the resume of one that is paused."""

@@ -136,6 +136,11 @@ def router_of(runs: Runs) -> APIRouter:
         values = {"input": body.input} if "input" in body.model_fields_set else {}
         return JSONResponse(_told(await runs.fork(tenant, run, body.commit, values, confines)), 202)
 
+    @router.delete("/runs/{run}", status_code=204)
+    async def remove(tenant: Tenant, run: str) -> None:
+        """Remove a run that is over, with all that came of it."""
+        await runs.remove(tenant, run)
+
     @router.get("/runs/{run}/tree")
     async def tree(tenant: Tenant, run: str) -> Response:
         """Every run of the tree that this one is in, the oldest first."""

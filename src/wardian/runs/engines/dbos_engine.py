@@ -119,6 +119,16 @@ class DbosEngine(Engine):
         task.add_done_callback(self._nudges.discard)
         task.add_done_callback(_consumed)
 
+    async def forget(self, run_id: str, generation: int) -> bool:
+        if self._stopping is not None:
+            return False
+        forgetting = asyncio.ensure_future(_on(self._loop, _forget(run_id, generation)))
+        await asyncio.wait({forgetting}, timeout=BEGIN_S)
+        if forgetting.done():
+            return forgetting.result()
+        forgetting.add_done_callback(_consumed)
+        raise EngineUnavailable("the engine's database does not answer", hint="look after the database")
+
     async def close(self) -> None:
         await self._stop()
         self._keeping.cancel()
@@ -218,7 +228,7 @@ async def _on(loop: asyncio.AbstractEventLoop, call: Coroutine[Any, Any, _T]) ->
     return await asyncio.wrap_future(clean.run(asyncio.run_coroutine_threadsafe, call, loop))
 
 
-def _consumed(task: asyncio.Task[None]) -> None:
+def _consumed(task: asyncio.Task[Any]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         _log.error("the engine's database was not told: %s", error)
 
@@ -246,6 +256,18 @@ async def _mend() -> None:
         run_id, generation = name.split(".")[:2]
         await _begin(run_id, int(generation))
         await DBOS.delete_workflows_async([name])
+
+
+async def _forget(run_id: str, generation: int) -> bool:
+    """By name: DBOS has no index of beginnings of names."""
+    versions = {each["version_name"] for each in await DBOS.list_application_versions_async()} | {VERSION}
+    names = [f"{run_id}.{number}.{version}" for number in range(generation + 1) for version in versions]
+    open_ones = await _names(workflow_ids=names, status=_OPEN)
+    for name in open_ones:
+        await _send(name)
+    if not open_ones:
+        await DBOS.delete_workflows_async(names)
+    return not open_ones
 
 
 async def _names(**filters: Any) -> list[str]:
