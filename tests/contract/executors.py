@@ -167,6 +167,8 @@ class _Played:
             self._gate.set()
         elif verb == "nudge":
             self._engine.nudge(*arguments)
+        elif verb == "forget":
+            self._tell("forgot", str(await self._engine.forget(*arguments)))
         else:
             await getattr(self._engine, verb)(*arguments)
 

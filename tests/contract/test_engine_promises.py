@@ -100,3 +100,31 @@ def test_runs_of_an_older_version_of_the_engine_are_begun_anew(
     newer.end()
     assert tables.acts(run) == ["step", "hold", "hold", "step", ""]
     assert tables.acts(rests) == ["rest", ""]
+
+
+def test_what_is_forgotten_is_on_record_no_more(journals: Journals, start: Start, tables: Tables) -> None:
+    """Of a run that is over, every generation; not of one that is under way, nor of another's."""
+    one = start("one", journals("one"))
+    run, other = tables.write("r1", "rest"), tables.write("r10", "rest")
+    for each in (run, other):
+        one.do("begin", each, 0)
+        one.until("ended", each)
+    one.do("forget", run, 0)
+    one.until("forgot", "False")  # and it is nudged
+    one.until("over", run)
+    one.told.clear()
+    one.do("begin", run, 1)
+    one.until("over", run)
+    one.told.clear()
+    while ("forgot", "True") not in one.told:  # it is just about to end
+        one.do("forget", run, 1)
+    one.do("forget", run, 1)
+    attempts = len(tables.acts(run))
+    one.do("begin", run, 0)  # a run of which nothing is known
+    one.until("began", run)
+    one.end()
+    assert len(tables.acts(run)) > attempts
+    two = start("one", journals("one"))
+    two.do("nudge", other)
+    two.until("over", other)
+    two.end()
