@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from e2b import Sandbox
 from tests.acceptance.conftest import Server, serve, stop
+from tests.acceptance.releasing import python_runner, release
+from tests.acceptance.running import House
 from tests.acceptance.test_files_pause import boot_id, check_rebooted, furnish
 from tests.acceptance.test_isolation_choice import HEADER, ask, options, told
 
@@ -75,3 +80,57 @@ def test_files_go_from_one_wall_to_the_other(real: Server) -> None:
     assert told(real, moved) in MICROVM
     assert moved.files.read("/home/user/kept") == "moved"
     moved.kill()
+
+
+UNDER_WAY = """
+import ctypes
+while not os.path.exists("/home/user/go"):
+    time.sleep(0.02)
+import lazy
+assert ctypes.CDLL(os.path.join(os.path.dirname(__file__), "native.so")).answer() == 42
+return [VERSION, lazy.VERSION, os.readlink("/run/wardian/runner/current")]
+"""
+
+
+def test_a_runner_beside_a_microvm(real: Server, tmp_path: Path) -> None:
+    """Released, run, switched under a run that is under way, and taken back; native code loads from it, too."""
+    house = House(real)
+    source, library = tmp_path / "native.c", tmp_path / "native.so"
+    source.write_text("int answer(void) { return 42; }")
+    subprocess.run(["gcc", "-shared", "-nostdlib", "-o", library, source], check=True)
+
+    def released(version: str) -> str:
+        more = {"lazy.py": f"VERSION = 'lazy {version}'"}
+        directory = python_runner(tmp_path, version, work=UNDER_WAY, more=more)
+        shutil.copy(library, directory)
+        with (directory / "runner.toml").open("a") as manifest:
+            manifest.write("native = true\n")
+        return str(release(house, directory, "walled")["release"])
+
+    def begun() -> tuple[str, str]:
+        """A run, working, and its machine, which is behind the wall that its agent asks for."""
+        run = house.begin("walled")
+        sandbox = house.until(run, lambda told: told["state"] == "running")["sandboxID"]
+        assert ask(real, "GET", f"/sandboxes/{sandbox}").json()["isolation"] in MICROVM
+        return run, sandbox
+
+    def go(run: str) -> list[str]:
+        house.files(house.get(run)["sandboxID"])("POST", "go", files={"file": b""})
+        ended = house.end(run)
+        assert ended["state"] == "succeeded", ended
+        found: list[str] = ended["result"]
+        return found
+
+    first = released("1.0")
+    frozen = {"environment": "base", "runner": "walled", "isolation": "microvm"}
+    assert house.call("PUT", "/agents/walled", frozen).status_code == 200
+    run, sandbox = begun()
+    second = released("2.0")
+    for wanted in (second, first, second):
+        switched = house.call("POST", f"/sandboxes/{sandbox}/runner", {"runner": "walled", "release": wanted})
+        assert (switched.json()["state"], switched.json()["release"]) == ("switched", wanted)
+    assert go(run) == ["1.0", "lazy 1.0", second[:16]]  # what runs keeps what it runs
+    assert house.call("POST", "/runners/walled/current", {"release": first}).status_code == 200
+    run, _ = begun()
+    assert go(run) == ["1.0", "lazy 1.0", first[:16]]
+    house.http.close()

@@ -109,6 +109,26 @@ def test_what_is_no_plain_file_is_not_released(tmp_path: Path) -> None:
     assert refused.value.code == "bad_runner"
 
 
+def test_native_extensions_come_only_with_who_knows_where_they_load(tmp_path: Path) -> None:
+    library = b"\x7fELF\x02\x01"
+    for name in ("fast.so", "libfast.so.1.2", "fast.cpython-311-x86_64-linux-gnu.so", "fast.node"):
+        root = write(tmp_path / name, **{name: library})
+        with pytest.raises(Invalid, match=name) as refused:
+            read_directory(root)
+        assert refused.value.code == "native_extension"
+        assert "native = true" in (refused.value.hint or "")
+        (root / FILE).write_bytes(MANIFEST + b"native = true\n")
+        packed = pack(read_directory(root))
+        assert unpack(packed).manifest.native
+    # Nor is everything one that is called so, or that a script could copy and run.
+    read_directory(write(tmp_path / "others", **{"notes.so": b"text", "program": library, "so": library}))
+    sent = member("fast.so")
+    sent.size = len(library)
+    with pytest.raises(Invalid) as refused:
+        unpack(archive((sent, library)))
+    assert refused.value.code == "native_extension"
+
+
 def archive(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as tar:

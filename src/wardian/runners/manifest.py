@@ -7,6 +7,7 @@ self_test = ["main.py", "--self-test"]  # the same; it has to end with 0
 self_test_s = 10                        # within so many seconds
 imports = ["harness"]                   # modules (node: files) that must load; not with any
 name = "harness"                        # if `--name` is not given
+native = true                           # it has native extensions, and knows where they load
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Manifest:
     self_test_s: int
     imports: tuple[str, ...]
     name: str | None
+    native: bool
 
 
 class _Table(BaseModel):
@@ -56,6 +58,7 @@ class _Table(BaseModel):
     self_test_s: Annotated[int, Field(ge=1, le=60)] = 10
     imports: Annotated[list[_Word], Field(max_length=256)] = []
     name: Annotated[str, Field(pattern=f"^(?:{NAME.pattern})$")] | None = None
+    native: bool = False
 
 
 def parse(raw: bytes) -> Manifest:
@@ -89,6 +92,7 @@ def parse(raw: bytes) -> Manifest:
         said.self_test_s,
         tuple(said.imports),
         said.name,
+        said.native,
     )
 
 

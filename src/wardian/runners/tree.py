@@ -9,6 +9,7 @@ and perhaps executed, by all; nobody may write.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ PATH_BYTES_MAX, NAME_BYTES_MAX, DEPTH_MAX = 1024, 255, 32
 LINE_BYTES_MAX = 256
 LEFT_OUT = frozenset({"__pycache__", ".git"})
 """Names of directories that are not released: what they hold was not written by anybody."""
+NATIVE = re.compile(r".+\.(so(\.[0-9]+)*|node)")
+ELF = b"\x7fELF"
 
 DIRECTORY, PLAIN, PROGRAM = stat.S_IFDIR | 0o555, stat.S_IFREG | 0o444, stat.S_IFREG | 0o555
 
@@ -90,6 +93,7 @@ def tree_of(files: Mapping[str, tuple[bool, bytes]], directories: Iterable[str] 
     entries = tuple(found[path] for path in sorted(found, key=os.fsencode))
     tree = Tree(entries, {path: content for path, (_, content) in files.items()}, manifest)
     _check_commands(tree, found)
+    _check_native(tree)
     return tree
 
 
@@ -160,6 +164,20 @@ def _check_commands(tree: Tree, found: Mapping[str, Entry]) -> None:
             raise BadRunner(
                 f"{FILE}: {key}: {words[0][:128]!r} is no script that names its interpreter (#!/bin/bash)",
                 hint="machines execute nothing from a release; let a script copy a program and run that",
+            )
+
+
+def _check_native(tree: Tree) -> None:
+    """A release that cannot load is refused here, not when a run of the night begins with it."""
+    if tree.manifest.native:
+        return
+    for path, content in tree.contents.items():
+        if NATIVE.fullmatch(path) and content.startswith(ELF):
+            raise BadRunner(
+                f"{path[:128]} is a native extension, which gVisor maps from no release",
+                code="native_extension",
+                hint="install it in the environment. If all agents of this runner are behind microVMs, or it "
+                f"copies the file before it loads it: `native = true` in {FILE}",
             )
 
 
