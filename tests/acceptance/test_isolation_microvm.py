@@ -93,7 +93,7 @@ return [VERSION, lazy.VERSION, os.readlink("/run/wardian/runner/current")]
 
 
 def test_a_runner_beside_a_microvm(real: Server, tmp_path: Path) -> None:
-    """Released, run, switched under a run that is under way, and taken back; native code loads from it, too."""
+    """Released, run, switched under a run, and taken back; native code loads from it, too."""
     house = House(real)
     source, library = tmp_path / "native.c", tmp_path / "native.so"
     source.write_text("int answer(void) { return 42; }")

@@ -8,10 +8,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from e2b import Sandbox
 from tests.acceptance.releasing import python_runner, release
 from tests.acceptance.running import House
+from tests.acceptance.templates import key_of
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -72,6 +74,10 @@ def test_a_run_goes_with_all_that_hangs_on_it_but_what_it_cost(house: House) -> 
     refused(house, f"/runs/{run}", "run_has_forks", f"wardian run rm {fork}")
     removed(house, f"/runs/{fork}")
 
+    with httpx.Client(headers={"X-API-KEY": key_of(house.server, "others")}, trust_env=False) as other:
+        foreign = other.delete(f"{house.server.url}/wardian/runs/{run}")
+    assert (foreign.status_code, foreign.json()["error_code"]) == (404, "run_not_found")
+
     house.cli("run", "rm", run)
     for each in (run, child):
         assert house.call("GET", f"/runs/{each}").json()["error_code"] == "run_not_found"
@@ -89,11 +95,11 @@ def test_a_run_goes_with_all_that_hangs_on_it_but_what_it_cost(house: House) -> 
     assert (again.status_code, again.json()["error_code"]) == (409, "run_removed")
     assert run in again.text
 
-    other = house.begin("kept", **{"Idempotency-Key": "order-18"})
-    house.until(other, lambda told: told["state"] == "waiting")
-    refused(house, f"/runs/{other}", "run_alive", f"wardian run cancel {other}")
-    house.call("POST", f"/runs/{other}/cancel")
-    removed(house, f"/runs/{other}")
+    last = house.begin("kept", **{"Idempotency-Key": "order-18"})
+    house.until(last, lambda told: told["state"] == "waiting")
+    refused(house, f"/runs/{last}", "run_alive", f"wardian run cancel {last}")
+    house.call("POST", f"/runs/{last}/cancel")
+    removed(house, f"/runs/{last}")
     house.call("DELETE", "/agents/kept")
 
 
