@@ -57,12 +57,14 @@ def test_what_is_recorded_as_gone_goes(
     doomed, old, young = [house.begin("writer", **{"Idempotency-Key": key}) for key in "abc"]
     for run in (doomed, old, young):
         assert house.end(run)["result"] == 1
+    (machine,) = [step["snapshotID"] for step in house.get(doomed)["steps"]]
     releases = [release(house, python_runner(tmp_path, version), "many")["release"] for version in "1234"]
     with suppress(httpx.TransportError):
         house.call("DELETE", f"/runs/{doomed}")
     died(house)
     assert set(mentions(data / "wardian.db", doomed)) == {"run_removed", "sandbox", "sandbox_metadata"}
     assert (data / "files" / doomed).exists()
+    assert (data / "snapshots" / machine).exists()
     assert mentions(data / "engine.db", doomed)
 
     # It ended two days ago, and of releases two are kept, one of which new runs get.
@@ -73,6 +75,7 @@ def test_what_is_recorded_as_gone_goes(
     monkeypatch.setenv("WARDIAN_RUNNER_RELEASES_KEEP", "2")
     house = start(die_at="runner.removed")
     died(house)
+    assert not (data / "snapshots" / machine).exists()
     for run in (doomed, old):
         assert not (data / "files" / run).exists()
         assert mentions(data / "engine.db", run) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from hashlib import sha256
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from wardian.api.auth import KEY_FORM
 from wardian.app import start
 from wardian.app.drivers import serving
+from wardian.app.janitor import Janitor
 from wardian.app.keeping import KEY_FILE, TENANT, local_key
 from wardian.config import BadSetting, Settings
 from wardian.images.catalog import BuiltImage, Catalog, Manifest
@@ -86,6 +88,29 @@ def test_a_damaged_image_is_not_taken(tmp_path: Path) -> None:
         Roots(tmp_path / "roots").adopt(image, Catalog(tmp_path / "cache"))
     with pytest.raises(Unavailable, match="gone"):
         Roots(tmp_path / "roots").find("sha256:" + "0" * 64)
+
+
+async def test_the_janitor_does_the_rest_where_one_chore_fails() -> None:
+    done: list[str] = []
+    twice = asyncio.Event()
+
+    async def fails() -> None:
+        done.append("fails")
+        raise OSError("whatever is wrong")
+
+    async def works() -> None:
+        done.append("works")
+        if done.count("works") == 2:
+            twice.set()
+
+    janitor = Janitor({"what fails": fails, "what works": works}, every_s=0)
+    janitor.start()
+    await asyncio.wait_for(twice.wait(), 30)
+    await janitor.close()
+    many = len(done)
+    await asyncio.sleep(0)
+    assert len(done) == many
+    assert done[:4] == ["fails", "works", "fails", "works"]
 
 
 async def test_missing_programs_say_how_to_get_them(tmp_path: Path) -> None:

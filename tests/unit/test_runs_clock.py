@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from sqlalchemy import Connection
 
 from wardian.model.agent import Agent, Version
+from wardian.model.run import Removed
 from wardian.model.trigger import Schedule
 from wardian.recorder.log import Recorder
 from wardian.runs.engine import Engine
@@ -17,7 +19,7 @@ from wardian.runs.service import Runs
 from wardian.runs.triggers import Triggers
 from wardian.runs.works import RunWorks
 from wardian.sandboxes.leases import NodeLease
-from wardian.store import agents, keys, runs
+from wardian.store import agents, keys, removed, runs
 from wardian.store.database import Database
 
 NOBODY = cast(Any, None)  # runs are begun here, and nobody works on them
@@ -99,6 +101,19 @@ async def test_a_server_that_begins_after_the_clock_was_set_back_looks_again(wor
         "26-03-10 09:00",
         "27-03-09 09:00",
     ]
+
+
+async def test_set_back_it_begins_no_run_that_was_removed(world: World) -> None:
+    await world.at("2026-03-10T09:00:01")
+
+    def remove(conn: Connection) -> None:
+        (run,) = runs.unfinished(conn)
+        removed.add(conn, Removed(run.id, run.tenant, run.agent_id, run.key, run.generation, world.clock.now))
+        runs.remove(conn, [run.id])
+
+    await world.works.database.write(remove)
+    assert await world.at("2026-03-10T08:59:50", "2026-03-10T09:00:01") == []
+    assert await world.at("2026-03-11T09:00:00") == ["26-03-11 09:00"]
 
 
 async def test_an_hour_forward_is_a_time_that_was_missed(world: World) -> None:

@@ -99,6 +99,32 @@ def begun(conn: Connection) -> None:
     runs.add(conn, RUN)
 
 
+async def test_a_tree_is_over_when_all_of_it_is(works: RunWorks) -> None:
+    """Since when: its last end."""
+
+    def rows(conn: Connection) -> None:
+        begun(conn)
+        ends = {"r1": 5, "r1.young": 20, "r2": 5, "r2.alive": None, "r3": 5, "r3.old": 9, "r4": 9, "r5": 20}
+        for name, ended_at in ends.items():
+            root, _, child = name.partition(".")
+            run = replace(RUN, id=name, line=(root,) if child else (), state=RunState.SUCCEEDED)
+            if name != "r1":  # which is there
+                runs.add(conn, run)
+            runs.change(conn, name, ended_at=ended_at)
+
+    await works.database.write(rows)
+
+    async def over(before: int, after: str = "", limit: int = 9) -> list[str]:
+        found = await works.database.read(lambda conn: runs.trees_over(conn, before, after, limit))
+        return [run.id for run in found]
+
+    assert await over(10) == ["r3", "r4"]
+    assert await over(9) == []
+    assert await over(10, limit=1) == ["r3"]
+    assert await over(10, after="r3") == ["r4"]
+    assert await over(21) == ["r1", "r3", "r4", "r5"]
+
+
 async def committed(commits: Commits, run: Run, sandbox: Sandbox, result: str) -> Step:
     """As a program does it: it asks until there is an answer."""
     done = None
