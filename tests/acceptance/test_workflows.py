@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from tests.acceptance.conftest import Server, serve, stop
 from tests.acceptance.running import House
+from tests.acceptance.test_removal import mentions, removed
 
 EXAMPLE = Path(__file__).parents[2] / "examples/workflow-report/report.py"
 ROWS = {"rows": [3, 1, 2]}
@@ -229,8 +230,16 @@ def test_a_workflow_that_fails_says_why(house: House, working: Callable[..., Wor
         told = house.end(house.begin("failing", input))
         assert (told["state"], told["failure"]["code"]) == ("failed", code)
         assert words in told["failure"]["message"]
-    steps = house.get(house.call("GET", "/runs?agent=failing").json()[-1]["runID"])["steps"]
+    _, command, first = house.call("GET", "/runs?agent=failing").json()
+    steps = house.get(first["runID"])["steps"]
     assert [(step["key"], step["attempts"]) for step in steps] == [("fails", 2)]
+    # The machines of its sandboxes are kept for a retry, until it is removed.
+    (machine,) = [step["snapshotID"] for step in house.get(command["runID"])["steps"]]
+    assert (house.server.data / "snapshots" / machine).exists()
+    removed(house, f"/runs/{command['runID']}")
+    assert not (house.server.data / "snapshots" / machine).exists()
+    left = mentions(house.server.data / "wardian.db", command["runID"], machine)
+    assert set(left) <= {"run_removed", "sandbox", "sandbox_metadata"}, left
 
 
 def test_a_worker_speaks_for_what_it_has_and_no_other(house: House) -> None:
