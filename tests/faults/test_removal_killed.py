@@ -11,11 +11,14 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
+from psycopg import sql
 from tests.acceptance.conftest import Server, serve, stop
 from tests.acceptance.releasing import python_runner, release
 from tests.acceptance.running import House
 from tests.acceptance.test_removal import mentions
+from tests.postgres import Postgres
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -95,3 +98,34 @@ def test_what_is_recorded_as_gone_goes(
     assert again.json()["error_code"] == "run_removed"
     assert (data / "runs" / f"{young}.jsonl").exists()
     house.http.close()
+
+
+@pytest.mark.slow
+def test_what_the_engine_knows_goes_when_its_database_is_back(
+    servers: list[Server], tmp_path: Path, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = postgres.new_database()
+    monkeypatch.setenv("WARDIAN_ENGINE_URL", address)
+    servers.append(serve(tmp_path))
+    house = House(servers[-1])
+    house.freeze("writer", PROGRAM)
+    run = house.begin("writer")
+    house.end(run)
+    schema = sql.Identifier((tmp_path / "engine.schema").read_text())
+    query = sql.SQL("SELECT status FROM {}.workflow_status WHERE workflow_uuid LIKE {}")
+
+    def known() -> list[tuple[str]]:
+        with psycopg.connect(address) as connection:
+            return connection.execute(query.format(schema, sql.Literal(f"{run}.%"))).fetchall()
+
+    while known() != [("SUCCESS",)]:
+        time.sleep(0.05)
+    with postgres.away(address):
+        assert house.call("DELETE", f"/runs/{run}").status_code == 204
+    assert house.call("GET", f"/runs/{run}").status_code == 404
+    assert not (tmp_path / "files" / run).exists()
+    house.http.close()
+    stop(servers[-1])
+    servers.append(serve(tmp_path))
+    while known():
+        time.sleep(0.05)

@@ -17,11 +17,11 @@ from functools import partial
 from sqlalchemy import Connection
 
 from wardian.model.budget import Scope
-from wardian.model.errors import Conflict, NotFound, WardianError
+from wardian.model.errors import Conflict, NotFound
 from wardian.model.run import FINAL, Removed, Run
 from wardian.runs.commits import drop_machines
 from wardian.runs.course import Course
-from wardian.runs.engine import Engine
+from wardian.runs.engine import Engine, EngineUnavailable
 from wardian.runs.files import RunFiles
 from wardian.runs.works import RunWorks
 from wardian.store import boxes, budgets, removed, runners, runs
@@ -55,6 +55,13 @@ class Removal:
 
     async def remove(self, run: Run) -> None:
         """Remove a run that no other began, and all that came of it. Conflict: it is needed; by whom."""
+        try:
+            await self._remove(run)
+        except EngineUnavailable as error:  # it is gone all the same
+            _log.info("what the engine knows of run %s is there yet: %s", run.id, error)
+
+    async def _remove(self, run: Run) -> None:
+        """The same; EngineUnavailable: what the engine knows is there yet."""
         if run.parent_id is not None:
             raise Conflict(
                 f"run {run.id} came of {run.root_id}, which may ask for it again",
@@ -87,13 +94,12 @@ class Removal:
             gone = await works.database.write(transaction, durable=True)
         works.checkpoint("run.removed")
         await works.sandboxes.drop_snapshots(left)
-        for what in gone:
-            await self._clear(what)
+        await self._clear(gone)
 
     async def sweep(self) -> int:
-        """Remove what ended long ago, and finish what was begun; how many trees went."""
-        for what in await self._works.database.read(removed.uncleared):
-            await self._clear(what)
+        """Remove what ended long ago, and finish what was begun; how many trees went. EngineUnavailable: the
+        rest is for another time."""
+        await self._clear(await self._works.database.read(removed.uncleared))
         count = 0
         if self._keeping.days:
             before = self._works.now_us() - self._keeping.days * DAY_US
@@ -111,7 +117,7 @@ class Removal:
             for run in found:
                 after = run.id
                 try:
-                    await self.remove(run)
+                    await self._remove(run)
                     count += 1
                 except (Conflict, NotFound) as error:  # a fork needs it yet, or it goes on
                     _log.info("run %s stays: %s", run.id, error)
@@ -123,16 +129,13 @@ class Removal:
                 self._works.recorder.remove(run_id)
             await self._works.database.write(partial(removed.change, ids=found, logged=False))
 
-    async def _clear(self, what: Removed) -> None:
-        """Remove what lies outside of our tables, as far as that is possible now."""
-        try:
+    async def _clear(self, gone: Sequence[Removed]) -> None:
+        """Remove what lies outside of our tables, but for what is under way yet. Raises EngineUnavailable."""
+        for what in gone:
             await self._files.remove(what.id)
-            if not await self._engine.forget(what.id, what.generation):
-                return
-        except WardianError as error:
-            _log.info("something of run %s is there yet: %s", what.id, error)
-            return
-        await self._works.database.write(lambda conn: removed.change(conn, [what.id], cleared=True))
+        for what in gone:
+            if await self._engine.forget(what.id, what.generation):
+                await self._works.database.write(partial(removed.change, ids=[what.id], cleared=True))
 
 
 def _unneeded(conn: Connection, run: Run) -> Sequence[Run]:

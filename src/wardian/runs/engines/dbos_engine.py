@@ -20,6 +20,7 @@ from dbos._core import WorkflowHandleAsyncTask
 from dbos._serialization import DBOSPortableJSONSerializer
 from dbos._sys_db import db_retry
 from sqlalchemy import literal_column, select
+from sqlalchemy.exc import DBAPIError
 
 from wardian.runs.engine import Attempt, Engine, EngineLost, EngineUnavailable, Rest
 from wardian.runs.engines.journals import Journal
@@ -124,10 +125,14 @@ class DbosEngine(Engine):
             return False
         forgetting = asyncio.ensure_future(_on(self._loop, _forget(run_id, generation)))
         await asyncio.wait({forgetting}, timeout=BEGIN_S)
+        why: object = "no answer"
         if forgetting.done():
-            return forgetting.result()
+            try:
+                return forgetting.result()
+            except DBAPIError as error:  # DBOS does not try all of this again
+                why = error.orig
         forgetting.add_done_callback(_consumed)
-        raise EngineUnavailable("the engine's database does not answer", hint="look after the database")
+        raise EngineUnavailable(f"the engine's database is away: {why}", hint="look after the database")
 
     async def close(self) -> None:
         await self._stop()
