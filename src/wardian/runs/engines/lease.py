@@ -85,7 +85,7 @@ class Lease(ABC):
 
     @abstractmethod
     async def dead(self, executors: Sequence[str]) -> Sequence[str]:
-        """Those of these executors that are no more: none of them comes back."""
+        """Those of these executors that are known to be no more: none of them comes back."""
 
     @abstractmethod
     async def keep(self, look_around: LookAround, lapsed: Callable[[], None]) -> None:
@@ -174,7 +174,8 @@ class RowLease(Lease):
             await self._renewed.wait()
 
     async def dead(self, executors: Sequence[str]) -> Sequence[str]:
-        await self._connected()
+        if self._connection is None:  # the database is away; after the next beat they are still dead
+            return []
         alive = {executor for (executor,) in await self._do(_ALIVE)}
         return [each for each in executors if each not in alive]
 
