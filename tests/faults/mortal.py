@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from wardian.app import server
+from wardian.runs.engines import workflows
 from wardian.sandboxes.workshop import Workshop
 
 NAME, _, NUMBER = os.environ["WARDIAN_DIE_AT"].partition(":")
@@ -61,7 +62,26 @@ def mortal(**parts: Any) -> Workshop:
     return Workshop(**parts, checkpoint=checkpoint)
 
 
+def then(call: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def called(*arguments: Any) -> Any:
+        result = call(*arguments)
+        checkpoint(name)
+        return result
+
+    return called
+
+
+def first(call: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def called(*arguments: Any) -> Any:
+        checkpoint(name)
+        return call(*arguments)
+
+    return called
+
+
 if __name__ == "__main__":
+    workflows.put_aside = then(workflows.put_aside, "engine.aside")
+    workflows.execute_dequeued_workflow = first(workflows.execute_dequeued_workflow, "engine.woken")
     server.Workshop = mortal  # type: ignore[assignment,attr-defined]
     from wardian.cli.main import app
 
