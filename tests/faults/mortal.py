@@ -62,26 +62,24 @@ def mortal(**parts: Any) -> Workshop:
     return Workshop(**parts, checkpoint=checkpoint)
 
 
-def then(call: Callable[..., Any], name: str) -> Callable[..., Any]:
+def passing(name: str, call: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
+    """A call that gets to a checkpoint, when it is made or when it is done."""
+
     def called(*arguments: Any) -> Any:
+        if not after:
+            checkpoint(name)
         result = call(*arguments)
-        checkpoint(name)
+        if after:
+            checkpoint(name)
         return result
 
     return called
 
 
-def first(call: Callable[..., Any], name: str) -> Callable[..., Any]:
-    def called(*arguments: Any) -> Any:
-        checkpoint(name)
-        return call(*arguments)
-
-    return called
-
-
 if __name__ == "__main__":
-    workflows.put_aside = then(workflows.put_aside, "engine.aside")
-    workflows.execute_dequeued_workflow = first(workflows.execute_dequeued_workflow, "engine.woken")
+    workflows.put_aside = passing("engine.aside", workflows.put_aside, after=True)
+    go_on = workflows.execute_dequeued_workflow  # type: ignore[attr-defined]
+    workflows.execute_dequeued_workflow = passing("engine.woken", go_on, after=False)  # type: ignore[attr-defined]
     server.Workshop = mortal  # type: ignore[assignment,attr-defined]
     from wardian.cli.main import app
 
