@@ -72,7 +72,7 @@ class DbosEngine(Engine):
         self._told: dict[str, asyncio.Event] = {}
         """Runs that this process works on; set when there is something to do for one, meanwhile."""
 
-        self._resting = Resting(lambda run_id, name: self._soon(self._resume(run_id, name)))
+        self._resting = Resting(lambda run_id, name: self._soon(self._wake(run_id, name)))
 
     async def open(self) -> None:
         global _engine
@@ -149,11 +149,8 @@ class DbosEngine(Engine):
                     return True
                 now = time.time()
                 until = now + REST_MAX_S if rest.until is None else min(rest.until / 1e6, now + REST_MAX_S)
-                if (
-                    until - now > SHORT_S
-                    and not told.is_set()
-                    and await self._rests(run_id, name, told, until)
-                ):
+                worth = until - now > SHORT_S and not told.is_set()
+                if worth and await self._rests(run_id, name, told, until):
                     return False
                 await _at_most(told.wait(), until - now)
         finally:
@@ -175,16 +172,19 @@ class DbosEngine(Engine):
         """See to it that an attempt at a run begins after this, if it is not over."""
         if (told := self._told.get(run_id)) is not None:
             told.set()
-        elif (name := self._resting.pop(run_id)) is None or not await self._resume(run_id, name):
-            await self._there(_call(run_id, self._lease.executor))
+        else:
+            await self._wake(run_id, self._resting.pop(run_id))
 
-    async def _resume(self, run_id: str, name: str) -> bool:
-        """Go on with what was put aside. False: another executor has done so."""
+    async def _wake(self, run_id: str, name: str | None) -> None:
+        """Go on with what was put aside here, or wherever it is by now."""
+        executor = self._lease.executor
         try:
             await self._allowed()
-            return await self._ask(workflows.take_up, name, self._lease.executor)
+            if name is None or not await self._ask(workflows.take_up, name, executor):
+                await self._there(_call(run_id, executor))
         except Exception:
-            self._resting.put(run_id, name, time.time() + AGAIN_S)
+            if name is not None:
+                self._resting.put(run_id, name, time.time() + AGAIN_S)
             raise
 
     async def _take_over(self, *, aside: bool = True) -> None:

@@ -38,9 +38,10 @@ def put_aside(name: str, executor: str) -> tuple[bool, bool]:
     now = _system()._now_ms_sql()
     own = and_(_row.workflow_uuid == name, _row.executor_id == executor)
     _change(and_(own, _row.status == PENDING), status=ASIDE, owner_xid=None, updated_at=now, completed_at=now)
-    aside = bool(_found(select(_row.status).where(own, _row.status == ASIDE)))
+    if not _found(select(_row.status).where(own, _row.status == ASIDE)):
+        return False, False
     letters = SystemSchema.notifications
-    return aside, bool(_write(delete(letters).where(letters.c.destination_uuid == name)))
+    return True, bool(_write(delete(letters).where(letters.c.destination_uuid == name)))
 
 
 def take_up(name: str, executor: str, dead: Collection[str] = ()) -> bool:
