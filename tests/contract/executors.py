@@ -1,7 +1,8 @@
 """Executors as processes of their own, which tests kill, stop and look at.
 
 An attempt does the next act of its run's script: ``step``; ``hold``, until the test opens the gate; ``rest``,
-until it is nudged; ``linger``, which is both; ``raise``. Which one is next stands in a table of ours that all
+until it is nudged; ``linger``, which is both; ``mind``, which hears what the run was told, and is done again
+and again; ``raise``. Which one is next stands in a table of ours that all
 executors share: how many attempts have ended. So one that was interrupted is told from one that ended and was
 made again.
 """
@@ -13,6 +14,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import random
 import signal
 import sqlite3
 import time
@@ -60,7 +62,21 @@ class Tables:
             database.execute(
                 "CREATE TABLE IF NOT EXISTS attempt (run TEXT, act TEXT, by TEXT, ended INTEGER)"
             )
+            database.execute("CREATE TABLE IF NOT EXISTS word (run TEXT, heard INTEGER)")
             yield database
+
+    def say(self, run: str) -> None:
+        with self._open() as database:
+            database.execute("INSERT INTO word VALUES (?, 0)", (run,))
+
+    def hear(self, run: str) -> None:
+        with self._open() as database:
+            database.execute("UPDATE word SET heard = 1 WHERE run = ?", (run,))
+
+    def unheard(self) -> int:
+        with self._open() as database:
+            (count,) = database.execute("SELECT count(*) FROM word WHERE heard = 0").fetchone()
+            return int(count)
 
     def write(self, run: str, *acts: str) -> str:
         with self._open() as database:
@@ -72,7 +88,7 @@ class Tables:
         with self._open() as database:
             (acts,) = database.execute("SELECT acts FROM script WHERE run = ?", (run,)).fetchone()
             (done,) = database.execute("SELECT count(ended) FROM attempt WHERE run = ?", (run,)).fetchone()
-            act = dict(enumerate(json.loads(acts))).get(done, "")
+            act = "mind" if "mind" in acts else dict(enumerate(json.loads(acts))).get(done, "")
             row = database.execute("INSERT INTO attempt VALUES (?, ?, ?, NULL)", (run, act, by)).lastrowid
             assert row is not None
             return row, act
@@ -214,17 +230,29 @@ class _Played:
             self._engine.nudge(*arguments)
         elif verb == "begin at once":
             await asyncio.gather(*(self._engine.begin(*arguments) for _ in range(3)))
+        elif verb == "chatter":
+            await self._chatter(*arguments)
         elif verb == "census":
             active = internals._get_dbos_instance()._active_workflows_set.activeList()
             self._tell("census", str(len(active)), str(len(asyncio.all_tasks())))
         else:
             await getattr(self._engine, verb)(*arguments)
 
+    async def _chatter(self, runs: list[str], count: int) -> None:
+        for _ in range(count):
+            run = random.choice(runs)
+            self._tables.say(run)
+            self._engine.nudge(run)
+            await asyncio.sleep(random.choice((0, 0.001, 0.005, 0.02)))  # so that it meets every instant
+
     async def _attempt(self, run: str) -> Rest:
         number, act = self._tables.start(run, self._name)
         self._tell("began", run, act)
         try:
-            if act in ("hold", "linger"):
+            if act == "mind":
+                await asyncio.sleep(random.random() / 200)
+                self._tables.hear(run)
+            elif act in ("hold", "linger"):
                 await self._gate.wait()
         except asyncio.CancelledError:
             self._tell("cancelled", run, act)
@@ -236,4 +264,4 @@ class _Played:
         self._tell("ended", run, act)
         if act == "raise":
             raise ValueError("this attempt fails")
-        return Rest(over=False, until=None if act in ("rest", "linger") else 0)
+        return Rest(over=False, until=None if act in ("rest", "linger", "mind") else 0)

@@ -73,6 +73,23 @@ def test_whichever_executor_hears_of_it_sees_to_what_another_one_has(
     assert tables.acts(lingers)[2:] == [""]
 
 
+def test_no_word_is_lost_among_executors_that_wake_the_same_runs(
+    on_postgres: Journals, start: Start, tables: Tables
+) -> None:
+    executors = [start(name, on_postgres(name)) for name in ("one", "two")]
+    runs = [tables.write(f"r{number}", "mind") for number in range(4)]
+    for run in runs:
+        executors[0].do("begin", run, 0)
+    for executor in executors:
+        executor.send("chatter", runs, 150)
+    for executor in executors:
+        executor.answer("chatter")
+    while tables.unheard():
+        time.sleep(0.01)
+    for executor in executors:
+        executor.end()
+
+
 def test_an_executor_that_slept_beyond_its_lease_does_nothing_more(
     on_postgres: Journals, start: Start, tables: Tables
 ) -> None:

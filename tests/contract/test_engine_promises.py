@@ -171,3 +171,24 @@ def test_a_run_that_rests_is_woken_wherever_its_executor_dies(
         assert tables.attempts(run) == [("rest", "one", True), ("", "one", True)], die_at
         at_rest(two)  # the next one has nothing to take over
         two.end()
+
+
+def test_no_word_is_lost_on_a_run_that_comes_to_rest_or_wakes(
+    journals: Journals, start: Start, tables: Tables
+) -> None:
+    one = start("one", journals("one"))
+    runs = [tables.write(f"r{number}", "mind") for number in range(6)]
+    for run in runs:
+        one.do("begin", run, 0)
+    one.do("chatter", runs, 200)
+    while tables.unheard():
+        time.sleep(0.01)
+    one.send("chatter", runs, 10_000)
+    one.until("ended")
+    one.kill()
+    two = start("one", journals("one"))
+    for run in runs:
+        two.do("begin", run, 0)  # as a server does with all that has not ended
+    while tables.unheard():
+        time.sleep(0.01)
+    two.end()
