@@ -239,11 +239,15 @@ class _Played:
             await getattr(self._engine, verb)(*arguments)
 
     async def _chatter(self, runs: list[str], count: int) -> None:
+        """Say something when a run may be at any instant of an attempt, or between two, until it is heard."""
         for _ in range(count):
-            run = random.choice(runs)
-            self._tables.say(run)
-            self._engine.nudge(run)
-            await asyncio.sleep(random.choice((0, 0.001, 0.005, 0.02)))  # so that it meets every instant
+            for _ in range(2):
+                for run in runs:
+                    self._tables.say(run)
+                    self._engine.nudge(run)
+                await asyncio.sleep(random.random() / 50)
+            while self._tables.unheard():  # noqa: ASYNC110 - which another process may change
+                await asyncio.sleep(0.005)
 
     async def _attempt(self, run: str) -> Rest:
         number, act = self._tables.start(run, self._name)
