@@ -92,8 +92,15 @@ def tables(tmp_path: Path) -> Tables:
 def start(tables: Tables) -> Iterator[Start]:
     started: list[Executor] = []
 
-    def starting(name: str, journal: Journal, *, opened: bool = True, version: str | None = None) -> Executor:
-        executor = Executor(name, journal, tables, version=version)
+    def starting(
+        name: str,
+        journal: Journal,
+        *,
+        opened: bool = True,
+        version: str | None = None,
+        die_at: str | None = None,
+    ) -> Executor:
+        executor = Executor(name, journal, tables, version=version, die_at=die_at)
         started.append(executor)
         if opened:
             executor.do("open")

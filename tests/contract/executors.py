@@ -1,8 +1,10 @@
 """Executors as processes of their own, which tests kill, stop and look at.
 
 An attempt does the next act of its run's script: ``step``; ``hold``, until the test opens the gate; ``rest``,
-until it is nudged; ``raise``. Which one is next stands in a table of ours that all executors share: how many
-attempts have ended. So one that was interrupted is told from one that ended and was made again.
+until it is nudged; ``linger``, which is both; ``mind``, which hears what the run was told, and is done again
+and again; ``raise``. Which one is next stands in a table of ours that all
+executors share: how many attempts have ended. So one that was interrupted is told from one that ended and was
+made again.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import random
 import signal
 import sqlite3
 import time
@@ -21,9 +24,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import dbos._dbos as internals
+
 from wardian.model.errors import WardianError
 from wardian.runs.engine import Rest
-from wardian.runs.engines import dbos_engine
+from wardian.runs.engines import dbos_engine, workflows
 from wardian.runs.engines.journals import Journal
 
 PATIENCE_S = 60.0
@@ -32,7 +37,15 @@ Journals = Callable[[str], Journal]
 """The journal of an executor of that name; they share a database."""
 
 Start = Callable[..., "Executor"]
-"""``start(name, journal, opened=True, version=None)``; what is left of it is killed after the test."""
+"""``start(name, journal, opened=True, version=None, die_at=None)``; what is left is killed after the test."""
+
+DEATHS = {
+    "before it rests": ("put_aside", False),
+    "when it rests": ("put_aside", True),
+    "before it is woken": ("take_up", False),
+    "when it is recorded as woken": ("execute_dequeued_workflow", False),
+}
+"""Where an executor may die: before or after which call that the engine makes."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,21 @@ class Tables:
             database.execute(
                 "CREATE TABLE IF NOT EXISTS attempt (run TEXT, act TEXT, by TEXT, ended INTEGER)"
             )
+            database.execute("CREATE TABLE IF NOT EXISTS word (run TEXT, heard INTEGER)")
             yield database
+
+    def say(self, run: str) -> None:
+        with self._open() as database:
+            database.execute("INSERT INTO word VALUES (?, 0)", (run,))
+
+    def hear(self, run: str) -> None:
+        with self._open() as database:
+            database.execute("UPDATE word SET heard = 1 WHERE run = ?", (run,))
+
+    def unheard(self) -> int:
+        with self._open() as database:
+            (count,) = database.execute("SELECT count(*) FROM word WHERE heard = 0").fetchone()
+            return int(count)
 
     def write(self, run: str, *acts: str) -> str:
         with self._open() as database:
@@ -61,7 +88,7 @@ class Tables:
         with self._open() as database:
             (acts,) = database.execute("SELECT acts FROM script WHERE run = ?", (run,)).fetchone()
             (done,) = database.execute("SELECT count(ended) FROM attempt WHERE run = ?", (run,)).fetchone()
-            act = dict(enumerate(json.loads(acts))).get(done, "")
+            act = "mind" if "mind" in acts else dict(enumerate(json.loads(acts))).get(done, "")
             row = database.execute("INSERT INTO attempt VALUES (?, ?, ?, NULL)", (run, act, by)).lastrowid
             assert row is not None
             return row, act
@@ -81,13 +108,22 @@ class Tables:
 
 
 class Executor:
-    """A process with an engine, as the test has it. ``version`` is the engine's."""
+    """A process with an engine, as the test has it. ``version`` is the engine's; ``die_at`` one of
+    :data:`DEATHS`."""
 
-    def __init__(self, name: str, journal: Journal, tables: Tables, *, version: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        journal: Journal,
+        tables: Tables,
+        *,
+        version: str | None = None,
+        die_at: str | None = None,
+    ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         self._here, there = context.Pipe()
-        self.process = context.Process(target=_main, args=(there, name, journal, tables, version))
+        self.process = context.Process(target=_main, args=(there, name, journal, tables, version, die_at))
         self.process.start()
         there.close()
         self.told: list[tuple[str, ...]] = []
@@ -99,8 +135,19 @@ class Executor:
 
     def ask(self, verb: str, *arguments: Any) -> str:
         """The code of the error that it was answered with, or nothing."""
+        self.send(verb, *arguments)
+        return self.answer(verb)
+
+    def send(self, verb: str, *arguments: Any) -> None:
         self._here.send((verb, *arguments))
+
+    def answer(self, verb: str) -> str:
         return self._next(("answer", verb))[2]
+
+    def census(self) -> tuple[str, ...]:
+        """How many workflows DBOS has in the process, and how many tasks there are."""
+        self.do("census")
+        return next(told for told in reversed(self.told) if told[0] == "census")
 
     def _next(self, event: tuple[str, ...]) -> tuple[str, ...]:
         deadline = time.monotonic() + PATIENCE_S
@@ -131,12 +178,26 @@ class Executor:
         assert self.process.exitcode == 0
 
 
-def _main(there: Connection, name: str, journal: Journal, tables: Tables, version: str | None) -> None:
+def _main(
+    there: Connection, name: str, journal: Journal, tables: Tables, version: str | None, die_at: str | None
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     dbos_engine.BEGIN_S = 1.0
     if version is not None:
         dbos_engine.VERSION = version
+    if die_at is not None:
+        call, after = DEATHS[die_at]
+        setattr(workflows, call, _deadly(getattr(workflows, call), after=after))
     asyncio.run(_Played(there, name, journal, tables).serve())
+
+
+def _deadly(call: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
+    def deadly(*arguments: Any, **options: Any) -> Any:
+        if after:
+            call(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    return deadly
 
 
 class _Played:
@@ -169,14 +230,35 @@ class _Played:
             self._engine.nudge(*arguments)
         elif verb == "forget":
             self._tell("forgot", str(await self._engine.forget(*arguments)))
+        elif verb == "begin at once":
+            await asyncio.gather(*(self._engine.begin(*arguments) for _ in range(3)))
+        elif verb == "chatter":
+            await self._chatter(*arguments)
+        elif verb == "census":
+            active = internals._get_dbos_instance()._active_workflows_set.activeList()
+            self._tell("census", str(len(active)), str(len(asyncio.all_tasks())))
         else:
             await getattr(self._engine, verb)(*arguments)
+
+    async def _chatter(self, runs: list[str], count: int) -> None:
+        """Say something when a run may be at any instant of an attempt, or between two, until it is heard."""
+        for _ in range(count):
+            for _ in range(2):
+                for run in runs:
+                    self._tables.say(run)
+                    self._engine.nudge(run)
+                await asyncio.sleep(random.random() / 50)
+            while self._tables.unheard():  # noqa: ASYNC110 - which another process may change
+                await asyncio.sleep(0.005)
 
     async def _attempt(self, run: str) -> Rest:
         number, act = self._tables.start(run, self._name)
         self._tell("began", run, act)
         try:
-            if act == "hold":
+            if act == "mind":
+                await asyncio.sleep(random.random() / 200)
+                self._tables.hear(run)
+            elif act in ("hold", "linger"):
                 await self._gate.wait()
         except asyncio.CancelledError:
             self._tell("cancelled", run, act)
@@ -188,4 +270,4 @@ class _Played:
         self._tell("ended", run, act)
         if act == "raise":
             raise ValueError("this attempt fails")
-        return Rest(over=False, until=None if act == "rest" else 0)
+        return Rest(over=False, until=None if act in ("rest", "linger", "mind") else 0)

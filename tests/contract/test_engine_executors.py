@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from dataclasses import replace
 
 from tests.contract.executors import Executor, Journals, Start, Tables
@@ -21,11 +22,9 @@ def test_runs_of_an_executor_that_was_killed_are_carried_on_by_another(
 ) -> None:
     one, two = start("one", on_postgres("one")), start("two", on_postgres("two"))
     hers, his = _begun(one, tables, "a"), _begun(two, tables, "b")
-    rests = tables.write("rests", "rest", "rest")
+    rests = tables.write("rests", "rest")
     one.do("begin", rests, 0)
     one.until("ended", rests)
-    two.do("nudge", rests)  # whichever executor has it
-    one.until("over" if len(tables.acts(rests)) > 2 else "ended", rests)
     two.do("begin", hers[0], 0)  # it is under way, and stays where it is
     one.kill()
     for run in hers:
@@ -41,9 +40,52 @@ def test_runs_of_an_executor_that_was_killed_are_carried_on_by_another(
             ("step", "two", True),
             ("", "two", True),
         ]
+    assert tables.attempts(rests) == [("rest", "one", True), ("", "two", True)]
     for run in his:
         assert tables.attempts(run) == [(act, "two", True) for act in ("step", "hold", "step", "")]
     two.end()
+
+
+def test_whichever_executor_hears_of_it_sees_to_what_another_one_has(
+    on_postgres: Journals, start: Start, tables: Tables
+) -> None:
+    one, two = start("one", on_postgres("one")), start("two", on_postgres("two"))
+    rests, lingers = tables.write("rests", "rest"), tables.write("lingers", "linger", "rest")
+    for run in (rests, lingers):
+        one.do("begin", run, 0)
+    one.until("ended", rests)
+    two.do("nudge", rests)
+    two.until("over", rests)
+    one.until("began", lingers)
+    two.do("begin", lingers, 0)  # it is told of it once it rests
+    one.do("release")
+    one.until("ended", lingers, "rest")
+    for executor in (one, two):
+        executor.send("begin at once", lingers, 0)
+    for executor in (one, two):
+        assert executor.answer("begin at once") == ""
+    while tables.acts(lingers)[-1] or not tables.attempts(lingers)[-1][2]:
+        time.sleep(0.01)
+    one.end()
+    two.end()
+    assert tables.attempts(rests) == [("rest", "one", True), ("", "two", True)]
+    assert tables.attempts(lingers)[:2] == [("linger", "one", True), ("rest", "one", True)]
+    assert tables.acts(lingers)[2:] == [""]
+
+
+def test_no_word_is_lost_among_executors_that_wake_the_same_runs(
+    on_postgres: Journals, start: Start, tables: Tables
+) -> None:
+    executors = [start(name, on_postgres(name)) for name in ("one", "two")]
+    runs = [tables.write(f"r{number}", "mind") for number in range(4)]
+    for run in runs:
+        executors[0].do("begin", run, 0)
+    for executor in executors:
+        executor.send("chatter", runs, 10)
+    for executor in executors:
+        executor.answer("chatter")
+    for executor in executors:
+        executor.end()
 
 
 def test_an_executor_that_slept_beyond_its_lease_does_nothing_more(
@@ -51,7 +93,7 @@ def test_an_executor_that_slept_beyond_its_lease_does_nothing_more(
 ) -> None:
     one, two = start("one", on_postgres("one")), start("two", on_postgres("two"))
     hers = _begun(one, tables, "a")
-    rests = tables.write("rests", "rest", "rest", "rest")
+    rests = tables.write("rests", "rest", "rest")
     one.do("begin", rests, 0)
     one.until("ended", rests)
     one.signal(signal.SIGSTOP)

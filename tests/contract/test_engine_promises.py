@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from tests.contract.executors import Executor, Journals, Start, Tables
+import secrets
+import time
+
+from tests.contract.executors import DEATHS, Executor, Journals, Start, Tables
 
 
 def test_a_run_is_attempted_until_it_is_over_and_not_again(
@@ -36,7 +39,7 @@ def test_a_run_is_attempted_until_it_is_over_and_not_again(
 
 def one_more(executor: Executor, tables: Tables) -> str:
     """Begins a run and sees it end: by then whatever else would have begun has."""
-    run = tables.write("r9", "step")
+    run = tables.write(secrets.token_hex(8), "step")
     executor.do("begin", run, 0)
     executor.until("over", run)
     return run
@@ -127,4 +130,90 @@ def test_what_is_forgotten_is_on_record_no_more(journals: Journals, start: Start
     two = start("one", journals("one"))
     two.do("nudge", other)
     two.until("over", other)
+
+
+def test_runs_that_rest_are_in_no_workflow_and_no_task(
+    journals: Journals, start: Start, tables: Tables
+) -> None:
+    one = start("one", journals("one"))
+    idle = at_rest(one)
+    runs = [tables.write(f"r{number}", "rest") for number in range(30)]
+    for run in runs:
+        one.do("begin", run, 0)
+    for run in runs:
+        one.until("ended", run)
+    assert at_rest(one) == idle
+    for run in runs:
+        one.do("nudge", run)
+    for run in runs:
+        one.until("over", run)
+    assert [tables.acts(run) for run in runs] == [["rest", ""]] * len(runs)
+    one.end()
+
+
+def at_rest(executor: Executor) -> str:
+    """How many tasks there are when no workflow is under way."""
+    while (census := executor.census())[1] != "0":
+        time.sleep(0.01)
+    return census[2]
+
+
+def test_a_run_that_is_begun_several_times_at_once_is_attempted_once_at_a_time(
+    journals: Journals, start: Start, tables: Tables
+) -> None:
+    one, run = start("one", journals("one")), tables.write("r1", "hold", "rest", "rest")
+    one.do("begin at once", run, 0)
+    one.until("began", run, "hold")
+    one.do("begin at once", run, 0)
+    one_more(one, tables)
+    assert tables.acts(run) == ["hold"]
+    one.do("release")
+    one.until("ended", run, "rest")
+    one.told.clear()
+    one.do("nudge", run)
+    one.until("ended", run, "rest")
+    one.do("begin at once", run, 0)
+    one.until("over", run)
+    one_more(one, tables)
+    assert tables.acts(run) == ["hold", "rest", "rest", ""]
+    one.end()
+
+
+def test_a_run_that_rests_is_woken_wherever_its_executor_dies(
+    journals: Journals, start: Start, tables: Tables
+) -> None:
+    for number, die_at in enumerate(DEATHS):
+        run = tables.write(f"r{number}", "rest")
+        one = start("one", journals("one"), die_at=die_at)
+        one.do("begin", run, 0)
+        one.until("ended", run)
+        if "woken" in die_at:
+            one.send("nudge", run)
+        one.process.join(60)
+        assert one.process.exitcode == -9, die_at
+        two = start("one", journals("one"))
+        two.do("begin", run, 0)  # as a server does with all that has not ended
+        two.until("over", run)
+        one_more(two, tables)
+        assert tables.attempts(run) == [("rest", "one", True), ("", "one", True)], die_at
+        at_rest(two)  # the next one has nothing to take over
+        two.end()
+
+
+def test_no_word_is_lost_on_a_run_that_comes_to_rest_or_wakes(
+    journals: Journals, start: Start, tables: Tables
+) -> None:
+    one = start("one", journals("one"))
+    runs = [tables.write(f"r{number}", "mind") for number in range(6)]
+    for run in runs:
+        one.do("begin", run, 0)
+    one.do("chatter", runs, 10)
+    one.send("chatter", runs, 10_000)
+    one.until("ended")
+    one.kill()
+    two = start("one", journals("one"))
+    for run in runs:
+        two.do("begin", run, 0)  # as a server does with all that has not ended
+    while tables.unheard():
+        time.sleep(0.01)
     two.end()

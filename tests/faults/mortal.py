@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from wardian.app import server
+from wardian.runs.engines import workflows
 from wardian.sandboxes.workshop import Workshop
 
 NAME, _, NUMBER = os.environ["WARDIAN_DIE_AT"].partition(":")
@@ -61,7 +62,24 @@ def mortal(**parts: Any) -> Workshop:
     return Workshop(**parts, checkpoint=checkpoint)
 
 
+def passing(name: str, call: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
+    """A call that gets to a checkpoint, when it is made or when it is done."""
+
+    def called(*arguments: Any) -> Any:
+        if not after:
+            checkpoint(name)
+        result = call(*arguments)
+        if after:
+            checkpoint(name)
+        return result
+
+    return called
+
+
 if __name__ == "__main__":
+    workflows.put_aside = passing("engine.aside", workflows.put_aside, after=True)
+    go_on = workflows.execute_dequeued_workflow  # type: ignore[attr-defined]
+    workflows.execute_dequeued_workflow = passing("engine.woken", go_on, after=False)  # type: ignore[attr-defined]
     server.Workshop = mortal  # type: ignore[assignment,attr-defined]
     from wardian.cli.main import app
 

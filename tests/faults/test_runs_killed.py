@@ -79,6 +79,8 @@ POINTS = [
     "resume.attached",
     "run.started:3",
     "run.ended",
+    "engine.aside",  # the engine's workflow, as the run rests for the one that it calls
+    "engine.woken",
 ]
 
 

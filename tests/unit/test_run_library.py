@@ -29,6 +29,7 @@ def platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Platfo
     (tmp_path / "token").write_text("t1\n")
     monkeypatch.setattr(wardian_run, "TOKEN_FILE", str(tmp_path / "token"))
     monkeypatch.setattr(wardian_run, "PAUSE_S", 0.001)
+    monkeypatch.setattr(wardian_run, "_addresses", {})
     listener = socket.create_server(("127.0.0.1", 0))
     monkeypatch.setenv("WARDIAN_RUN_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
     threads: list[threading.Thread] = []
@@ -83,6 +84,31 @@ def test_who_waits_in_a_restored_machine_sees_it_by_the_token(
     done.set()
     thread.join()
     listener.close()
+
+
+def test_the_platforms_name_is_looked_up_once_and_again_when_nobody_is_there(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine is captured wherever its program is, and a query that was cut off takes five seconds."""
+    names: list[str] = []
+    port = int(os.environ["WARDIAN_RUN_URL"].rpartition(":")[2])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        nobody = free.getsockname()[1]
+
+    def look_up(name: str, *_: object, **__: object) -> list[object]:
+        names.append(name)
+        there = nobody if len(names) == 2 else port
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", there))]
+
+    monkeypatch.setenv("WARDIAN_RUN_URL", "http://run.test")
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    platform(*[answer(200, {"run": "r1"})] * 4)
+    for _ in range(3):
+        assert wardian_run._call("GET", "/run") == {"run": "r1"}
+    assert names == ["run.test"]
+    wardian_run._addresses.clear()
+    assert wardian_run._call("GET", "/run") == {"run": "r1"}
+    assert names == ["run.test"] * 3
 
 
 def test_a_refusal_has_its_code(platform: Platform) -> None:

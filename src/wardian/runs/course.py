@@ -44,6 +44,7 @@ from wardian.store import runs
 
 TAIL_MAX = 16 * 1024
 BACKOFF_S, BACKOFF_MAX_S = 0.2, 60.0
+"""Before another machine is made, when the first one was lost and the next as well."""
 SHORT_WAIT_US = 5_000_000
 """A time that is over sooner is waited for with the machine running."""
 
@@ -395,7 +396,8 @@ class Course:
         if run.state is not RunState.RECOVERING:
             began = run.began if run.snapshot_id is not None else 0
             await works.change(run_id, RunEvent.LOSE, sandbox_id=None, began=began)
-        pause_s = min(BACKOFF_S * 2 ** min(run.attempts, 16), BACKOFF_MAX_S)
+        again = run.attempts - 1  # a first time nobody is kept waiting
+        pause_s = min(BACKOFF_S * 2 ** min(again, 16), BACKOFF_MAX_S) if again > 0 else 0.0
         return Rest(over=False, until=works.now_us() + int(pause_s * 1e6))
 
 

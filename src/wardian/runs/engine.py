@@ -44,8 +44,9 @@ class Engine(ABC):
 
     @abstractmethod
     async def open(self) -> None:
-        """Begin to carry on what was interrupted here, and in executors that are no more. Raises
-        :class:`EngineUnavailable`."""
+        """Begin to carry on what was interrupted here, and in executors that are no more. What rested here is
+        attempted once it is begun again, which whoever opens this does with all runs that are not over: only
+        they know whether anything came of what it waits for. Raises :class:`EngineUnavailable`."""
 
     @abstractmethod
     async def begin(self, run_id: str, generation: int) -> None:
@@ -55,8 +56,8 @@ class Engine(ABC):
 
     @abstractmethod
     def nudge(self, run_id: str) -> None:
-        """There is something to do for a run that rests, whichever executor has it. Returns at once; without
-        effect on a run that is over or unknown."""
+        """There is something to do for a run, whichever executor has it: an attempt at it begins after this.
+        Returns at once; without effect on a run that is over or unknown."""
 
     @abstractmethod
     async def forget(self, run_id: str, generation: int) -> bool:

@@ -11,13 +11,13 @@ import logging
 import os
 import socket
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from psycopg import AsyncConnection, Error, sql
-from psycopg.errors import UndefinedTable
 from psycopg.rows import TupleRow
 
 from wardian.runs.engine import EngineUnavailable
@@ -50,9 +50,8 @@ _BEAT = """
 UPDATE {schema}.executor SET lease_until = clock_timestamp() + %(lease)s * interval '1 second'
 WHERE name = %(name)s AND epoch = %(epoch)s RETURNING epoch"""
 
-_DEAD = """
-SELECT DISTINCT executor_id FROM {schema}.workflow_status WHERE status = 'PENDING' AND executor_id NOT IN
-    (SELECT name || '/' || epoch FROM {schema}.executor WHERE lease_until IS NOT NULL)"""
+_ALIVE = """
+SELECT name || '/' || epoch FROM {schema}.executor WHERE lease_until IS NOT NULL"""
 
 _RELEASE = """
 UPDATE {schema}.executor SET lease_until = NULL WHERE name = %(name)s AND epoch = %(epoch)s"""
@@ -62,8 +61,8 @@ _log = logging.getLogger(__name__)
 Connect = Callable[[], Awaitable[AsyncConnection]]
 """A connection that commits every statement. Raises EngineUnavailable."""
 
-TakeOver = Callable[[Sequence[str]], Awaitable[None]]
-"""Carries on what the executors of those ids, which are no more, had under way."""
+LookAround = Callable[[], Awaitable[None]]
+"""Looks whether other executors are dead, and carries on what they had under way."""
 
 
 class Lease(ABC):
@@ -85,7 +84,11 @@ class Lease(ABC):
         """Until it holds."""
 
     @abstractmethod
-    async def keep(self, take_over: TakeOver, lapsed: Callable[[], None]) -> None:
+    async def dead(self, executors: Sequence[str]) -> Sequence[str]:
+        """Those of these executors that are known to be no more: none of them comes back."""
+
+    @abstractmethod
+    async def keep(self, look_around: LookAround, lapsed: Callable[[], None]) -> None:
         """Renew it, and look after the others. ``lapsed`` is called when it could not be renewed in time;
         it may hold again later. Returns once it is lost for ever."""
 
@@ -97,7 +100,8 @@ class Lease(ABC):
 class DirectoryLease(Lease):
     """Of the one process that has the lock of its data directory: there is no other executor."""
 
-    executor = "local"
+    def __init__(self) -> None:
+        self.executor = f"local/{uuid.uuid4()}"
 
     async def take(self) -> None:
         pass
@@ -108,7 +112,10 @@ class DirectoryLease(Lease):
     async def held(self) -> None:
         pass
 
-    async def keep(self, take_over: TakeOver, lapsed: Callable[[], None]) -> None:
+    async def dead(self, executors: Sequence[str]) -> Sequence[str]:
+        return [each for each in executors if each != self.executor]
+
+    async def keep(self, look_around: LookAround, lapsed: Callable[[], None]) -> None:
         await asyncio.get_running_loop().create_future()
 
     async def release(self) -> None:
@@ -166,32 +173,38 @@ class RowLease(Lease):
             self._renewed.clear()
             await self._renewed.wait()
 
-    async def keep(self, take_over: TakeOver, lapsed: Callable[[], None]) -> None:
+    async def dead(self, executors: Sequence[str]) -> Sequence[str]:
+        if self._connection is None:  # the database is away; after the next beat they are still dead
+            return []
+        alive = {executor for (executor,) in await self._do(_ALIVE)}
+        return [each for each in executors if each not in alive]
+
+    async def keep(self, look_around: LookAround, lapsed: Callable[[], None]) -> None:
         beat_s = self._lease_s / BEATS
         alarm = self._alarm(lapsed)
-        taking: asyncio.Task[None] | None = None  # beside the beats: it may take longer
+        looking: asyncio.Task[None] | None = None  # beside the beats: it may take longer
         try:
             while True:
                 await asyncio.sleep(beat_s)
                 began = _now()
                 try:
                     async with asyncio.timeout(beat_s):
-                        dead = await self._beat()
+                        mine = await self._beat()
                 except (Error, TimeoutError, OSError, EngineUnavailable) as error:
                     _log.warning("the engine's lease was not renewed: %s", str(error).strip() or "timeout")
                     await self._disconnect()
                     continue
-                if dead is None:
+                if not mine:
                     return
                 self._renew(began)
                 alarm.cancel()
                 alarm = self._alarm(lapsed)
-                if dead and (taking is None or taking.done()):
-                    taking = asyncio.create_task(_tried(take_over, dead), name="engine takes over")
+                if looking is None or looking.done():
+                    looking = asyncio.create_task(_tried(look_around), name="engine looks around")
         finally:
             alarm.cancel()
-            if taking is not None:
-                taking.cancel()
+            if looking is not None:
+                looking.cancel()
             self._until = 0.0
 
     async def release(self) -> None:
@@ -202,16 +215,13 @@ class RowLease(Lease):
                 await self._do(_RELEASE)
         await self._disconnect()
 
-    async def _beat(self) -> Sequence[str] | None:
-        """Renew the row; the executors that are dead. None: it is not ours any more."""
+    async def _beat(self) -> bool:
+        """Renew the row, and let others lapse that did not. False: it is not ours any more."""
         await self._connected()
         if not await self._do(_BEAT):
-            return None
+            return False
         await self._do(_LAPSED)
-        try:
-            return [executor for (executor,) in await self._do(_DEAD)]
-        except UndefinedTable:  # DBOS has not made its own yet
-            return []
+        return True
 
     def _renew(self, since: float) -> None:
         self._until = since + self._lease_s
@@ -237,16 +247,16 @@ class RowLease(Lease):
         return await cursor.fetchall() if cursor.description else []
 
 
-async def _tried(take_over: TakeOver, dead: Sequence[str]) -> None:
-    """At the next beat they are still dead, if it fails."""
+async def _tried(look_around: LookAround) -> None:
+    """The next beat tries again."""
     try:
-        await take_over(dead)
+        await look_around()
     except Exception:
-        _log.exception("what %s had under way could not be taken over yet", ", ".join(dead))
+        _log.exception("what dead executors had under way could not be taken over yet")
 
 
 def _now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-__all__ = ["DirectoryLease", "Lease", "RowLease", "TakeOver"]
+__all__ = ["DirectoryLease", "Lease", "LookAround", "RowLease"]

@@ -11,7 +11,7 @@ from wardian.runs.engines.journals import PostgresJournal
 _EXECUTORS = """
 SELECT name || '/' || epoch || ' (' || holder || ')' FROM {schema}.executor
 WHERE lease_until > clock_timestamp() ORDER BY name"""
-_OPEN = "SELECT count(*) FROM {schema}.workflow_status WHERE status IN ('PENDING', 'ENQUEUED', 'DELAYED')"
+_OPEN = "SELECT count(*) FROM {schema}.workflow_status WHERE status IN ('PENDING', 'CANCELLED')"  # at rest
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,10 @@ off (the machine was captured, restored, moved) is asked again, and answered as 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import select
 import socket  # and no http.client: to bring that in takes a third of a second where starting is dear
 import time
 
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 TOKEN_FILE = "/run/wardian/token"
 TRIES, PAUSE_S, PAUSE_MAX_S = 60, 0.05, 0.5
 """How often what is refused for now is asked again. A server that is not there is waited for, that is all."""
+
+RESOLVE_AT = 8
+"""After how many calls that were cut off the platform's name is looked up again. Not for each: a query that
+a capture cut off is asked again after five seconds, and nobody but the resolver may give it up sooner."""
 
 TIMEOUT_S, GLANCE_S = 2, 0.1
 """Every call is answered at once. One that is not was cut off by a capture, and would be silent for ever: in
@@ -176,11 +182,14 @@ def _plain(value: Any) -> Any:
 
 
 def _call(method: str, path: str, body: Any = None) -> Any:
-    pause, left = PAUSE_S, TRIES
+    pause, left, cut_off = PAUSE_S, TRIES, 0
     while True:
         try:
             status, said = _once(method, path, body)
         except (OSError, ValueError, IndexError) as error:
+            cut_off += 1
+            if not cut_off % RESOLVE_AT:
+                _addresses.clear()
             # Cut off, in the middle of an answer perhaps: the machine was captured, or is another one now.
             # Or nobody serves just now. But a name that there is not is that of a sandbox without a run.
             left -= isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME
@@ -211,11 +220,34 @@ def _once(method: str, path: str, body: Any) -> tuple[int, Any]:
         "Connection: close",
     )
     head = "".join(line + "\r\n" for line in (*lines, ""))
-    with socket.create_connection((host, int(port or 80)), TIMEOUT_S) as connection:
+    family, address = _address(host, int(port or 80))
+    with socket.socket(family, socket.SOCK_STREAM) as connection:
+        _connect(connection, address, token)
         connection.sendall(head.encode() + content)
-        connection.settimeout(GLANCE_S)
         status, said = _answer(connection, token)
     return status, json.loads(said or b"{}")
+
+
+_addresses: dict[tuple[str, int], Any] = {}
+
+
+def _address(host: str, port: int) -> Any:
+    """A family, and what a socket of it connects to."""
+    if (host, port) not in _addresses:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        _addresses[host, port] = family, address
+    return _addresses[host, port]
+
+
+def _connect(connection: socket.socket, address: Any, token: str) -> None:
+    connection.settimeout(0)
+    error = connection.connect_ex(address)
+    if error == errno.EINPROGRESS:
+        _glance(token, lambda: select.select([], [connection], [], GLANCE_S)[1])
+        error = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
+        raise OSError(error, os.strerror(error))
+    connection.settimeout(TIMEOUT_S)
 
 
 def _token() -> str:
@@ -237,16 +269,19 @@ def _answer(connection: socket.socket, token: str) -> tuple[int, bytes]:
 
 
 def _more(connection: socket.socket, token: str) -> bytes:
+    _glance(token, lambda: select.select([connection], [], [], GLANCE_S)[0])
+    if data := connection.recv(65536):
+        return data
+    raise OSError("cut off")
+
+
+def _glance(token: str, ready: Callable[[], Any]) -> None:
+    """Until it is, or never will be."""
     for _ in range(round(TIMEOUT_S / GLANCE_S)):
-        try:
-            data = connection.recv(65536)
-        except socket.timeout:  # noqa: UP041 - before 3.10, that is no TimeoutError
-            if _token() != token:
-                break
-        else:
-            if not data:
-                raise OSError("cut off")
-            return data
+        if ready():
+            return
+        if _token() != token:
+            break
     raise OSError("silent")
 
 
