@@ -248,7 +248,7 @@ class Runners:
                 f"nothing can be mounted at {MOUNT}: {error or 'no answer'}", code="runner_not_seen"
             ) from error
         env = self._house.environment(sandbox)
-        user = sandbox.surroundings.user or "user"
+        user = sandbox.surroundings.user
         path = shelf.path_of(release)
         with shelf.trial(opened) as challenge:
             return await prove(guest, opened, path, challenge, user=user, env=env)

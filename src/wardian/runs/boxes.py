@@ -139,7 +139,7 @@ class Boxes:
             return step
         sandbox = await self._sandbox(await self._box(run, name))
         async with self._works.sandboxes.guest(sandbox.id) as guest:
-            entry, pieces = await guest.read(path, length=OUTPUT_MAX + 1, user=_user(sandbox))
+            entry, pieces = await guest.read(path, length=OUTPUT_MAX + 1, user=sandbox.surroundings.user)
             data = b"".join([piece async for piece in pieces])
         if len(data) > OUTPUT_MAX:
             raise LimitExceeded(
@@ -162,7 +162,7 @@ class Boxes:
 
     async def _do(self, run: Run, box: Box, command: Command) -> Mapping[str, Any]:
         sandbox = await self._sandbox(box)
-        user = _user(sandbox)
+        user = sandbox.surroundings.user
         async with self._works.sandboxes.guest(sandbox.id) as guest:
             for path, text in (command.files or {}).items():
                 await guest.write(path, once(text.encode()), user=user)
@@ -220,10 +220,6 @@ async def _outcome(process: Process, timeout_s: float) -> Mapping[str, Any]:
         await process.signal(9)
         return {"exit": 124, **{name: tail.text() for name, tail in tails.items()}}
     raise _gone()
-
-
-def _user(sandbox: Sandbox) -> str:
-    return sandbox.surroundings.user or "user"
 
 
 def _gone() -> NotFound:

@@ -249,7 +249,7 @@ class Course:
             launch = command(opened, standing.path, opened.manifest.start, env, tag)
             config = config if version.entry else launch.config
             env = {**env, "WARDIAN_RUNNER": standing.path} if version.entry else dict(launch.env)
-        return await guest.exec(config, user=sandbox.surroundings.user or "user", env=env)
+        return await guest.exec(config, user=sandbox.surroundings.user, env=env)
 
     @asynccontextmanager
     async def _kept(self, run: Run, version: Version, sandbox: Sandbox) -> AsyncIterator[None]:

@@ -113,7 +113,7 @@ class RunFiles:
     async def _copy(self, sandbox: Sandbox, path: str, file: BinaryIO, room: int) -> tuple[int, str]:
         """From the guest into ``file``, up to ``room`` bytes; how many they were, and their digest."""
         size, digest = 0, hashlib.sha256()
-        user = sandbox.surroundings.user or "user"
+        user = sandbox.surroundings.user
         async with asyncio.timeout(READ_S), self._works.sandboxes.guest(sandbox.id) as guest:
             entry = await guest.stat(path, user=user)
             if entry.type != "file":
