@@ -108,6 +108,7 @@ class DbosEngine(Engine):
             }
         )
         DBOS.launch()
+        workflows.quieten()
 
     async def begin(self, run_id: str, generation: int) -> None:
         if self._stopping is not None:

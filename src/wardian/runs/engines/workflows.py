@@ -32,6 +32,14 @@ _IS_ASIDE = and_(
 )
 
 
+def quieten() -> None:
+    """End those of DBOS's threads that look at the database once a second for what we do not use: queues,
+    schedules, delays and timeouts."""
+    dbos = internals._get_dbos_instance()
+    for end in (*dbos.background_thread_stop_events, dbos._background_jobs_stop_event):
+        end.set()
+
+
 def put_aside(name: str, executor: str) -> tuple[bool, bool]:
     """There is nothing to do for a workflow of that executor's, until somebody takes it up again. Whether it
     is put aside (if not, that executor has it no more), and whether others wrote to it meanwhile."""
@@ -130,5 +138,6 @@ __all__ = [
     "open_of",
     "open_under",
     "put_aside",
+    "quieten",
     "take_up",
 ]
