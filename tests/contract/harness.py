@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from tests.native import make
+
 from wardian.guest.guest import Guest, Identity, Output, Process, ProcessConfig
 from wardian.images.catalog import default_cache
 from wardian.isolation import qemu as qemu_parts
@@ -69,7 +71,7 @@ def gvisor_tools() -> Tools:
 def make_programs() -> None:
     """Build launcher and agent if their sources changed."""
     for directory in ("launcher", "guest"):
-        subprocess.run(["make", "-s", "-C", str(REPOSITORY / directory)], check=True)
+        make(REPOSITORY / directory)
 
 
 def make_root(directory: Path) -> RootImage:
