@@ -1,6 +1,8 @@
 # The commands of this repository. `make demo` and `make test` want a Debian 12 machine, root, and nothing else.
 
 BIN := .venv/bin
+# Of the tests: one for each core, each with servers of its own.
+WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))
 export PATH := $(CURDIR)/build/uv/bin:$(PATH)
 
 .PHONY: help setup builtin demo test test-sdks test-slow bench lint format native style types contracts clean
@@ -27,7 +29,7 @@ demo: setup
 	@$(BIN)/python -m examples.demo
 
 test: setup lint native
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-sdks: setup
 	@$(BIN)/python -m pytest -m 'sdks or not sdks' tests/acceptance/test_sdk_matrix.py tests/acceptance/test_sdk_templates.py
