@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from wardian.cli.main import app
 
 WARDIAN = (sys.executable, "-m", "wardian.cli.main")
-PATIENCE_S = 60
+PATIENCE_S = 120
 
 
 @dataclass(frozen=True, slots=True)

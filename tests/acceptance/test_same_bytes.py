@@ -16,7 +16,7 @@ from wardian.images import guest_tree
 from wardian.images.catalog import base_image
 from wardian.images.erofs import Image
 
-HASH_S = 110
+HASH_S = 180
 
 
 def hash_inside(sandbox: Sandbox) -> str:
