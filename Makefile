@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/build/uv/bin:$(PATH)
 
 help:
 	@echo 'make demo     set everything up, then show it: an agent at work, an agent at work, create, pause, kill the server, resume, fork, swap a runner'
-	@echo 'make test     set everything up, then prove it: lint, types, import contracts, native checks, tests'
+	@echo 'make test     set everything up, then prove it: lint, types, import contracts, native checks, tests (WORKERS=n; one for each core)'
 	@echo 'make test-sdks   drive every release of the official clients that we are for, and write docs/sdks.md'
 	@echo 'make test-slow what builds whole Debian systems, and what runs in the built-in templates (many minutes)'
 	@echo 'make bench    set everything up, then measure it, side by side with the raw substrates'
