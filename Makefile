@@ -1,13 +1,15 @@
 # The commands of this repository. `make demo` and `make test` want a Debian 12 machine, root, and nothing else.
 
 BIN := .venv/bin
+# Of the tests: one for each core, each with servers of its own.
+WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))
 export PATH := $(CURDIR)/build/uv/bin:$(PATH)
 
 .PHONY: help setup builtin demo test test-sdks test-slow bench lint format native style types contracts clean
 
 help:
 	@echo 'make demo     set everything up, then show it: an agent at work, an agent at work, create, pause, kill the server, resume, fork, swap a runner'
-	@echo 'make test     set everything up, then prove it: lint, types, import contracts, native checks, tests'
+	@echo 'make test     set everything up, then prove it: lint, types, import contracts, native checks, tests (WORKERS=n; one for each core)'
 	@echo 'make test-sdks   drive every release of the official clients that we are for, and write docs/sdks.md'
 	@echo 'make test-slow what builds whole Debian systems, and what runs in the built-in templates (many minutes)'
 	@echo 'make bench    set everything up, then measure it, side by side with the raw substrates'
@@ -27,7 +29,7 @@ demo: setup
 	@$(BIN)/python -m examples.demo
 
 test: setup lint native
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-sdks: setup
 	@$(BIN)/python -m pytest -m 'sdks or not sdks' tests/acceptance/test_sdk_matrix.py tests/acceptance/test_sdk_templates.py

@@ -23,7 +23,7 @@ from e2b import AsyncSandbox, Sandbox
 from tests.acceptance.running import House
 
 START_S = 90
-STOP_S = 30
+STOP_S = 60
 LIFETIME_S = 3600
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+from tests.acceptance.commanding import wardian
 
 if TYPE_CHECKING:
     from tests.acceptance.conftest import Server
@@ -56,9 +54,7 @@ class House:
 
     def cli(self, group: str, *arguments: str) -> str:
         """What a command of our command line prints; it must succeed."""
-        program = str(Path(sys.executable).with_name("wardian"))
-        command = [program, group, "--data", str(self.server.data), *arguments]
-        said = subprocess.run(command, capture_output=True, text=True, check=False)
+        said = wardian(group, "--data", str(self.server.data), *arguments)
         assert said.returncode == 0, said.stderr
         return said.stdout
 

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import httpx
+from tests.acceptance import commanding
 from tests.acceptance.conftest import START_S, Server
-
-PROGRAM = str(Path(sys.executable).with_name("wardian"))
 
 
 def wardian(
     server: Server, *words: str, group: str = "template", key: str | None = None
-) -> subprocess.CompletedProcess[str]:
+) -> CompletedProcess[str]:
     """``wardian GROUP WORDS`` with that key, or the server's, to its end."""
-    command = [PROGRAM, group, "--url", server.url, "--api-key", key or server.key, *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return commanding.wardian(group, "--url", server.url, "--api-key", key or server.key, *words)
 
 
 def key_of(server: Server, tenant: str, *options: str) -> str:
     """A key for a tenant, who is made if need be."""
     words = ("key", "create", "--json", "--tenant", tenant, "--data", str(server.data))
-    command = [PROGRAM, *words, *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = commanding.wardian(*words, *options)
+    assert done.returncode == 0, done.stderr
     return str(json.loads(done.stdout)["key"])
 
 

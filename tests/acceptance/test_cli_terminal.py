@@ -20,7 +20,7 @@ import pytest
 from e2b import Sandbox
 from tests.acceptance.conftest import Server
 
-PATIENCE_S = 60
+PATIENCE_S = 120
 PROMPT = r"\$ \x07?$"  # gVisor hands an interrupt to readline as a key, too, and it beeps
 HANG = "bash -c 'echo hang\"\"ing; exec sleep 1000'\r"
 

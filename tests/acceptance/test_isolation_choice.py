@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from e2b import Sandbox, SandboxException, Template
+from tests.acceptance import commanding
 from tests.acceptance.conftest import Server, serve, stop
 
 WARDIAN = (sys.executable, "-m", "tests.acceptance.two_drivers")
@@ -55,8 +56,7 @@ def told(server: Server, sandbox: Sandbox) -> str:
 def wardian(server: Server, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """The command line, with this server's address."""
     places = ["--url", server.url, "--api-key", server.key] if words[0] != "key" else []
-    command = [*WARDIAN, words[0], *places, *words[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = commanding.wardian(words[0], *places, *words[1:])
     assert not check or done.returncode == 0, done.stderr
     return done
 

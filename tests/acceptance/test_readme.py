@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from wardian.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 60
+PATIENCE_S = 250
 
 
 def example() -> str:

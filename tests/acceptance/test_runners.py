@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
@@ -13,18 +12,22 @@ from typing import Any
 
 import pytest
 from e2b import Sandbox
+from tests.acceptance import commanding
 from tests.acceptance.releasing import python_runner, release
 from tests.acceptance.running import House
-from tests.acceptance.templates import PROGRAM
 from tests.acceptance.test_triggers import set_due
 
 pytestmark = pytest.mark.timeout(300)
 
 
+def address(house: House) -> tuple[str, ...]:
+    """Where the server is, as commands are told."""
+    return ("--url", house.server.url, "--api-key", house.server.key)
+
+
 def wardian(house: House, *words: str, fails: bool = False) -> dict[str, Any]:
     """`wardian runner WORDS`, and what it tells."""
-    command = [PROGRAM, "runner", "--url", house.server.url, "--api-key", house.server.key, *words, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = commanding.wardian("runner", *address(house), *words, "--json")
     assert (done.returncode != 0) is fails, done.stdout + done.stderr
     told: dict[str, Any] = json.loads(done.stderr if fails else done.stdout)
     return told
@@ -59,9 +62,7 @@ def test_a_run_gets_the_release_that_is_current_and_goes_back_by_a_pointer(
     told = house.end(house.begin("plain"))
     assert (told["state"], told["result"], told["failure"]) == ("succeeded", "1.0", None)
     assert told["runner"] == {"name": "plain", "release": first, "version": "1.0"}
-    server = ("--url", house.server.url, "--api-key", house.server.key)
-    command = [PROGRAM, "run", *server, "inspect", told["runID"]]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    shown = commanding.wardian("run", *address(house), "inspect", told["runID"])
     assert f"runner plain 1.0, release {first[:16]}" in shown.stderr
     second = release(house, python_runner(tmp_path, "2.0"), "plain")["release"]
     assert house.end(house.begin("plain"))["result"] == "2.0"

@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from tests.native import make
+
 from wardian.guest.guest import Guest, Identity, Output, Process, ProcessConfig
 from wardian.images.catalog import default_cache
 from wardian.isolation import qemu as qemu_parts
@@ -69,7 +71,7 @@ def gvisor_tools() -> Tools:
 def make_programs() -> None:
     """Build launcher and agent if their sources changed."""
     for directory in ("launcher", "guest"):
-        subprocess.run(["make", "-s", "-C", str(REPOSITORY / directory)], check=True)
+        make(REPOSITORY / directory)
 
 
 def make_root(directory: Path) -> RootImage:
@@ -270,19 +272,19 @@ class Holdings:
     fds: frozenset[str]
     children: frozenset[str]
     loops: frozenset[str]
-    mounts: int
+    mounts: frozenset[str]
     groups: frozenset[Path]
     machines: frozenset[Path]
 
     def beyond(self, before: Holdings) -> dict[str, object]:
         """What there is that was not there before."""
-        sets = [each.name for each in fields(self) if each.name != "mounts"]
-        new: dict[str, object] = {name: getattr(self, name) - getattr(before, name) for name in sets}
-        new["mounts"] = max(0, self.mounts - before.mounts)
+        names = [each.name for each in fields(self)]
+        new: dict[str, object] = {name: getattr(self, name) - getattr(before, name) for name in names}
         return {name: more for name, more in new.items() if more}
 
     @classmethod
     def now(cls, state_dir: Path) -> Holdings:
+        """Of the host's only what is this driver's: other workers of this run have machines too."""
         fds, loops = set(), set()
         for fd in os.listdir("/proc/self/fd"):
             with suppress(OSError):
@@ -291,14 +293,14 @@ class Holdings:
             with suppress(OSError):
                 if str(state_dir) in backing.read_text():
                     loops.add(backing.parts[3])
-        # Only our own: other test sessions may be running on this host.
         root, mark = Path("/sys/fs/cgroup"), hashlib.sha256(os.fsencode(state_dir)).hexdigest()[:12]
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
         task = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
         return cls(
             fds=frozenset(fd for fd in fds if "/proc/" not in fd),
             children=frozenset(Path(task).read_text().split()),
             loops=frozenset(loops),
-            mounts=len(Path("/proc/self/mountinfo").read_text().splitlines()),
+            mounts=frozenset(line for line in mounts if str(state_dir) in line),
             groups=frozenset(path for depth in ("", "*/") for path in root.glob(f"{depth}*-{mark}/*/")),
             machines=frozenset(state_dir.glob("machines/*")),
         )

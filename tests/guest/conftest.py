@@ -8,9 +8,11 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from tests.guest.wire import Wire
+from tests.native import make
 
 GUEST = Path(__file__).parents[2] / "guest"
 PASSWD = """root:x:0:0:root:{home}/root:/bin/bash
@@ -23,7 +25,7 @@ GROUP = "root:x:0:\nuser:x:1000:\nextra:x:2000:somebody,user\nother:x:2001:users
 
 @pytest.fixture(scope="session")
 def agent_binary() -> Path:
-    subprocess.run(["make", "--silent", "-C", str(GUEST), "asan"], check=True)
+    make(GUEST, "asan")
     return GUEST / "build" / "wardian-guest-asan"
 
 
@@ -50,16 +52,22 @@ class Agent:
 
 
 @pytest.fixture
-def start_agent(agent_binary: Path, tmp_path: Path) -> Iterator[Callable[..., Agent]]:
+def machines() -> Iterator[Path]:
+    """A directory that other users may enter, unlike pytest's: `user` must reach its home."""
+    with TemporaryDirectory(prefix="wardian-guest-") as directory:
+        os.chmod(directory, 0o755)
+        yield Path(directory)
+
+
+@pytest.fixture
+def start_agent(agent_binary: Path, machines: Path) -> Iterator[Callable[..., Agent]]:
     agents: list[Agent] = []
 
     def start(*arguments: str, pass_fds: tuple[int, ...] = ()) -> Agent:
-        home = tmp_path / f"machine{len(agents)}"
+        home = machines / f"machine{len(agents)}"
         for name in ("etc", "root", "home/user"):
             (home / name).mkdir(parents=True)
         os.chown(home / "home/user", 1000, 1000)
-        for directory in (tmp_path.parent.parent, tmp_path.parent, tmp_path, home):
-            directory.chmod(0o755)  # `user` must be able to reach its home
         (home / "etc/passwd").write_text(PASSWD.format(home=home))
         (home / "etc/group").write_text(GROUP)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

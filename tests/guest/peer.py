@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.guest import wire
 from tests.guest.wire import Frame
+from tests.native import make
 
 from wardian.guest.guest import Exit, Guest, Output, Process, ProcessConfig
 
@@ -137,7 +138,7 @@ async def scripted() -> AsyncIterator[Peer]:
 
 def build_agent() -> Path:
     """The agent, as its sources are now."""
-    subprocess.run(["make", "-s", "-C", str(REPOSITORY / "guest")], check=True)
+    make(REPOSITORY / "guest")
     return REPOSITORY / "guest/build/wardian-guest"
 
 

@@ -42,6 +42,7 @@ from tests.guest.wire import (
     u32,
     u64,
 )
+from tests.native import make
 
 
 def processes(hello: Frame) -> dict[int, dict[int, bytes]]:
@@ -291,7 +292,7 @@ def test_the_end_of_the_link_ends_the_agent(start_agent: Callable[..., Agent]) -
 
 def test_fuzz(agent_binary: Path) -> None:
     """Random and mutated frames, the same ones every time."""
-    subprocess.run(["make", "--silent", "-C", str(GUEST), "fuzz"], check=True)
+    make(GUEST, "fuzz")
     result = subprocess.run(
         [GUEST / "build" / "fuzz", agent_binary, "1", "5"], capture_output=True, text=True, timeout=60
     )

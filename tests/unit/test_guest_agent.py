@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -346,7 +346,11 @@ async def test_directories_made_later_are_watched_too(agent: Native) -> None:
 # -- tunnels
 
 
-async def serve_echo() -> tuple[asyncio.Server, int]:
+@asynccontextmanager
+async def echoing(connections: int) -> AsyncIterator[int]:
+    """The port of a server that echoes; at the end, so many connections were made to it and are over."""
+    over: asyncio.Queue[None] = asyncio.Queue()
+
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
@@ -356,30 +360,32 @@ async def serve_echo() -> tuple[asyncio.Server, int]:
         writer.close()
         with suppress(OSError):
             await writer.wait_closed()
+        over.put_nowait(None)
 
-    server = await asyncio.start_server(echo, "127.0.0.1", 0)
-    return server, server.sockets[0].getsockname()[1]
+    async with await asyncio.start_server(echo, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+        async with asyncio.timeout(10):
+            for _ in range(connections):
+                await over.get()
 
 
 async def test_a_port_inside_is_reached_and_closed_from_either_side(agent: Native) -> None:
-    server, port = await serve_echo()
-    tunnel = await agent.guest.dial(port)
-    sending = asyncio.create_task(send_all(tunnel, bytes(3 * MIB)))
-    got = 0
-    while data := await tunnel.read(10_000):
-        assert len(data) <= 10_000
-        got += len(data)
-    await sending
-    assert got == 3 * MIB
-    await tunnel.close()
-    await tunnel.close()
-    hasty = await agent.guest.dial(port)
-    await hasty.write(b"x")
-    await hasty.close()
-    with pytest.raises(Conflict):
-        await hasty.read()
-    server.close()
-    await server.wait_closed()
+    async with echoing(connections=2) as port:
+        tunnel = await agent.guest.dial(port)
+        sending = asyncio.create_task(send_all(tunnel, bytes(3 * MIB)))
+        got = 0
+        while data := await tunnel.read(10_000):
+            assert len(data) <= 10_000
+            got += len(data)
+        await sending
+        assert got == 3 * MIB
+        await tunnel.close()
+        await tunnel.close()
+        hasty = await agent.guest.dial(port)
+        await hasty.write(b"x")
+        await hasty.close()
+        with pytest.raises(Conflict):
+            await hasty.read()
 
 
 async def send_all(tunnel: Tunnel, data: bytes) -> None:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from wardian.images import guest_tree
 from wardian.images.erofs import TIMESTAMP, Image, ImageUnusable, make_image
 from wardian.model.errors import WardianError
+
+HASH_INSIDE = """
+import os, sys
+from wardian.images import guest_tree
+os.chroot(sys.argv[1])
+print(guest_tree.tree_digest())
+"""
 
 
 def grow(tree: Path) -> None:
@@ -80,6 +89,37 @@ def test_the_tree_digest_tells_trees_apart(tmp_path: Path) -> None:
     (tmp_path / "tree/link").symlink_to("etc/issue")
     seen.add(digest())
     assert len(seen) == 5
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes its root")
+def test_inside_the_same_digest_is_found_and_every_change(tmp_path: Path) -> None:
+    """By the program that sandboxes hash their files with; of what is the machine's own it sees nothing."""
+    tree = tmp_path / "tree"
+    grow(tree)
+
+    def found() -> str:
+        return subprocess.check_output([sys.executable, "-c", HASH_INSIDE, tree], text=True).strip()
+
+    make_image(tree, tmp_path / "image")
+    with Image(tmp_path / "image") as image:
+        expected = image.tree_digest(without=guest_tree.LEFT_OUT)
+    (tree / "etc/hostname").write_text("mine")
+    (tree / "proc").mkdir()
+    (tree / "proc/1").touch()
+    assert found() == expected
+    seen = {expected}
+    content = (tree / "big").read_bytes()
+    for change in (
+        lambda: (tree / "big").write_bytes(content[:-1] + bytes([content[-1] ^ 1])),
+        lambda: (tree / "run.sh").chmod(0o754),
+        lambda: os.chown(tree / "run.sh", 1, 0),
+        lambda: os.chown(tree / "run.sh", 1, 1),
+        lambda: (tree / "empty").rename(tree / "void"),
+        lambda: (tree / "new").touch(),
+    ):
+        change()
+        seen.add(found())
+    assert len(seen) == 7
 
 
 def test_every_file_has_the_one_time(tmp_path: Path) -> None:
