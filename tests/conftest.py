@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 from tests.postgres import Postgres
 from tests.postgres import postgres as a_postgres
+
+
+def pytest_configure() -> None:
+    """A shell ignores SIGINT for what it starts in the background; kernels in tests are interrupted by it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
