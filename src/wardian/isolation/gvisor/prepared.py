@@ -13,7 +13,8 @@ from wardian.isolation.host.prepared import HostPrepared
 from wardian.isolation.host.substrate import Substrate
 from wardian.isolation.port import ImageRefused, Machine, MachineGone, MachineImage, MachineSpec
 
-RESTORE_TIMEOUT_S = 300.0
+RESTORE_S, RESTORE_MIB_PER_S = 30.0, 16
+"""A sentry that takes longer for its memory is given up: 0.1 s is usual."""
 
 
 async def add_links(sentry: Sentry) -> None:
@@ -51,10 +52,11 @@ class GvisorPrepared(HostPrepared):
     async def restore(self, image: MachineImage) -> Machine:
         images.KIND.check(image, self.spec, self._substrate)
         self._begin()
+        timeout_s = RESTORE_S + self.spec.resources.memory_mib / RESTORE_MIB_PER_S
         with images.opened(image.directory, write=False) as fds:
             try:
                 await self._sentry.call(
-                    "containerManager.Restore", images.RESTORE, fds=fds, timeout_s=RESTORE_TIMEOUT_S
+                    "containerManager.Restore", images.RESTORE, fds=fds, timeout_s=timeout_s
                 )
             except (UrpcRefused, UrpcBroken, MachineGone) as error:
                 raise ImageRefused(f"the image cannot be restored, it is damaged: {error.message}") from error
