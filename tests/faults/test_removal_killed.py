@@ -20,10 +20,11 @@ from tests.acceptance.running import House
 from tests.acceptance.test_removal import mentions
 from tests.postgres import Postgres
 
+from wardian.bridge.retention import DAY_US
+
 pytestmark = pytest.mark.timeout(300)
 
 MORTAL = (sys.executable, "-m", "tests.faults.mortal")
-DAY_US = 86_400_000_000
 PROGRAM = """
 with open("report", "w") as file:
     file.write("done")

@@ -16,6 +16,7 @@ from functools import partial
 
 from sqlalchemy import Connection
 
+from wardian.bridge.retention import DAY_US
 from wardian.model.budget import Scope
 from wardian.model.errors import Conflict, NotFound
 from wardian.model.run import FINAL, Removed, Run
@@ -26,7 +27,6 @@ from wardian.runs.files import RunFiles
 from wardian.runs.works import RunWorks
 from wardian.store import boxes, budgets, removed, runners, runs
 
-DAY_US = 86_400_000_000
 BATCH = 200
 
 _log = logging.getLogger(__name__)

@@ -114,12 +114,11 @@ async def undo(
     """Remove whatever a start left that failed because of ``why``; what its keeper wrote down, for people."""
     words = ""
     if launcher is not None:
-        if not isinstance(
-            why, asyncio.CancelledError
-        ):  # of a machine that has only just ended it still writes
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LAST_WORDS_S):
-                    await launcher.ended()
+        # Of a machine that has only just ended its keeper still writes; nobody waits for one called off.
+        patience_s = 0.0 if isinstance(why, asyncio.CancelledError) else LAST_WORDS_S
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await launcher.ended()
         launcher.send(signal.SIGKILL)
         await launcher.ended()
         launcher.reap()

@@ -137,7 +137,7 @@ class QemuDriver(Driver):
         check_for_linux(spec.root.path)
         try:
             return await self._prepare(spec, ground)
-        except BootFailed as error:  # one in thousands ends at once; nobody has seen it yet
+        except BootFailed as error:  # seen once, of one that ended before it said a word
             _log.warning("%s; once more", error)
             return await self._prepare(spec, ground)
 
